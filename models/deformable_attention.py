@@ -1,0 +1,258 @@
+"""Deformable attention (D): keys and values are sampled where the data says.
+
+All positions are (y, x) in the sampler's coordinates, -1 and 1 being the centres of the outermost pixels; axes are
+swapped only at the call of the sampler. Where the generations differ:
+
+                        generation 1                    generation 2
+    reference points    2c / n - 1                      2c / (n - 1) - 1, the last beyond 1
+    offset range        f / n, only for f > 0           f / (n - 1), for f >= 0
+    negative f          position = tanh(...)            position = clamp(..., -1, 1)
+    query grid          the reference formula           2i / (n - 1) - 1
+    no_offs             samples at the references,      average-pools by the stride,
+                        keeps its position bias         has no position bias
+
+with n the map's length and c its cell centres 0.5, 1.5, ... Source: equations 2 to 8 of arXiv 2201.00520, section 3 of
+arXiv 2309.01430, and the published code, where they leave something open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.config import StageConfig
+from models.layers import ChannelNorm, PointwiseConv, SpatialConv, depthwise_conv
+
+LOG_CPB_HIDDEN = 32
+
+
+class Sampling(NamedTuple):
+    """Where a layer looked: `position` (batch, groups, Hk, Wk, 2) and `reference` (1, 1, Hk, Wk, 2), both (y, x)."""
+
+    position: Tensor
+    reference: Tensor
+
+
+class Geometry(NamedTuple):
+    """What follows from the map's size alone: float32 (1, 1, Hk, Wk, 2), (1, H W, 1, 2) and (2,), all (y, x)."""
+
+    reference: Tensor
+    queries: Tensor
+    cell: Tensor
+    """The distance that an offset of 1 stands for, before the range factor."""
+
+
+def cell_centres(length: int, generation: int) -> Tensor:
+    """Return the reference coordinates along an axis of `length` keys, float32 (length,)."""
+    span = length if generation == 1 else length - 1
+    return (torch.arange(length, dtype=torch.float32) + 0.5) / span * 2 - 1
+
+
+def query_coordinates(length: int, generation: int) -> Tensor:
+    """Return the coordinates of the queries along an axis, for the position bias, float32 (length,)."""
+    if generation == 1:
+        return cell_centres(length, generation)
+    return torch.arange(length, dtype=torch.float32) / (length - 1) * 2 - 1
+
+
+def grid(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the (y, x) pairs of two axes: (rows, columns, 2)."""
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
+
+
+def sample(image: Tensor, position: Tensor) -> Tensor:
+    """Sample bilinearly, zero outside: (n, c, H, W) at (n, h, w, 2) in (y, x) gives (n, c, h, w)."""
+    return F.grid_sample(image, position.flip(-1), mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+class OffsetNetwork(nn.Sequential):
+    """Offsets from queries: a strided depthwise convolution, norm, GELU, and two channels, (y, x)."""
+
+    def __init__(self, channels: int, *, kernel: int, stride: int, padding: int) -> None:
+        super().__init__(
+            SpatialConv(channels, channels, kernel, stride, padding, groups=channels),
+            ChannelNorm(channels),
+            nn.GELU(),
+            PointwiseConv(channels, 2, bias=False),
+        )
+
+
+class DeformableAttention(nn.Module):
+    """Multi-head attention to sampled keys.
+
+    Args:
+        stage: the stage's configuration.
+        generation: 1 or 2.
+        map_size: height and width of the maps, or None where they vary (generation 2).
+        table_size: the map size that `rpe_table` or the fixed bias belongs to.
+    """
+
+    kept_reference: Tensor
+    kept_queries: Tensor
+    kept_cell: Tensor
+
+    def __init__(
+        self,
+        stage: StageConfig,
+        *,
+        generation: int,
+        map_size: tuple[int, int] | None,
+        table_size: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        self.stage = stage
+        self.generation = generation
+        self.map_size = map_size
+        self.heads, self.groups, self.head_dim = stage.heads, stage.groups, stage.head_dim
+        self.scale = stage.head_dim**-0.5
+        # the published second generation has a stride-sized kernel tile the map without overlap
+        tiling = generation == 2 and stage.offset_kernel == stage.stride
+        self.padding = 0 if tiling else stage.offset_kernel // 2
+        self.conv_offset = OffsetNetwork(
+            stage.dim // stage.groups, kernel=stage.offset_kernel, stride=stage.stride, padding=self.padding
+        )
+        self.proj_q = PointwiseConv(stage.dim, stage.dim)
+        self.proj_k = PointwiseConv(stage.dim, stage.dim)
+        self.proj_v = PointwiseConv(stage.dim, stage.dim)
+        self.proj_out = PointwiseConv(stage.dim, stage.dim)
+        self.pools = stage.no_offsets and generation == 2
+        self.bias_kind = self._bias_kind()
+        self.rpe_table = self._make_table(table_size)
+        if map_size is not None:
+            for name, constant in self._geometry(*map_size)._asdict().items():
+                self.register_buffer(f"kept_{name}", constant, persistent=False)
+
+    def _bias_kind(self) -> str | None:
+        stage = self.stage
+        if not stage.use_pe or self.pools:
+            return None
+        kinds = {"dwc": stage.dwc_pe, "fixed": stage.fixed_pe, "log_cpb": stage.log_cpb}
+        return next((kind for kind, chosen in kinds.items() if chosen), "table")
+
+    def _make_table(self, table_size: tuple[int, int]) -> nn.Module | nn.Parameter | None:
+        """Return what the published code calls `rpe_table`, whatever it is."""
+        height, width = table_size
+        if self.bias_kind == "dwc":
+            return depthwise_conv(self.stage.dim)
+        if self.bias_kind == "fixed":
+            keys = math.prod(self.key_size(height, width))
+            return nn.Parameter(torch.zeros(self.heads, height * width, keys))
+        if self.bias_kind == "log_cpb":
+            heads_per_group = self.heads // self.groups
+            return nn.Sequential(
+                nn.Linear(2, LOG_CPB_HIDDEN), nn.ReLU(), nn.Linear(LOG_CPB_HIDDEN, heads_per_group, bias=False)
+            )
+        if self.bias_kind == "table":
+            return nn.Parameter(torch.zeros(self.heads, 2 * height - 1, 2 * width - 1))
+        return None
+
+    def key_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width of the key grid for a map."""
+        stride, kernel = self.stage.stride, self.stage.offset_kernel
+        if self.pools:
+            return height // stride, width // stride
+        return (
+            (height + 2 * self.padding - kernel) // stride + 1,
+            (width + 2 * self.padding - kernel) // stride + 1,
+        )
+
+    def _geometry(self, height: int, width: int) -> Geometry:
+        generation, (key_height, key_width) = self.generation, self.key_size(height, width)
+        reference = grid(cell_centres(key_height, generation), cell_centres(key_width, generation))
+        queries = grid(query_coordinates(height, generation), query_coordinates(width, generation))
+        cells = [n if generation == 1 else n - 1 for n in (key_height, key_width)]
+        cell = 1 / torch.tensor(cells, dtype=torch.float32)
+        return Geometry(reference[None, None], queries.reshape(1, height * width, 1, 2), cell)
+
+    def _geometry_of(self, height: int, width: int) -> Geometry:
+        if self.map_size is None:
+            return self._geometry(height, width)
+        return Geometry(self.kept_reference, self.kept_queries, self.kept_cell)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Sampling]:
+        """(batch, height, width, dim), normed, to the same, and where it was sampled."""
+        height, width = self.map_size or x.shape[1:3]
+        geometry = self._geometry_of(height, width)
+        query = self.proj_q(x)
+        position = self._position(query, geometry, height, width)
+        sampled = self._sampled(x, position, height, width)
+        keys = self._split_heads(self.proj_k(sampled))
+        values = self._split_heads(self.proj_v(sampled))
+        scores = self._split_heads(query.flatten(1, 2)) * self.scale @ keys.transpose(-2, -1)
+        if (bias := self._bias(position, geometry)) is not None:
+            scores = scores + bias
+        out = scores.softmax(-1) @ values
+        out = out.transpose(1, 2).reshape(-1, height, width, self.stage.dim)
+        if self.bias_kind == "dwc":
+            out = out + self._table_module()(query)
+        return self.proj_out(out), Sampling(position, geometry.reference)
+
+    def _table_module(self) -> Callable[[Tensor], Tensor]:
+        return cast(Callable[[Tensor], Tensor], self.rpe_table)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(batch, tokens, dim) to (batch, heads, tokens, head_dim)."""
+        return x.reshape(-1, x.shape[1], self.heads, self.head_dim).transpose(1, 2)
+
+    def _position(self, query: Tensor, geometry: Geometry, height: int, width: int) -> Tensor:
+        """Return the sampled positions, (batch, groups, Hk, Wk, 2)."""
+        factor = self.stage.offset_range_factor
+        if self.stage.no_offsets:
+            position = geometry.reference.expand(query.shape[0], self.groups, -1, -1, -1)
+        else:
+            offset = self._offset(query, height, width)
+            if factor > 0 or (factor == 0 and self.generation == 2):
+                offset = torch.tanh(offset) * (geometry.cell * factor)
+            position = geometry.reference + offset.reshape(-1, self.groups, *offset.shape[1:])
+        if factor < 0:
+            position = position.tanh() if self.generation == 1 else position.clamp(-1, 1)
+        return position
+
+    def _offset(self, query: Tensor, height: int, width: int) -> Tensor:
+        """Return the raw offsets, (batch * groups, Hk, Wk, 2)."""
+        channels = self.stage.dim // self.groups
+        grouped = query.reshape(-1, height, width, self.groups, channels).permute(0, 3, 1, 2, 4)
+        return cast(Tensor, self.conv_offset(grouped.reshape(-1, height, width, channels)))
+
+    def _sampled(self, x: Tensor, position: Tensor, height: int, width: int) -> Tensor:
+        """Return the map's features at the keys, (batch, keys, dim)."""
+        dim = self.stage.dim
+        channels_first = x.permute(0, 3, 1, 2)
+        key_height, key_width = self.key_size(height, width)
+        if self.pools:
+            sampled = F.avg_pool2d(channels_first, self.stage.stride, self.stage.stride)
+        else:
+            grouped = channels_first.reshape(-1, dim // self.groups, height, width)
+            sampled = sample(grouped, position.reshape(-1, key_height, key_width, 2))
+        return sampled.reshape(-1, dim, key_height * key_width).transpose(1, 2)
+
+    def _bias(self, position: Tensor, geometry: Geometry) -> Tensor | None:
+        """Return the position bias of the scores, (batch or 1, heads, queries, keys)."""
+        if self.bias_kind == "fixed":
+            return cast(Tensor, self.rpe_table)[None]
+        if self.bias_kind not in ("table", "log_cpb"):
+            return None
+        displacement = geometry.queries - position.flatten(0, 1).flatten(1, 2)[:, None]
+        if self.bias_kind == "log_cpb":
+            bias = self._table_module()(log_displacement(displacement)).permute(0, 3, 1, 2)
+        else:
+            bias = self._table_bias(displacement / 2)
+        return bias.reshape(-1, self.heads, *bias.shape[-2:])
+
+    def _table_bias(self, displacement: Tensor) -> Tensor:
+        """(batch * groups, queries, keys, 2) to (batch * groups, heads per group, queries, keys)."""
+        table = cast(Tensor, self.rpe_table)
+        table = table.reshape(1, self.groups, self.heads // self.groups, *table.shape[1:])
+        batch = displacement.shape[0] // self.groups
+        return sample(table.expand(batch, -1, -1, -1, -1).flatten(0, 1), displacement)
+
+
+def log_displacement(displacement: Tensor) -> Tensor:
+    """Return displacements on the signed logarithmic scale of `log_cpb`: sign(d) log2(|d| + 1) / 3 of four times d."""
+    scaled = displacement * 4
+    return torch.sign(scaled) * torch.log2(scaled.abs() + 1) / 3

@@ -1,0 +1,122 @@
+"""The small layers of a DAT block, on tokens: every feature map here is (batch, height, width, channels).
+
+The published code keeps channels first and permutes around each norm and linear layer; with channels last those
+permutations vanish and only spatial convolutions pay for one. Parameter names and shapes stay the published ones,
+so 1x1 convolutions keep their (out, in, 1, 1) weights and are applied as matrix products.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LAYER_NORM_EPS = 1e-5
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over channels, under the published name `norm`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) to the same."""
+        return cast(Tensor, self.norm(x))
+
+
+class SpatialConv(nn.Conv2d):
+    """A convolution over a token map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, height, width, in) to (batch, height', width', out)."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class PointwiseConv(nn.Conv2d):
+    """A 1x1 convolution as a matrix product over the last axis."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+
+def depthwise_conv(channels: int) -> SpatialConv:
+    """Return the 3x3 depthwise convolution of the perception units and the convolutional MLP."""
+    return SpatialConv(channels, channels, kernel_size=3, padding=1, groups=channels)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel on a residual branch."""
+
+    def __init__(self, channels: int, value: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), float(value)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) to the same."""
+        return x * self.weight
+
+
+class MLP(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, channels: int, expansion: int) -> None:
+        super().__init__()
+        self.chunk = nn.ModuleDict(
+            {
+                "linear1": nn.Linear(channels, channels * expansion),
+                "linear2": nn.Linear(channels * expansion, channels),
+            }
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) to the same."""
+        return cast(Tensor, self.chunk["linear2"](F.gelu(self.chunk["linear1"](x))))
+
+
+class ConvMLP(nn.Module):
+    """The MLP of generation 2: a depthwise convolution, with a skip around it, before the activation."""
+
+    def __init__(self, channels: int, expansion: int) -> None:
+        super().__init__()
+        hidden = channels * expansion
+        self.linear1 = nn.Sequential(PointwiseConv(channels, hidden))
+        self.dwc = depthwise_conv(hidden)
+        self.linear2 = nn.Sequential(PointwiseConv(hidden, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, height, width, channels) to the same."""
+        hidden = self.linear1(x)
+        hidden = hidden + self.dwc(hidden)
+        return cast(Tensor, self.linear2(F.gelu(hidden)))
+
+
+def patch_embedding(dim_stem: int, patch_size: int, *, convolutional: bool) -> nn.Sequential:
+    """Return the stem: (batch, H, W, 3) to (batch, H / patch_size, W / patch_size, dim_stem)."""
+    if not convolutional:
+        return nn.Sequential(SpatialConv(3, dim_stem, patch_size, patch_size), ChannelNorm(dim_stem))
+    stride = patch_size // 2
+    return nn.Sequential(
+        SpatialConv(3, dim_stem // 2, 3, stride, padding=1),
+        ChannelNorm(dim_stem // 2),
+        nn.GELU(),
+        SpatialConv(dim_stem // 2, dim_stem, 3, stride, padding=1),
+        ChannelNorm(dim_stem),
+    )
+
+
+def down_projection(dim_in: int, dim_out: int, *, convolutional: bool) -> nn.Sequential:
+    """Return the halving between two stages."""
+    conv = (
+        SpatialConv(dim_in, dim_out, 3, 2, padding=1, bias=False)
+        if convolutional
+        else SpatialConv(dim_in, dim_out, 2, 2, bias=False)
+    )
+    return nn.Sequential(conv, ChannelNorm(dim_out))
