@@ -1,0 +1,94 @@
+"""The records that pass between a client, the engine core and the batcher.
+
+Knows nothing of HTTP, images or ONNX Runtime. Times are seconds on one monotonic clock that is handed to
+everybody who needs it; a slot is a row of the pixel pool, and a ticket names one image's work for good.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import ServiceError
+
+Pixels: TypeAlias = NDArray[np.uint8]
+Outputs: TypeAlias = Mapping[str, NDArray[np.float32]]
+
+
+class Priority(enum.IntEnum):
+    """Interactive work goes first; bulk work fills what is left and is never starved."""
+
+    INTERACTIVE = 0
+    BULK = 1
+
+
+class EngineState(enum.Enum):
+    """The life of an engine, in order; only READY takes work."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """One image that waits: its pixels lie in `slot`, its answer is due by `deadline_s`."""
+
+    ticket: int
+    slot: int
+    outputs: frozenset[str]
+    priority: Priority
+    deadline_s: float
+    enqueued_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The engine's answer for one image: each asked output without its batch axis, and how it came about.
+
+    `queue_s` is the time from entering the queue to the start of the run, `inference_s` the run's own.
+    `batch_size` counts the images of the run, `bucket` the padded size that the session saw.
+    """
+
+    outputs: Outputs
+    queue_s: float
+    inference_s: float
+    batch_size: int
+    bucket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The end of one ticket: exactly one of `answer` and `error` is set."""
+
+    ticket: int
+    slot: int
+    answer: Answer | None = None
+    error: ServiceError | None = None
+
+
+class Session(Protocol):
+    """What the core asks of a model on a device. Implemented by `session.OnnxSession`, and by fakes in tests."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and 3."""
+        ...
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Every output that can be asked for."""
+        ...
+
+    def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
+        """Run uint8 (batch, height, width, 3) and return the named outputs, float32, batch first.
+
+        The batch is always one of the buckets. Any exception fails that batch alone.
+        """
+        ...
