@@ -1,0 +1,104 @@
+# One environment a purpose, all below .venv:
+#   .venv          torch, the exporter, and with `make test` or `make check` the development tools
+#   .venv/serve    what serves, without torch (.venv/serve-cuda with SET=cuda)
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+REPOSITORY ?= model-repository
+MODEL ?= dat_demo
+SET ?= cpu
+HOST ?= 127.0.0.1
+PORT ?= 8000
+WORKERS ?= 2
+
+SERVE_ENV = .venv/serve$(if $(filter-out cpu,$(SET)),-$(SET))
+VENV_BIN = .venv/bin
+DEMO_WEIGHTS = models/demo/dat_demo.safetensors
+ifeq ($(MODEL),dat_demo)
+WEIGHTS ?= $(DEMO_WEIGHTS)
+endif
+
+# The CPU build of torch is a tenth of the default one; a pip that was given its own sources is left to them.
+ifeq ($(PIP_INDEX_URL)$(PIP_EXTRA_INDEX_URL)$(PIP_FIND_LINKS),)
+TORCH_SOURCE ?= --extra-index-url https://download.pytorch.org/whl/cpu
+endif
+
+# Small matrices on a shared machine lose more to thread switching than they gain from threads.
+TEST_ENVIRONMENT = OMP_NUM_THREADS=1
+PYTEST = $(TEST_ENVIRONMENT) $(VENV_BIN)/python -m pytest -n $(WORKERS)
+
+COMPILE = ../$(VENV_BIN)/uv pip compile -q --python-version 3.11 --no-header --no-emit-index-url --no-emit-find-links
+# The lock of torch follows the CPU build, which needs no CUDA packages; its build label is dropped afterwards.
+ifeq ($(UV_FIND_LINKS),)
+TORCH_LOCK_SOURCE ?= --torch-backend cpu
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help serve export test test-full check format bench lock clean demo
+
+help:  ## Show the targets.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "%-12s%s\n", $$1, $$2}'
+
+serve: $(SERVE_ENV)/.installed $(REPOSITORY)/$(MODEL)  ## Export MODEL (the demo by default) if it is not there yet, and serve it.
+	$(SERVE_ENV)/bin/python -m service --repository $(REPOSITORY) --model $(MODEL) --host $(HOST) --port $(PORT)
+
+export: .venv/.export  ## Export MODEL from WEIGHTS as its next version.
+	@test -n "$(WEIGHTS)" || { echo "make: $(MODEL) needs WEIGHTS=path/to/its/weights" >&2; exit 2; }
+	$(VENV_BIN)/python -m export $(MODEL) --weights "$(WEIGHTS)" --repository $(REPOSITORY)
+
+# The exporter puts a model in place whole or not at all, so that the directory's presence says enough.
+$(REPOSITORY)/$(MODEL):
+	$(MAKE) export
+
+test: .venv/.dev $(SERVE_ENV)/.installed  ## Run the tests.
+	$(PYTEST) -m "not full" $(ARGS)
+
+test-full: .venv/.dev $(SERVE_ENV)/.installed  ## Run all tests: every variant with every sampling strategy too.
+	$(PYTEST) $(ARGS)
+
+check: .venv/.dev  ## Check format, lint, types and import rules; changes nothing.
+	$(VENV_BIN)/ruff format --check .
+	$(VENV_BIN)/ruff check .
+	$(VENV_BIN)/mypy models export service benchmarks
+	$(VENV_BIN)/lint-imports --no-cache
+
+format: .venv/.dev  ## Format the code and apply the safe fixes.
+	$(VENV_BIN)/ruff format .
+	$(VENV_BIN)/ruff check --fix .
+
+bench: .venv/.dev  ## Measure throughput over HTTP beside the bare session and the bare decoder.
+	$(VENV_BIN)/python -m benchmarks.http $(ARGS)
+
+demo: .venv/.export  ## Train the demo model again.
+	$(VENV_BIN)/python -m models.demo.train
+
+lock: .venv/.dev  ## Resolve the requirements anew, within what the .in files allow.
+	cd requirements && $(COMPILE) --universal --generate-hashes serve-cpu.in -o serve-cpu.txt
+	cd requirements && $(COMPILE) --python-platform x86_64-unknown-linux-gnu $(TORCH_LOCK_SOURCE) torch.in -o torch.txt
+	sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements/torch.txt
+	cd requirements && for set in serve-cuda export dev; do \
+	  $(COMPILE) --universal --generate-hashes $$set.in -o $$set.txt || exit 1; \
+	done
+
+clean:  ## Remove the environments and caches; models stay.
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+
+.venv/.export: requirements/torch.txt requirements/serve-cpu.txt requirements/export.txt | .venv/bin/python
+	$(VENV_BIN)/python -m pip install -q --disable-pip-version-check $(TORCH_SOURCE) -r requirements/torch.txt
+	$(VENV_BIN)/python -m pip install -q --disable-pip-version-check --require-hashes \
+	  -r requirements/serve-cpu.txt -r requirements/export.txt
+	touch $@
+
+.venv/.dev: requirements/dev.txt .venv/.export
+	$(VENV_BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	touch $@
+
+$(SERVE_ENV)/bin/python: | .venv/bin/python
+	$(PYTHON) -m venv $(SERVE_ENV)
+
+$(SERVE_ENV)/.installed: requirements/serve-$(SET).txt | $(SERVE_ENV)/bin/python
+	$(SERVE_ENV)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
+	touch $@
