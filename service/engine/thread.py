@@ -1,0 +1,124 @@
+"""The thread that drives an `EngineCore` in this process.
+
+Invariants: only this thread touches the core; it sleeps while nothing is due and is woken, never polling; however it
+ends, `on_end` is called.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from service.engine.core import EngineCore
+from service.engine.types import Completion, WorkItem
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Images that wait from now on; their slots are QUEUED."""
+
+    items: Sequence[WorkItem]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Images that nobody waits for any more; those that run or have ended are not affected."""
+
+    tickets: Sequence[int]
+
+
+Command: TypeAlias = Submit | Cancel
+
+
+class EngineThread:
+    """Loads the model, then drives the core: sleeps while nothing is due, and reports through callbacks.
+
+    The callbacks are called in the engine's thread: `on_ready` once, `on_completions` after each step that ended
+    images, `on_end` last and always, with the exception that ended the thread, if one did.
+    """
+
+    def __init__(
+        self,
+        make_core: Callable[[], EngineCore],
+        *,
+        clock: Callable[[], float],
+        on_ready: Callable[[EngineCore], None],
+        on_completions: Callable[[list[Completion]], None],
+        on_end: Callable[[BaseException | None], None],
+    ) -> None:
+        self._make_core = make_core
+        self._clock = clock
+        self._on_ready = on_ready
+        self._on_completions = on_completions
+        self._on_end = on_end
+        self._wake = threading.Condition()
+        self._inbox: list[Command] = []
+        self._ending = False
+        # A daemon, so that a run that never returns cannot keep the process from ending.
+        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        self.busy_since_s: float | None = None
+        """When the present step began, None between steps; may be read by any thread."""
+
+    def start(self) -> None:
+        """Begin to load."""
+        self._thread.start()
+
+    def send(self, command: Command) -> None:
+        """Give the core work, or take it back; any thread."""
+        with self._wake:
+            self._inbox.append(command)
+            self._wake.notify()
+
+    def end(self) -> None:
+        """Ask the thread to end after its present step, with what waits left undone."""
+        with self._wake:
+            self._ending = True
+            self._wake.notify()
+
+    def join(self) -> None:
+        """Wait for the thread to end."""
+        self._thread.join()
+
+    def _main(self) -> None:
+        cause: BaseException | None = None
+        try:
+            core = self._make_core()
+            core.warm_up()
+            self._on_ready(core)
+            self._drive(core)
+        except BaseException as error:  # whatever it is, those who wait must hear that nobody works for them any more
+            cause = error
+            _log.exception("the engine's thread has failed")
+        finally:
+            self._on_end(cause)
+
+    def _drive(self, core: EngineCore) -> None:
+        while (commands := self._next_commands(core)) is not None:
+            for command in commands:
+                match command:
+                    case Submit(items):
+                        core.submit(items)
+                    case Cancel(tickets):
+                        core.cancel(tickets)
+            self.busy_since_s = self._clock()
+            completions = core.step()
+            self.busy_since_s = None
+            if completions:
+                self._on_completions(completions)
+
+    def _next_commands(self, core: EngineCore) -> list[Command] | None:
+        """Wait until there are commands, or the core has something due, and take them; None to end."""
+        with self._wake:
+            while not (self._inbox or self._ending):
+                due_s = core.ready_at_s
+                wait_s = None if due_s is None else due_s - self._clock()
+                if wait_s is not None and wait_s <= 0:
+                    break
+                self._wake.wait(wait_s)
+            commands, self._inbox = self._inbox, []
+            return None if self._ending else commands

@@ -1,0 +1,188 @@
+"""A model, a clock and an observer that do as a test tells them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import numpy as np
+
+from service.engine.client import InProcessEngine
+from service.engine.core import DropReason
+from service.engine.reservation import Reservation
+from service.engine.types import Answer, Outputs, Pixels, Priority, WorkItem
+
+LOGITS = frozenset({"logits"})
+PATIENCE_S = 30.0
+"""How long a test waits for what must happen before it calls it a failure."""
+
+
+class FakeClock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class ScriptedSession:
+    """A model whose answers are functions of each image's pixels alone, and whose runs a test can hold or fail.
+
+    `logits` of an image is (sum of its pixels, its first pixel), `embedding` its pixels as they are.
+    """
+
+    input_shape = (2, 4, 3)
+    output_names = ("logits", "embedding")
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[int, tuple[str, ...]]] = []
+        """Bucket and outputs of every run, warm-up included."""
+        self.faults: deque[BaseException | None] = deque()
+        """What the next runs raise, in order; None for a run that succeeds."""
+        self.clock: FakeClock | None = None
+        self.run_s, self.image_s = 1.0, 0.0
+        """What every run, and every image of it, adds to the clock: large batches are cheap unless a test says so."""
+        self._held = False
+        self._started = threading.Semaphore(0)
+        self._go = threading.Semaphore(0)
+
+    def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
+        assert images.dtype == np.uint8
+        assert images.shape[1:] == self.input_shape
+        self.runs.append((len(images), outputs))
+        pixels = images.astype(np.float32).reshape(len(images), -1)
+        if self._held:
+            self._started.release()
+            assert self._go.acquire(timeout=PATIENCE_S), "the test never let the run go on"
+        if self.clock is not None:
+            self.clock.now_s += self.run_s + self.image_s * len(images)
+        fault = self.faults.popleft() if self.faults else None
+        if fault is not None:
+            raise fault
+        answers = {"logits": np.stack([pixels.sum(1), pixels[:, 0]], axis=1), "embedding": pixels}
+        return {name: answers[name] for name in outputs}
+
+    def hold(self) -> None:
+        """Let every run from now on wait in the middle."""
+        self._held = True
+
+    async def run_started(self) -> None:
+        """Wait until one more held run has begun."""
+        assert await asyncio.to_thread(self._started.acquire, timeout=PATIENCE_S), "no run began"
+
+    def let_go(self) -> None:
+        """Let the runs held now or later end."""
+        self._held = False
+        self._go.release(100)
+
+    def let_one_go(self) -> None:
+        """Let one held run end."""
+        self._go.release()
+
+
+class RecordingObserver:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, int]] = []
+        """Bucket and images of every batch that was run."""
+        self.queue_s: list[float] = []
+        self.inference_s: list[float] = []
+        self.failed: list[tuple[int, int]] = []
+        self.drops: list[tuple[DropReason, int]] = []
+
+    def batch_ran(self, *, bucket: int, queue_s: Sequence[float], inference_s: float) -> None:
+        self.batches.append((bucket, len(queue_s)))
+        self.queue_s += queue_s
+        self.inference_s.append(inference_s)
+
+    def batch_failed(self, *, bucket: int, images: int) -> None:
+        self.failed.append((bucket, images))
+
+    def dropped(self, reason: DropReason, images: int) -> None:
+        self.drops.append((reason, images))
+
+
+_tickets = itertools.count()
+
+
+def item(
+    *,
+    slot: int = 0,
+    outputs: frozenset[str] = LOGITS,
+    priority: Priority = Priority.INTERACTIVE,
+    deadline_s: float = math.inf,
+    enqueued_s: float = 0.0,
+) -> WorkItem:
+    return WorkItem(next(_tickets), slot, outputs, priority, deadline_s, enqueued_s)
+
+
+def in_s(seconds: float) -> float:
+    return time.monotonic() + seconds
+
+
+def paint(reservation: Reservation, index: int, value: int) -> None:
+    """Write an image of one colour."""
+    with reservation.writing(index) as pixels:
+        pixels[...] = value
+
+
+def colour(answer: Answer) -> int:
+    """The colour of the image that an answer with logits belongs to."""
+    total, first = answer.outputs["logits"].tolist()
+    assert total == first * np.prod(ScriptedSession.input_shape)
+    return int(first)
+
+
+async def classify(
+    engine: InProcessEngine,
+    *colours: int,
+    outputs: frozenset[str] = LOGITS,
+    deadline_s: float = math.inf,
+    priority: Priority = Priority.INTERACTIVE,
+) -> list[Answer]:
+    """One request, from reservation to answers."""
+    with engine.reserve(len(colours)) as reservation:
+        for index, value in enumerate(colours):
+            paint(reservation, index, value)
+        return await reservation.infer(
+            range(len(colours)),
+            outputs=outputs,
+            priority=priority,
+            deadline_s=deadline_s,
+        )
+
+
+async def until_queued(engine: InProcessEngine, images: int) -> None:
+    """Let the tasks just made hand their images to the engine, which they do before they first wait."""
+    await asyncio.sleep(0)
+    assert engine.queue_depth == images
+
+
+@asynccontextmanager
+async def running(session: ScriptedSession, **options: object) -> AsyncIterator[InProcessEngine]:
+    """A warmed-up engine that is stopped afterwards.
+
+    Only runs move its clock, so that the same batches form every time; a test of deadlines or hanging takes the real
+    one, and then does not ask which bucket was chosen.
+    """
+    if "clock" not in options:
+        options["clock"] = session.clock = session.clock or FakeClock()
+    options = {"buckets": (1, 2, 4), "max_queued_images": 16} | options
+    engine = InProcessEngine(lambda: session, **options)  # type: ignore[arg-type]
+    await engine.start()
+    await engine.wait_ready()
+    session.runs.clear()
+    try:
+        yield engine
+    finally:
+        session.let_go()
+        await engine.stop()
