@@ -1,0 +1,146 @@
+"""The command line: `python -m service [serve|check|settings] [options]`.
+
+Exit status: 0 after an orderly end, 1 where the service cannot start or serve as asked, 2 for a bad setting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from service.app import create_app
+from service.engine.client import InProcessEngine
+from service.engine.session import OnnxSession, resolve_device
+from service.errors import SettingsError, StartupError
+from service.logs import configure_logging
+from service.metrics import Metrics
+from service.repository import ModelDirectory, select_model
+from service.server import Server, listen
+from service.settings import Settings, add_options, load_settings, markdown_table
+
+_log = logging.getLogger("service")
+
+_COMMANDS = {
+    "serve": "serve the model (the default command)",
+    "check": "load and warm the model, and say what would be served",
+    "settings": "print every setting with its value",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status."""
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    command = options.pop("command")
+    if options.pop("markdown", False):
+        print(markdown_table(), end="")
+        return 0
+    try:
+        settings = load_settings(options)
+        configure_logging(level=settings.log_level, form=settings.log_format)
+        if command == "settings":
+            _print_settings(settings)
+        elif command == "check":
+            _check(settings)
+        else:
+            _serve(settings)
+    except SettingsError as error:
+        print(f"dat-serve: {error}", file=sys.stderr)
+        return 2
+    except StartupError as error:
+        print(f"dat-serve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return `command` and the options that were given, by their fields' names; `serve` is the command by default."""
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="Serve a model directory over HTTP. Every option is also a variable: --max-images, DAT_MAX_IMAGES.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, summary in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        add_options(command)
+        if name == "settings":
+            command.add_argument("--markdown", action="store_true", help="print the table of all settings instead")
+    asks_for_help = arguments[:1] in (["-h"], ["--help"])
+    is_named = bool(arguments) and not arguments[0].startswith("-")
+    return vars(parser.parse_args(arguments if is_named or asks_for_help else ["serve", *arguments]))
+
+
+def _print_settings(settings: Settings) -> None:
+    for name, value in settings.model_dump(mode="json").items():
+        print(f"{name} = {value}")
+
+
+def _serve(settings: Settings) -> None:
+    model = select_model(settings.repository, name=settings.model, version=settings.model_version)
+    device = resolve_device(settings.device)
+    listener = listen(settings.host, settings.port)
+    buckets = settings.buckets_for(device)
+    metrics = Metrics(buckets=buckets)
+    engine = InProcessEngine(
+        lambda: _load(settings, model, device),
+        buckets=buckets,
+        max_queued_images=settings.max_queued_images,
+        max_delay_s=settings.max_delay_ms / 1000,
+        hang_after_s=settings.hang_timeout_ms / 1000,
+        observer=metrics,
+    )
+    app = create_app(settings, model, engine, metrics=metrics, on_failed_start=lambda error: server.fail(error))
+    server = Server(app, drain_timeout_s=settings.drain_timeout_ms / 1000, give_up=engine.stop)
+    host, port = listener.getsockname()[:2]
+    _log.info(
+        "listening",
+        extra={
+            "fields": {
+                "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
+                "model": model.manifest.name,
+                "version": model.manifest.version,
+                "device": device,
+                "buckets": ",".join(map(str, buckets)),
+            }
+        },
+    )
+    server.serve_on(listener)
+
+
+def _load(settings: Settings, model: ModelDirectory, device: str) -> OnnxSession:
+    manifest = model.manifest
+    return OnnxSession.load(
+        model.model_path,
+        device=device,
+        input_shape=(manifest.input.height, manifest.input.width, 3),
+        output_names=tuple(record.name for record in manifest.outputs),
+        threads=settings.threads,
+    )
+
+
+def _check(settings: Settings) -> None:
+    """Load the model, run every bucket, and print what would be served and how long each bucket takes."""
+    model = select_model(settings.repository, name=settings.model, version=settings.model_version)
+    manifest = model.manifest
+    device = resolve_device(settings.device)
+    session = _load(settings, model, device)
+    print(f"model     {manifest.name} version {manifest.version} ({manifest.variant}, {manifest.precision})")
+    print(f"device    {device}")
+    print(f"input     {manifest.input.height} x {manifest.input.width}")
+    print(f"outputs   {', '.join(session.output_names)}")
+    for bucket in settings.buckets_for(device):
+        images = np.zeros((bucket, *session.input_shape), np.uint8)
+        session.run(images, session.output_names)
+        began_s = time.perf_counter()
+        session.run(images, ("logits",))
+        print(f"bucket    {bucket:<4} {(time.perf_counter() - began_s) * 1000:.2f} ms")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

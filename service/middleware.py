@@ -1,0 +1,181 @@
+"""What surrounds every request: its id, its place in the log and the metrics, and its connection's end.
+
+Invariants: every response carries `X-Request-ID`; every request leaves one access line and one count; an exception
+that nobody expected becomes a 500 that tells nothing of its inside. A response that is sent before the request's body
+was read closes the connection, but lingers: it reads and discards for a while what the client still sends, since
+closing at once would reset the connection and could take the answer from the client's hands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import ServiceError
+from service.logs import ACCESS_LOGGER
+from service.metrics import Metrics
+from service.problems import (
+    ProblemResponse,
+    internal_problem,
+    problem_for,
+    problem_for_http,
+    problem_for_validation,
+)
+
+REQUEST_ID_HEADER = "X-Request-ID"
+LINGER_S = 2.0
+
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_log = logging.getLogger(__name__)
+_access_log = logging.getLogger(ACCESS_LOGGER)
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """What is known of one request; the routes fill in `images`, `timings_ms` and, for errors, `code`."""
+
+    request_id: str
+    started_s: float
+    """Arrival of the headers, on time.monotonic."""
+    code: str = "ok"
+    images: int | None = None
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+def context_of(request: Request) -> RequestContext:
+    """Return the context that the middleware made for a request."""
+    context: RequestContext = request.state.context
+    return context
+
+
+def exception_answers() -> dict[Any, Any]:
+    """Return the framework's table of answers to exceptions: each becomes a problem document."""
+
+    def answer(request: Request, make: Callable[..., ProblemResponse], error: Exception) -> Response:
+        context = context_of(request)
+        response = make(error, request_id=context.request_id)
+        context.code = response.code
+        return response
+
+    async def expected(request: Request, error: Exception) -> Response:
+        return answer(request, problem_for, error)
+
+    async def framework(request: Request, error: Exception) -> Response:
+        return answer(request, problem_for_http, error)
+
+    async def validation(request: Request, error: Exception) -> Response:
+        return answer(request, problem_for_validation, error)
+
+    return {ServiceError: expected, HTTPException: framework, RequestValidationError: validation}
+
+
+def request_id_of(headers: Headers) -> str:
+    """Return the caller's request id where it is 1 to 128 visible ASCII characters, else a new one."""
+    given = headers.get(REQUEST_ID_HEADER, "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+class _Exchange:
+    """One request and its response as they pass: what was received, what was sent, and how the connection ends."""
+
+    def __init__(self, context: RequestContext, headers: Headers, receive: Receive, send: Send) -> None:
+        self._context = context
+        self._receive = receive
+        self._send = send
+        self._body_pending = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        self._awaits_continue = headers.get("expect", "").lower() == "100-continue"
+        self.status: int | None = None
+
+    async def receive(self) -> Message:
+        self._awaits_continue = False
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._body_pending = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers[REQUEST_ID_HEADER] = self._context.request_id
+            if self._body_pending:
+                headers["Connection"] = "close"
+        elif self._body_pending and not self._awaits_continue and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+
+    async def _linger(self) -> None:
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while self._body_pending:
+                    await self.receive()
+        except TimeoutError:
+            _log.debug("a client went on sending after its answer", extra={"fields": self._fields()})
+
+    def _fields(self) -> dict[str, object]:
+        return {"request_id": self._context.request_id}
+
+
+class RequestContextMiddleware:
+    """The outermost layer of the application's own."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        context = RequestContext(request_id_of(headers), time.monotonic())
+        scope.setdefault("state", {})["context"] = context
+        exchange = _Exchange(context, headers, receive, send)
+        self._metrics.request_began()
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception:
+            _log.exception("unexpected failure", extra={"fields": {"request_id": context.request_id}})
+            if exchange.status is not None:
+                raise  # half a response is out: only a broken connection tells the client
+            context.code = "internal"
+            await internal_problem(request_id=context.request_id)(scope, exchange.receive, exchange.send)
+        except asyncio.CancelledError:
+            context.code = "cancelled"
+            raise
+        finally:
+            self._account(scope, context, exchange.status)
+
+    def _account(self, scope: Scope, context: RequestContext, status: int | None) -> None:
+        duration_s = time.monotonic() - context.started_s
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self._metrics.request_ended(route=route, status=status or 0, code=context.code, duration_s=duration_s)
+        fields: dict[str, object] = {
+            "request_id": context.request_id,
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "code": context.code,
+            "duration_ms": round(duration_s * 1000, 3),
+        }
+        if context.images is not None:
+            fields["images"] = context.images
+        if context.timings_ms:
+            fields["timings_ms"] = context.timings_ms
+        _access_log.info("request", extra={"fields": fields})

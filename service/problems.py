@@ -1,0 +1,158 @@
+"""The only mapping from `service.errors`, and from the framework's own errors, to HTTP.
+
+Every error leaves as `application/problem+json` (RFC 9457). `type` is a relative reference, `/problems/<code>`, which
+this service answers with the problem's description; `code` is the same stable name by itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from service import errors
+from service.errors import BadImages, ImageFault, Overloaded, ServiceError
+
+MEDIA_TYPE = "application/problem+json"
+NOT_READY_RETRY_AFTER_S = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of problem: its HTTP status, its code, its title and its meaning, the same for every occurrence."""
+
+    status: int
+    code: str
+    title: str
+    meaning: str
+
+
+def _kind(error: type[ServiceError], status: int, title: str) -> tuple[type[ServiceError], Kind]:
+    return error, Kind(status, error.code, title, inspect.getdoc(error) or title)
+
+
+INTERNAL = Kind(500, "internal", "Internal error", "A fault of the service's own; the log has the details.")
+
+KINDS: Mapping[type[ServiceError], Kind] = dict(
+    [
+        (errors.ServiceError, INTERNAL),
+        _kind(errors.RequestError, 400, "Bad request"),
+        _kind(errors.MalformedRequest, 400, "Malformed request"),
+        _kind(errors.ReceiveTimeout, 408, "Body not received in time"),
+        _kind(errors.Unauthorized, 401, "Not authorized"),
+        _kind(errors.UnknownModel, 404, "Unknown model"),
+        _kind(errors.UnsupportedMediaType, 415, "Unsupported media type"),
+        _kind(errors.NotAcceptable, 406, "Not acceptable"),
+        _kind(errors.TooLarge, 413, "Too large"),
+        _kind(errors.InvalidParameter, 422, "Invalid parameter"),
+        _kind(errors.BadImages, 422, "Images cannot be used"),
+        _kind(errors.Overloaded, 429, "Overloaded"),
+        _kind(errors.NotReady, 503, "Not ready"),
+        _kind(errors.DeadlineExceeded, 504, "Deadline exceeded"),
+        # nginx's status for a client that closed the connection: nobody reads it, the log and the metrics show it.
+        _kind(errors.Cancelled, 499, "Client closed request"),
+        _kind(errors.InferenceFailed, 500, "Inference failed"),
+        (errors.StartupError, INTERNAL),
+        (errors.SettingsError, INTERNAL),
+        (errors.RepositoryError, INTERNAL),
+        (errors.DeviceUnavailable, INTERNAL),
+    ]
+)
+
+FRAMEWORK_KINDS: Mapping[int, Kind] = {
+    404: Kind(404, "not_found", "Not found", "There is nothing at this path."),
+    405: Kind(405, "method_not_allowed", "Method not allowed", "The path does not take this method."),
+}
+_HIDDEN = (errors.StartupError,)
+"""Errors whose message is for the operator alone."""
+
+
+def kind_of(error: ServiceError) -> Kind:
+    """Return the kind of an error by its most specific class in the tree."""
+    return next(KINDS[cls] for cls in type(error).__mro__ if cls in KINDS)
+
+
+def all_kinds() -> dict[str, Kind]:
+    """Return every kind of problem by its code."""
+    return {kind.code: kind for kind in (*FRAMEWORK_KINDS.values(), *KINDS.values())}
+
+
+class ProblemResponse(Response):
+    """A problem document; `code` is kept for the access line and the metrics."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(
+        self,
+        kind: Kind,
+        *,
+        detail: str,
+        request_id: str,
+        faults: Sequence[ImageFault] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        document: dict[str, Any] = {
+            "type": f"/problems/{kind.code}",
+            "title": kind.title,
+            "status": kind.status,
+            "detail": detail,
+            "code": kind.code,
+            "request_id": request_id,
+        }
+        if faults:
+            document["errors"] = [
+                {"index": fault.index, "code": fault.code, "detail": fault.detail} for fault in faults
+            ]
+        super().__init__(json.dumps(document), status_code=kind.status, headers=headers)
+        self.code = kind.code
+
+
+def problem_for(error: ServiceError, *, request_id: str) -> ProblemResponse:
+    """Return the response for an expected failure."""
+    kind = kind_of(error)
+    headers: dict[str, str] = {}
+    if isinstance(error, Overloaded):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    elif isinstance(error, errors.NotReady):
+        headers["Retry-After"] = str(NOT_READY_RETRY_AFTER_S)
+    elif isinstance(error, errors.Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    elif isinstance(error, errors.UnsupportedMediaType):
+        headers["Accept-Encoding"] = "identity"
+    return ProblemResponse(
+        kind,
+        detail="The service failed." if isinstance(error, _HIDDEN) else str(error),
+        request_id=request_id,
+        faults=error.faults if isinstance(error, BadImages) else (),
+        headers=headers,
+    )
+
+
+def problem_for_http(error: HTTPException, *, request_id: str) -> ProblemResponse:
+    """Return the response for an error of the framework's own: no such route, or not with that method."""
+    title = error.detail or "Error"
+    kind = FRAMEWORK_KINDS.get(error.status_code) or Kind(error.status_code, f"http_{error.status_code}", title, title)
+    return ProblemResponse(kind, detail=f"{title}.", request_id=request_id, headers=error.headers)
+
+
+def problem_for_validation(error: RequestValidationError, *, request_id: str) -> ProblemResponse:
+    """Return the response for query parameters that the framework found to be outside their domains."""
+    sentences = []
+    for problem in error.errors():
+        name = str(problem["loc"][1]) if len(problem["loc"]) > 1 else "request"
+        unknown = problem["type"] == "extra_forbidden"
+        sentences.append(f"{name}: {'there is no such parameter' if unknown else problem['msg']}")
+    detail = "; ".join(sentences) + "."
+    return problem_for(errors.InvalidParameter(detail), request_id=request_id)
+
+
+def internal_problem(*, request_id: str) -> ProblemResponse:
+    """Return the response for a fault of our own, without anything of its inside."""
+    return ProblemResponse(INTERNAL, detail="The service failed on this request.", request_id=request_id)

@@ -1,0 +1,56 @@
+"""What every route works with, and the one question that comes before all others: may the caller ask?"""
+
+from __future__ import annotations
+
+import hmac
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.engine.client import InProcessEngine
+from service.errors import Unauthorized, UnknownModel
+from service.imaging import Preprocessing
+from service.metrics import Metrics
+from service.repository import ModelDirectory
+from service.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts of one application, made in `service.app` and shared by its routes."""
+
+    settings: Settings
+    model: ModelDirectory
+    engine: InProcessEngine
+    metrics: Metrics
+    preprocessing: Preprocessing
+    decode_pool: ThreadPoolExecutor
+
+    def check_model(self, name: str | None) -> None:
+        """Raise UnknownModel unless `name` is the served model's, or None."""
+        served = self.model.manifest.name
+        if name is not None and name != served:
+            raise UnknownModel(f"There is no model {name!r} here; {served!r} is served.")
+
+
+def service_of(request: Request) -> Service:
+    """Return the application's parts."""
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDependency = Annotated[Service, Depends(service_of)]
+
+
+async def authorize(request: Request, service: ServiceDependency) -> None:
+    """Raise Unauthorized unless no API keys are configured or the request bears one; takes as long for any guess."""
+    keys = service.settings.api_keys
+    if not keys:
+        return
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    given = token.strip().encode()
+    matches = [hmac.compare_digest(given, key.get_secret_value().encode()) for key in keys]
+    if scheme.lower() != "bearer" or not any(matches):
+        raise Unauthorized("This needs an API key: Authorization: Bearer <key>.")

@@ -1,0 +1,51 @@
+"""The query parameters of the inference calls. An unknown one is an error: it would be a typing error otherwise."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.engine.types import Priority
+
+
+class InferenceParameters(BaseModel):
+    """What every inference call takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    model: str | None = None
+    """Name of the model to ask; may be left out."""
+    timeout_ms: Annotated[int, Field(gt=0)] | None = None
+    """Deadline in milliseconds from the request's arrival; it can only shorten the server's own."""
+    priority: Literal["interactive", "bulk"] = "interactive"
+    """`bulk` work fills what interactive work leaves."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """`fail`: if any image is bad nothing is inferred and every bad one is named. `skip`: the good ones are
+    answered, and bad ones carry an `error` in their result."""
+
+    @property
+    def engine_priority(self) -> Priority:
+        """The engine's word for `priority`."""
+        return Priority[self.priority.upper()]
+
+
+class ClassifyParameters(InferenceParameters):
+    """The parameters of a classification."""
+
+    top_k: Annotated[int, Field(gt=0)] | None = None
+    """How many classes to name for each image, most likely first; more than there are gives all. The server's
+    setting (5) by default."""
+
+
+class FeaturesParameters(InferenceParameters):
+    """The parameters of feature extraction."""
+
+    outputs: Annotated[list[str], Field(min_length=1)] = ["embedding"]
+    """Outputs of the model; repeat the parameter for several."""
+    normalize: bool = False
+    """Scale the embedding to length 1; possible where `embedding` is the only output asked for."""
+    encoding: Literal["list", "base64"] = "list"
+    """In JSON: nested lists of numbers, or base64 of the little-endian bytes with dtype and shape."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the numbers; `float16` halves the answer."""

@@ -1,0 +1,310 @@
+"""What answers look like: the models behind the JSON of `/v1` and of its documentation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.repository import Label, Manifest, ModelDirectory
+
+_NESTED: dict[str, Any] = {"type": "array", "items": {}, "description": "Nested lists of numbers, row-major."}
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelReference(_Answer):
+    """The model that answered."""
+
+    name: str
+    """Name in the model repository."""
+    version: int
+    """Version in the model repository."""
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> ModelReference:
+        """Return the reference to a manifest's model."""
+        return cls(name=manifest.name, version=manifest.version)
+
+
+class Timings(_Answer):
+    """Where the time went, in milliseconds.
+
+    `decode`, `preprocess`, `queue` and `inference` are the longest of any image of the request: images pass through
+    these stages side by side. `total` is from the arrival of the headers, the body's arrival included.
+    """
+
+    decode: float
+    """From the file's bytes to RGB."""
+    preprocess: float
+    """Resize and crop."""
+    queue: float
+    """Waiting for the device."""
+    inference: float
+    """The run of the batch that the image was in."""
+    postprocess: float
+    """From the model's outputs to the answer's values."""
+    total: float
+    """The whole request."""
+
+
+class Fault(_Answer):
+    """What is wrong with one image."""
+
+    code: Literal["empty_image", "unsupported_format", "undecodable", "too_many_pixels"]
+    """Stable name of the fault."""
+    detail: str
+    """A sentence for people."""
+
+
+class FailedImage(_Answer):
+    """The result of an image that could not be used, under `on_error=skip`."""
+
+    index: int
+    """The image's place in the request, from 0."""
+    filename: str | None
+    """The file name of the multipart part, if it had one."""
+    error: Fault
+    """What is wrong with it."""
+
+
+class Prediction(_Answer):
+    """One class of an image."""
+
+    class_id: int
+    """Index of the class."""
+    label: str
+    """Name of the class."""
+    score: float
+    """Softmax probability."""
+
+
+class ClassifiedImage(_Answer):
+    """The result of one image."""
+
+    index: int
+    """The image's place in the request, from 0."""
+    filename: str | None
+    """The file name of the multipart part, if it had one."""
+    predictions: list[Prediction]
+    """The most likely classes, highest score first."""
+
+
+class ClassifyResponse(_Answer):
+    """The classes of every image of a request."""
+
+    model: ModelReference
+    results: list[ClassifiedImage | FailedImage]
+    """One result an image, in the request's order; `error` in place of `predictions` where the image is bad."""
+    request_id: str
+    """The request's id, as in the header X-Request-ID."""
+    timings_ms: Timings
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "model": {"name": "dat_tiny", "version": 1},
+                "results": [
+                    {
+                        "index": 0,
+                        "filename": "photo.jpg",
+                        "predictions": [{"class_id": 663, "label": "monastery", "score": 0.71}],
+                    }
+                ],
+                "request_id": "7f1c1a9d0c3b4f0d9a3f0f8e6d0a4b11",
+                "timings_ms": {
+                    "decode": 4.1,
+                    "preprocess": 1.5,
+                    "queue": 0.3,
+                    "inference": 52.0,
+                    "postprocess": 0.1,
+                    "total": 59.2,
+                },
+            }
+        }
+    )
+
+
+class EncodedTensor(_Answer):
+    """One output under `encoding=base64`."""
+
+    dtype: Literal["float32", "float16"]
+    """Type of the numbers."""
+    shape: list[int]
+    """Shape, without a batch axis."""
+    data: str
+    """Base64 of the little-endian bytes, row-major."""
+
+
+NestedLists: TypeAlias = Annotated[list[Any], Field(json_schema_extra=_NESTED)]
+
+
+class ImageFeatures(_Answer):
+    """The result of one image."""
+
+    index: int
+    """The image's place in the request, from 0."""
+    filename: str | None
+    """The file name of the multipart part, if it had one."""
+    features: dict[str, NestedLists | EncodedTensor]
+    """Each output asked for, by its name, without a batch axis."""
+
+
+class FeaturesResponse(_Answer):
+    """The features of every image of a request."""
+
+    model: ModelReference
+    results: list[ImageFeatures | FailedImage]
+    """One result an image, in the request's order; `error` in place of `features` where the image is bad."""
+    request_id: str
+    """The request's id, as in the header X-Request-ID."""
+    timings_ms: Timings
+
+
+class LabelEntry(_Answer):
+    """One class of a model."""
+
+    class_id: int
+    """Index of the class."""
+    name: str
+    """Name of the class."""
+    synset: str | None
+    """WordNet synset, where the model's labels have them."""
+
+    @classmethod
+    def of(cls, label: Label) -> LabelEntry:
+        """Return a label as it is shown."""
+        return cls(class_id=label.class_id, name=label.name, synset=label.synset)
+
+
+class OutputEntry(_Answer):
+    """One output of a model."""
+
+    name: str
+    """Name to ask for it by."""
+    shape: list[int | None]
+    """Shape, without a batch axis."""
+
+
+class ModelSummary(_Answer):
+    """One served model."""
+
+    name: str
+    """Name in the model repository."""
+    version: int
+    """Version in the model repository."""
+    variant: str
+    """The network's variant."""
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> ModelSummary:
+        """Return a manifest's summary."""
+        return cls(name=manifest.name, version=manifest.version, variant=manifest.variant)
+
+
+class ModelList(_Answer):
+    """All served models."""
+
+    models: list[ModelSummary]
+    """One entry a model."""
+
+
+class ModelDetails(_Answer):
+    """Everything that a caller may want to know of a model."""
+
+    name: str
+    """Name in the model repository."""
+    version: int
+    """Version in the model repository."""
+    variant: str
+    """The network's variant."""
+    precision: str
+    """Precision that the model computes in."""
+    created: str
+    """When it was exported, ISO 8601, UTC."""
+    num_classes: int
+    """Number of classes."""
+    input_height: int
+    """Height of the model's input in pixels."""
+    input_width: int
+    """Width of the model's input in pixels."""
+    resize_height: int
+    """Height that images are resized to before the centre crop."""
+    resize_width: int
+    """Width that images are resized to before the centre crop."""
+    interpolation: str
+    """Filter of the resize."""
+    mean: tuple[float, float, float]
+    """Mean of the normalisation, which the model does itself, per channel on the scale 0 to 1."""
+    std: tuple[float, float, float]
+    """Standard deviation of the normalisation."""
+    outputs: list[OutputEntry]
+    """Outputs that `/v1/features` can be asked for."""
+    opset: int
+    """ONNX opset of the graph."""
+    sampling: str
+    """How the graph samples at deformed points."""
+    weights_source: str
+    """The file that the weights came from."""
+    weights_sha256: str
+    """Sha256 of that file."""
+    labels: list[LabelEntry]
+    """The classes, by index."""
+
+    @classmethod
+    def of(cls, model: ModelDirectory) -> ModelDetails:
+        """Return what a model's manifest and labels say."""
+        manifest = model.manifest
+        return cls(
+            **manifest.model_dump(
+                include={
+                    "name", "version", "variant", "precision", "created", "num_classes", "opset", "sampling",
+                    "weights_source", "weights_sha256",
+                }
+            ),
+            **manifest.preprocess.model_dump(),
+            input_height=manifest.input.height,
+            input_width=manifest.input.width,
+            outputs=[OutputEntry(name=record.name, shape=list(record.shape)) for record in manifest.outputs],
+            labels=[LabelEntry.of(label) for label in model.labels],
+        )  # fmt: skip
+
+
+class Health(_Answer):
+    """The service is well."""
+
+    status: Literal["alive", "ready"]
+
+
+class ImageError(_Answer):
+    """What is wrong with one image of a refused request."""
+
+    index: int
+    """The image's place in the request, from 0."""
+    code: str
+    """Stable name of the fault."""
+    detail: str
+    """A sentence for people."""
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    type: str
+    """Reference to a description of this kind of problem."""
+    title: str
+    """The kind of problem, for people."""
+    status: int
+    """The HTTP status."""
+    detail: str
+    """What happened here, for people."""
+    code: str
+    """Stable name of the kind of problem, for programs."""
+    request_id: str
+    """The request's id, as in the header X-Request-ID."""
+    errors: list[ImageError] | None = None
+    """Where images are at fault: every bad one."""

@@ -1,0 +1,91 @@
+"""The HTTP server: uvicorn with this service's limits and its way to end.
+
+On SIGTERM or SIGINT it stops accepting, finishes what is in flight within the drain time, and then ends the engine,
+so that whatever is still unanswered gets its 503 rather than a broken connection. The exit status is then 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.errors import StartupError
+
+_log = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 30
+LAST_ANSWERS_S = 5
+"""For the answers that are on their way when the drain time is over."""
+MAX_HEADERS_BYTES = 64 * 1024
+BACKLOG = 2048
+
+
+class Server(uvicorn.Server):
+    """Serves one application on one socket until a signal, or `fail`, ends it."""
+
+    def __init__(self, app: FastAPI, *, drain_timeout_s: float, give_up: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="on",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=int(drain_timeout_s) + LAST_ANSWERS_S,
+                h11_max_incomplete_event_size=MAX_HEADERS_BYTES,
+            )
+        )
+        self._drain_timeout_s = drain_timeout_s
+        self._give_up = give_up
+        self._failure: StartupError | None = None
+
+    def serve_on(self, listener: socket.socket) -> None:
+        """Serve until told to end; raises the error given to `fail`, if any."""
+        # uvicorn raises the signal that ended it once more when it is done: this is where that one goes, and where
+        # a signal goes that comes before uvicorn listens to them.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+        self.run(sockets=[listener])
+        if self._failure is not None:
+            raise self._failure
+
+    def fail(self, error: StartupError) -> None:
+        """End the server, for a reason that `serve_on` then raises."""
+        self._failure = error
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, wait for what is in flight, and end the application."""
+        giving_up = asyncio.create_task(self._give_up_in_time())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            giving_up.cancel()
+            await asyncio.gather(giving_up, return_exceptions=True)
+
+    async def _give_up_in_time(self) -> None:
+        await asyncio.sleep(self._drain_timeout_s)
+        _log.warning("the drain time is over: what is still in flight is failed")
+        await self._give_up()
+
+    def _end(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; raises StartupError where the address cannot be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise StartupError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error

@@ -1,0 +1,209 @@
+"""Every setting of the service as one frozen object, built once from the command line and the environment.
+
+A field `max_images` is the option `--max-images` and the variable `DAT_MAX_IMAGES`; an option wins over a variable,
+a variable over the default. The fields below are the only list there is: the command line's options, the table for
+the documentation and the error messages are all made from them. A variable that starts with `DAT_` and names no
+field is an error, as is a value outside its domain, and both are named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.errors import SettingsError
+
+ENV_PREFIX = "DAT_"
+CPU_BUCKETS = (1, 2, 4, 8)
+GPU_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+
+Count = Annotated[int, Field(gt=0)]
+Milliseconds = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """The service's settings; build it with `load_settings`, which turns every failure into a SettingsError."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    repository: Path = Path("model-repository")
+    """Directory that holds the models, as `<model>/<version>/`."""
+    model: str | None = None
+    """Model to serve; may be left out where the repository holds only one."""
+    model_version: Annotated[int, Field(gt=0)] | None = None
+    """Version of the model; the highest one by default."""
+    device: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
+    """Device to run on. `auto` takes CUDA where the runtime offers it; a device asked for by name is had or refused."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """TCP port to listen on; 0 takes a free one."""
+    workers: Count = 1
+    """HTTP worker processes. This version serves with exactly 1."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads that the runtime computes one batch with on the CPU; 0 takes every core."""
+    decode_threads: Annotated[int, Field(ge=0)] = 0
+    """Threads that decode and resize images; 0 takes as many as there are cores."""
+    batch_buckets: Annotated[tuple[Count, ...], NoDecode] = ()
+    """Batch sizes that the model is run with, separated by commas; a batch is padded to the next one.
+    Left out: 1,2,4,8 on the CPU, and the powers of two up to 64 elsewhere."""
+    max_delay_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """How long a batch that is not full may wait for more images while the device is free."""
+    max_body_bytes: Count = 32 * 1024 * 1024
+    """Largest request body."""
+    max_images: Count = 64
+    """Most images in one request."""
+    max_image_pixels: Count = 64_000_000
+    """Most pixels (width x height) of one image, checked before it is decoded."""
+    max_queued_images: Count = 1024
+    """Most images admitted and not yet answered; beyond it requests get 429."""
+    timeout_ms: Milliseconds = 30_000
+    """Longest time from a request's arrival to its answer; a request can only ask for less."""
+    receive_timeout_ms: Milliseconds = 10_000
+    """Longest time in which a request's body must arrive."""
+    drain_timeout_ms: Milliseconds = 30_000
+    """Longest time to finish what is in flight after SIGTERM."""
+    hang_timeout_ms: Milliseconds = 60_000
+    """A single run of the model that takes longer counts as hung, and the engine as dead."""
+    exif_orientation: bool = False
+    """Turn images as their EXIF orientation says. Off: the published accuracies were measured without."""
+    top_k: Count = 5
+    """Classes in an answer where the request does not say."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log lines to write."""
+    log_format: Literal["json", "text"] = "text"
+    """`json` writes one JSON object a line."""
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """API keys, separated by commas; where any is set, `/v1` wants one as `Authorization: Bearer`.
+    Prefer the variable: other users of the machine can read a command line."""
+
+    @field_validator("batch_buckets", "api_keys", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("batch_buckets")
+    @classmethod
+    def _ascending(cls, buckets: tuple[int, ...]) -> tuple[int, ...]:
+        if any(low >= high for low, high in itertools.pairwise(buckets)):
+            raise ValueError("the sizes must ascend, each only once")
+        return buckets
+
+    @field_validator("workers")
+    @classmethod
+    def _one_worker(cls, workers: int) -> int:
+        if workers != 1:
+            raise ValueError("this version serves with exactly 1 worker")
+        return workers
+
+    @field_validator("api_keys")
+    @classmethod
+    def _printable(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for key in keys:
+            secret = key.get_secret_value()
+            if not secret or not all("!" <= character <= "~" for character in secret):
+                raise ValueError("a key must be one or more visible ASCII characters")
+        return keys
+
+    @model_validator(mode="after")
+    def _full_request_fits_queue(self) -> Settings:
+        if self.max_images > self.max_queued_images:
+            raise ValueError(
+                f"max_images ({self.max_images}) is more than max_queued_images ({self.max_queued_images}): "
+                "such a request could never be admitted"
+            )
+        return self
+
+    def buckets_for(self, device: str) -> tuple[int, ...]:
+        """Return the batch sizes to run with on `device` (`cpu`, or one that is not)."""
+        return self.batch_buckets or (CPU_BUCKETS if device == "cpu" else GPU_BUCKETS)
+
+    @property
+    def decode_thread_count(self) -> int:
+        """Threads of the decoding pool."""
+        return self.decode_threads or os.cpu_count() or 1
+
+
+def option_of(field: str) -> str:
+    """Return the command line's name of a field."""
+    return "--" + field.replace("_", "-")
+
+
+def variable_of(field: str) -> str:
+    """Return the environment's name of a field."""
+    return ENV_PREFIX + field.upper()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add one option a field; options that are not given leave no trace in the parsed namespace."""
+    for name, field in Settings.model_fields.items():
+        action = argparse.BooleanOptionalAction if field.annotation is bool else "store"
+        extra: dict[str, Any] = {} if field.annotation is bool else {"metavar": name.rsplit("_", 1)[-1].upper()}
+        parser.add_argument(
+            option_of(name), dest=name, action=action, default=argparse.SUPPRESS, help=_help(field), **extra
+        )
+
+
+def load_settings(
+    options: Mapping[str, Any] | None = None, *, environment: Mapping[str, str] | None = None
+) -> Settings:
+    """Build the settings from command-line `options` by field name, and the process's environment.
+
+    `environment` is only read for unknown variables, and is the process's own unless a test gives another.
+    Raises SettingsError that names every unknown variable, or every bad value by its option or variable.
+    """
+    options = dict(options or {})
+    known = {variable_of(name) for name in Settings.model_fields}
+    variables = {name.upper(): name for name in (os.environ if environment is None else environment)}
+    unknown = sorted(name for key, name in variables.items() if key.startswith(ENV_PREFIX) and key not in known)
+    if unknown:
+        raise SettingsError(f"unknown variable{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}")
+    try:
+        return Settings(**options)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_sentence(problem, options) for problem in error.errors())) from error
+
+
+def _sentence(problem: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    place: Sequence[Any] = problem["loc"]
+    if not place:
+        return message
+    field = str(place[0])
+    name = option_of(field) if field in options else variable_of(field)
+    given = "" if field == "api_keys" else f" (given {problem['input']!r})"
+    return f"{name}: {message}{given}"
+
+
+def markdown_table() -> str:
+    """Render the settings as a Markdown table: option, variable, default, meaning."""
+    rows = ["| Option | Variable | Default | Meaning |", "|---|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        rows.append(f"| `{option_of(name)}` | `{variable_of(name)}` | {_default(field)} | {_description(field)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _description(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split())
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is None or field.default == ():
+        return ""
+    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+
+
+def _help(field: FieldInfo) -> str:
+    default = _default(field).strip("`")
+    text = _description(field).replace("%", "%%")
+    return f"{text} (default: {default})" if default else text

@@ -1,0 +1,205 @@
+"""The service on a real socket: as a process of its own, or in a thread where a test holds the model's runs back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import queue
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.engine.types import Answer
+from service.repository import ModelDirectory
+from service.server import Server, listen
+from tests.service.conftest import GatedSession, Parts, make_parts
+from tests.service.conftest import model as model
+from tests.service.conftest import repository as repository
+
+PATIENCE_S = 60
+"""How long a test waits for what must come; only a broken service makes it wait so long."""
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Process:
+    """A service process, its log as it is written, and a way to wait for a line of it."""
+
+    popen: subprocess.Popen[str]
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    arriving: queue.Queue[dict[str, Any] | None] = field(default_factory=queue.Queue)
+
+    def read_log(self) -> None:
+        assert self.popen.stderr is not None
+        for line in self.popen.stderr:
+            self.arriving.put(json.loads(line) if line.startswith("{") else {"message": line.rstrip()})
+        self.arriving.put(None)
+
+    def wait_for(self, message: str) -> dict[str, Any]:
+        """Return the next log line with that message."""
+        while (line := self.arriving.get(timeout=PATIENCE_S)) is not None:
+            self.lines.append(line)
+            if line["message"] == message:
+                return line
+        raise AssertionError(f"the service ended without {message!r}: {self.lines}")
+
+    def end(self) -> int:
+        """Return the exit status of a process that is ending."""
+        return self.popen.wait(timeout=PATIENCE_S)
+
+    @property
+    def port(self) -> int:
+        url = next(line["url"] for line in self.lines if line["message"] == "listening")
+        return int(re.search(r":(\d+)$", url)[1])  # type: ignore[index]
+
+
+@contextlib.contextmanager
+def service_process(repository: Path, *options: str, prefix: tuple[str, ...] = ()) -> Iterator[Process]:
+    """Run `python -m service` on a free port until it is ready; killed at the end if it still runs."""
+    arguments = ["--repository", str(repository), "--port", "0", "--log-format", "json", *options]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DAT_")}
+    popen = subprocess.Popen(
+        [*prefix, sys.executable, "-m", "service", *arguments],
+        cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process = Process(popen)
+    reader = threading.Thread(target=process.read_log)
+    reader.start()
+    try:
+        process.wait_for("listening")
+        process.wait_for("ready")
+        yield process
+    finally:
+        popen.kill()
+        popen.wait(timeout=PATIENCE_S)
+        reader.join(timeout=PATIENCE_S)
+        assert popen.stderr is not None
+        popen.stderr.close()
+
+
+@dataclass(frozen=True)
+class Threaded:
+    """A service in a thread of the test's process."""
+
+    parts: Parts
+    session: GatedSession
+    port: int
+    server: Server
+    thread: threading.Thread
+
+    def queued_event(self) -> threading.Event:
+        """Return an event that is set when the next images are given to the engine."""
+        queued = threading.Event()
+        engine = self.parts.engine
+        infer = engine.infer
+
+        async def watch(slots: Sequence[int], **arguments: Any) -> list[Answer]:
+            queued.set()  # the images enter the queue in this same step of the event loop
+            return await infer(slots, **arguments)
+
+        engine.infer = watch  # type: ignore[method-assign]
+        return queued
+
+    def request_ended_event(self, status: int) -> threading.Event:
+        """Return an event that is set when the next request with that status has ended."""
+        ended = threading.Event()
+        metrics = self.parts.metrics
+        count = metrics.request_ended
+
+        def watch(**facts: Any) -> None:
+            count(**facts)
+            if facts["status"] == status:
+                ended.set()
+
+        metrics.request_ended = watch  # type: ignore[method-assign]
+        return ended
+
+
+@contextlib.contextmanager
+def service_thread(model: ModelDirectory, **settings: object) -> Iterator[Threaded]:
+    """Serve a gated session on a real socket, ready when this is entered."""
+    session = GatedSession()
+    ready = threading.Event()
+
+    async def serve() -> None:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await parts.engine.wait_ready()
+        ready.set()
+        await serving
+
+    parts = make_parts(model, lambda: session, **settings)
+    drain_timeout_s = parts.app.state.service.settings.drain_timeout_ms / 1000
+    server = Server(parts.app, drain_timeout_s=drain_timeout_s, give_up=parts.engine.stop)
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert ready.wait(PATIENCE_S)
+        yield Threaded(parts, session, port, server, thread)
+    finally:
+        session.gate.set()
+        server.should_exit = True
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def process(repository: Path) -> Iterator[Process]:
+    """One service process for the tests that leave it as it was."""
+    with service_process(repository, "--max-body-bytes", "1000000", "--receive-timeout-ms", "300") as running:
+        yield running
+
+
+class Connection:
+    """One connection that speaks HTTP/1.1 by hand."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+        self._file = self.socket.makefile("rb")
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def head(self, path: str = "/v1/classify", *headers: str, method: str = "POST") -> None:
+        """Send a request's head."""
+        lines = [f"{method} {path} HTTP/1.1", "Host: service", *headers, "", ""]
+        self.send("\r\n".join(lines).encode())
+
+    def response_head(self) -> tuple[int, dict[str, str]]:
+        """Read a status line and headers."""
+        status = int(self._file.readline().split()[1])
+        headers = {}
+        while (line := self._file.readline().strip()) != b"":
+            name, _, value = line.decode("latin-1").partition(":")
+            headers[name.lower()] = value.strip()
+        return status, headers
+
+    def response(self) -> tuple[int, dict[str, str], Any]:
+        """Read a whole response with a JSON body."""
+        status, headers = self.response_head()
+        return status, headers, json.loads(self._file.read(int(headers["content-length"])))
+
+    def closed(self) -> bool:
+        """Wait for the server to close; false if it sends more instead."""
+        try:
+            return self._file.read(1) == b""
+        except ConnectionResetError:
+            return True

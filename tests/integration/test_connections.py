@@ -1,0 +1,137 @@
+"""Requests that end otherwise than the client meant, on real connections."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from service.repository import ModelDirectory
+from tests.integration.conftest import PATIENCE_S, Connection, Process, service_thread
+from tests.service.images import photo
+
+PHOTO = photo("JPEG")
+JPEG = "Content-Type: image/jpeg"
+LIMIT = 1_000_000
+KEPT_ALIVE = f"Content-Length: {len(PHOTO)}"
+
+
+def test_content_length_over_the_limit_is_refused_before_the_body(process: Process) -> None:
+    with Connection(process.port) as connection:
+        connection.head("/v1/classify", JPEG, f"Content-Length: {LIMIT + 1}")
+        status, headers, problem = connection.response()
+        assert (status, problem["code"], headers["connection"]) == (413, "too_large", "close")
+
+
+def test_refused_request_that_expects_continue_gets_its_answer_and_no_continue(process: Process) -> None:
+    with Connection(process.port) as connection:
+        connection.head("/v1/classify", "Content-Type: text/plain", "Content-Length: 5", "Expect: 100-continue")
+        status, headers, problem = connection.response()
+        assert (status, problem["code"], headers["connection"]) == (415, "unsupported_media_type", "close")
+        assert connection.closed()
+
+
+def test_accepted_request_that_expects_continue_is_told_to(process: Process) -> None:
+    with Connection(process.port) as connection:
+        connection.head("/v1/classify", JPEG, KEPT_ALIVE, "Expect: 100-continue")
+        assert connection.response_head()[0] == 100
+        connection.send(PHOTO)
+        assert connection.response()[0] == 200
+
+
+def test_chunked_body_is_cut_off_at_the_limit(process: Process) -> None:
+    with Connection(process.port) as connection:
+        connection.head("/v1/classify", JPEG, "Transfer-Encoding: chunked")
+        chunk = b"%x\r\n" % 100_000 + bytes(100_000) + b"\r\n"
+        for _ in range(11):
+            connection.send(chunk)
+        status, headers, problem = connection.response()
+        assert (status, problem["code"], headers["connection"]) == (413, "too_large", "close")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_common_clients_read_the_answer_to_a_body_that_is_refused_while_they_send_it(
+    process: Process, chunked: bool
+) -> None:
+    url = f"http://127.0.0.1:{process.port}/v1/classify"
+    body = bytes(4 * LIMIT)
+    pieces = [body[start : start + 65536] for start in range(0, len(body), 65536)]
+    answer = httpx.post(url, content=iter(pieces) if chunked else body, headers={"Content-Type": "image/jpeg"})
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+
+    connection = http.client.HTTPConnection("127.0.0.1", process.port, timeout=PATIENCE_S)
+    connection.request(
+        "POST",
+        "/v1/classify",
+        iter(pieces) if chunked else body,
+        {"Content-Type": "image/jpeg"},
+        encode_chunked=chunked,
+    )
+    response = connection.getresponse()
+    assert (response.status, json.loads(response.read())["code"]) == (413, "too_large")
+    connection.close()
+
+
+def test_body_that_does_not_arrive_in_time_is_408(process: Process) -> None:
+    with Connection(process.port) as connection:
+        connection.head("/v1/classify", JPEG, KEPT_ALIVE)
+        connection.send(PHOTO[:10])
+        status, headers, problem = connection.response()
+        assert (status, problem["code"], headers["connection"]) == (408, "receive_timeout", "close")
+
+
+def test_connection_is_kept_after_an_error_whose_body_was_read(process: Process) -> None:
+    with Connection(process.port) as connection:
+        for body, status in ((b"not a photo", 422), (PHOTO, 200), (b"", 400), (PHOTO, 200)):
+            connection.head("/v1/classify", JPEG, f"Content-Length: {len(body)}")
+            connection.send(body)
+            assert connection.response()[0] == status
+
+
+def test_pipelined_requests_are_answered_in_order_errors_among_them(process: Process) -> None:
+    with Connection(process.port) as connection:
+        for body in (PHOTO, b"not a photo", PHOTO):
+            connection.head("/v1/classify", JPEG, f"Content-Length: {len(body)}")
+            connection.send(body)
+        assert [connection.response()[0] for _ in range(3)] == [200, 422, 200]
+
+
+def test_33_mib_and_100_megapixels_beside_valid_requests(process: Process) -> None:
+    url = f"http://127.0.0.1:{process.port}/v1/classify"
+    headers = {"Content-Type": "image/jpeg"}
+    with httpx.Client(timeout=PATIENCE_S) as client, ThreadPoolExecutor(4) as pool:
+        first = client.post(url, content=PHOTO, headers=headers).json()["results"]
+        large = [pool.submit(httpx.post, url, content=bytes(33 * 2**20), headers=headers) for _ in range(2)]
+        valid = [pool.submit(client.post, url, content=PHOTO, headers=headers) for _ in range(6)]
+        assert [answer.result().status_code for answer in large] == [413, 413]
+        assert [answer.result().json()["results"] for answer in valid] == [first] * 6
+
+
+def test_client_that_goes_away_is_dropped_from_the_queue(model: ModelDirectory) -> None:
+    with service_thread(model, batch_buckets="1") as service:
+        service.session.close()
+        held = threading.Thread(target=_ask, args=(service.port,))
+        held.start()
+        service.session.wait_for_run()
+        queued, gone = service.queued_event(), service.request_ended_event(499)
+        with Connection(service.port) as connection:
+            connection.head("/v1/classify", JPEG, KEPT_ALIVE, "Expect: 100-continue")
+            assert connection.response_head()[0] == 100
+            connection.send(PHOTO)
+            assert queued.wait(PATIENCE_S)
+        assert gone.wait(PATIENCE_S)
+        service.session.gate.set()
+        held.join(PATIENCE_S)
+        assert _ask(service.port) == 200
+        assert service.session.sizes == [1, 1]
+        assert service.parts.metrics.registry.get_sample_value("dat_dropped_images_total", {"reason": "cancelled"}) == 1
+
+
+def _ask(port: int) -> int:
+    headers = {"Content-Type": "image/jpeg"}
+    url = f"http://127.0.0.1:{port}/v1/classify"
+    return httpx.post(url, content=PHOTO, headers=headers, timeout=PATIENCE_S).status_code

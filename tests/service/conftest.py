@@ -1,0 +1,148 @@
+"""A served tiny model inside the test's process: the real application and engine, on a model of a few operations."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from numpy.typing import NDArray
+
+from service.app import create_app
+from service.engine.client import InProcessEngine
+from service.engine.session import OnnxSession
+from service.engine.types import Session
+from service.errors import StartupError
+from service.metrics import Metrics
+from service.repository import ModelDirectory, open_model
+from service.settings import load_settings
+from tests.service import tiny_model
+
+INPUT_SHAPE = (tiny_model.SIZE, tiny_model.SIZE, 3)
+OUTPUT_NAMES = tuple(tiny_model.shapes())
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("repository")
+    tiny_model.write(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def model(repository: Path) -> ModelDirectory:
+    return open_model(repository / tiny_model.NAME / str(tiny_model.VERSION))
+
+
+def onnx_session(model: ModelDirectory) -> OnnxSession:
+    return OnnxSession.load(
+        model.model_path, device="cpu", input_shape=INPUT_SHAPE, output_names=OUTPUT_NAMES, threads=1
+    )
+
+
+class GatedSession:
+    """The tiny model in NumPy, whose runs wait while the gate is closed; it opens for the warm-up."""
+
+    input_shape = INPUT_SHAPE
+    output_names = OUTPUT_NAMES
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self._began = threading.Semaphore(0)
+        self.sizes: list[int] = []
+        self.failure: Exception | None = None
+
+    def close(self) -> None:
+        """Make the next runs wait."""
+        self.sizes.clear()
+        self._began = threading.Semaphore(0)
+        self.gate.clear()
+
+    async def run_began(self) -> None:
+        """Return when a run has begun since the gate was closed."""
+        await asyncio.to_thread(self.wait_for_run)
+
+    def wait_for_run(self) -> None:
+        """Return, in any thread, when a run has begun since the gate was closed."""
+        assert self._began.acquire(timeout=30)
+
+    def run(self, images: NDArray[np.uint8], outputs: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
+        self.sizes.append(len(images))
+        self._began.release()
+        assert self.gate.wait(timeout=30)
+        if self.failure is not None:
+            raise self.failure
+        answers = tiny_model.reference(images)
+        return {name: answers[name] for name in outputs}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running application and a client of it."""
+
+    app: FastAPI
+    engine: InProcessEngine
+    metrics: Metrics
+    http: httpx.AsyncClient
+    failed_starts: list[StartupError]
+
+    def sample(self, name: str, **labels: str) -> float:
+        """The present value of a metric, 0 where it was never set."""
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An application that is not running, and what it is made of."""
+
+    app: FastAPI
+    engine: InProcessEngine
+    metrics: Metrics
+    failed_starts: list[StartupError]
+
+
+def make_parts(model: ModelDirectory, load_session: Callable[[], Session], **settings: object) -> Parts:
+    """Make an application of some settings; the engine gets them too."""
+    chosen = load_settings({name: str(value) for name, value in settings.items()}, environment={})
+    buckets = chosen.buckets_for("cpu")
+    metrics = Metrics(buckets=buckets)
+    engine = InProcessEngine(
+        load_session,
+        buckets=buckets,
+        max_queued_images=chosen.max_queued_images,
+        hang_after_s=chosen.hang_timeout_ms / 1000,
+        observer=metrics,
+    )
+    failed_starts: list[StartupError] = []
+    app = create_app(chosen, model, engine, metrics=metrics, on_failed_start=failed_starts.append)
+    return Parts(app, engine, metrics, failed_starts)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    model: ModelDirectory, session: GatedSession | None = None, *, wait_ready: bool = True, **settings: object
+) -> AsyncIterator[Served]:
+    """Serve the tiny model (or a gated session) with some settings."""
+    parts = make_parts(model, lambda: session or onnx_session(model), **settings)
+    async with parts.app.router.lifespan_context(parts.app):
+        if wait_ready:
+            await parts.engine.wait_ready()
+        transport = httpx.ASGITransport(parts.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
+            yield Served(parts.app, parts.engine, parts.metrics, http, parts.failed_starts)
+        if session is not None:
+            session.gate.set()
+
+
+@pytest.fixture
+async def served(model: ModelDirectory) -> AsyncIterator[Served]:
+    async with serving(model) as running:
+        yield running

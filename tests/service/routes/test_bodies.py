@@ -1,0 +1,178 @@
+"""The three forms of a body and their common limits, against the application."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from service.repository import ModelDirectory
+from tests.service.conftest import Served, serving
+from tests.service.images import photo
+
+URL = "/v1/classify"
+PHOTO = photo("JPEG")
+BOUNDARY = "boundary"
+
+
+def multipart(*parts: tuple[str, bytes], end: bool = True) -> dict[str, Any]:
+    """A multipart body of (headers, data), as an httpx request's arguments."""
+    body = b"".join(f"--{BOUNDARY}\r\n{headers}\r\n\r\n".encode() + data + b"\r\n" for headers, data in parts)
+    return {
+        "content": body + (f"--{BOUNDARY}--\r\n".encode() if end else b""),
+        "headers": {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"},
+    }
+
+
+def part(name: str = "image", filename: str | None = None) -> str:
+    suffix = f'; filename="{filename}"' if filename is not None else ""
+    return f'Content-Disposition: form-data; name="{name}"{suffix}'
+
+
+def raw(data: bytes, content_type: str = "image/jpeg") -> dict[str, Any]:
+    return {"content": data, "headers": {"Content-Type": content_type}}
+
+
+def as_json(*images: bytes) -> dict[str, Any]:
+    return {"json": {"images": [base64.b64encode(image).decode() for image in images]}}
+
+
+FORMS: dict[str, Callable[[bytes], dict[str, Any]]] = {
+    "raw": raw,
+    "multipart": lambda data: multipart((part(filename="a.jpg"), data)),
+    "json": as_json,
+}
+
+
+async def refused(served: Served, arguments: dict[str, Any], status: int, code: str) -> dict[str, Any]:
+    response = await served.http.post(URL, **arguments)
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
+    assert (problem["status"], problem["code"]) == (status, code)
+    assert problem["request_id"] == response.headers["x-request-id"]
+    return problem
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_all_forms_of_a_body_give_the_same_answer(served: Served, form: str) -> None:
+    expected = (await served.http.post(URL, **raw(PHOTO))).json()["results"][0]["predictions"]
+    response = await served.http.post(URL, **FORMS[form](PHOTO))
+    assert response.status_code == 200, response.text
+    assert response.json()["results"][0]["predictions"] == expected
+
+
+@pytest.mark.parametrize("content_type", ["image/png", "IMAGE/JPEG", "application/octet-stream", "image/*; q=1"])
+async def test_raw_body_is_decoded_by_its_content_whatever_its_type_says(served: Served, content_type: str) -> None:
+    assert (await served.http.post(URL, **raw(PHOTO, content_type))).status_code == 200
+
+
+async def test_multipart_parts_keep_their_order_and_file_names(served: Served) -> None:
+    body = multipart((part(filename="ä b.jpg"), PHOTO), (part(), photo("PNG")), (part(filename=""), PHOTO))
+    results = (await served.http.post(URL, **body)).json()["results"]
+    assert [(result["index"], result["filename"]) for result in results] == [(0, "ä b.jpg"), (1, None), (2, "")]
+
+
+async def test_multipart_arriving_byte_by_byte_is_read_all_the_same(served: Served) -> None:
+    body = multipart((part(filename="a.png"), photo("PNG", width=8, height=8)))
+
+    async def trickle() -> AsyncIterator[bytes]:
+        for byte in body["content"]:
+            yield bytes([byte])
+
+    response = await served.http.post(URL, content=trickle(), headers=body["headers"])
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/xml", "video/mp4", "application/x-npz", ""])
+async def test_other_content_types_are_415(served: Served, content_type: str) -> None:
+    problem = await refused(served, raw(PHOTO, content_type), 415, "unsupported_media_type")
+    assert "multipart/form-data" in problem["detail"]
+
+
+async def test_content_coding_is_415(served: Served) -> None:
+    arguments = {"content": PHOTO, "headers": {"Content-Type": "image/jpeg", "Content-Encoding": "gzip"}}
+    await refused(served, arguments, 415, "unsupported_media_type")
+
+
+MALFORMED = {
+    "empty raw body": (raw(b""), "empty"),
+    "boundary not given": (raw(PHOTO, "multipart/form-data"), "boundary"),
+    "boundary too long": (raw(PHOTO, f"multipart/form-data; boundary={'b' * 400}"), "boundary"),
+    "not multipart": (raw(PHOTO, "multipart/form-data; boundary=x"), "multipart"),
+    "multipart without its end": (multipart((part(), PHOTO), end=False), "closing boundary"),
+    "multipart without parts": (multipart(), "multipart"),
+    "part of another name": (multipart((part("file", "a.jpg"), PHOTO)), "'file'"),
+    "part without a name": (multipart(("Content-Disposition: form-data", PHOTO)), "name"),
+    "part without a disposition": (multipart(("Content-Type: image/jpeg", PHOTO)), "name"),
+    "json of no images": (as_json(), "no images"),
+    "not json": ({"content": b"{images", "headers": {"Content-Type": "application/json"}}, "JSON"),
+    "json of another shape": ({"json": [1, 2]}, "JSON"),
+    "json without images": ({"json": {}}, "images"),
+    "json with another key": ({"json": {"images": [""], "image": ""}}, "image"),
+    "json with a number": ({"json": {"images": ["", 5]}}, "images[1]"),
+    "json with null": ({"json": {"images": None}}, "images"),
+    "bad base64": ({"json": {"images": [base64.b64encode(PHOTO).decode(), "?not base64?"]}}, "images[1]"),
+    "base64 without its padding": ({"json": {"images": ["QUJDRA"]}}, "images[0]"),
+    "base64 of other characters": ({"json": {"images": ["äöü="]}}, "images[0]"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+async def test_malformed_body_is_400_and_named(served: Served, name: str) -> None:
+    arguments, word = MALFORMED[name]
+    assert word in (await refused(served, arguments, 400, "malformed_request"))["detail"]
+
+
+@pytest.mark.parametrize("form", ["multipart", "json"])
+async def test_empty_image_among_others_is_a_bad_image(served: Served, form: str) -> None:
+    body = multipart((part(), PHOTO), (part(), b"")) if form == "multipart" else as_json(PHOTO, b"")
+    problem = await refused(served, body, 422, "bad_image")
+    assert [(fault["index"], fault["code"]) for fault in problem["errors"]] == [(1, "empty_image")]
+
+
+@pytest.mark.parametrize("form", ["multipart", "json"])
+async def test_one_image_too_many_is_413_in_every_form(model: ModelDirectory, form: str) -> None:
+    images = [PHOTO] * 4
+    body = multipart(*((part(), image) for image in images)) if form == "multipart" else as_json(*images)
+    async with serving(model, max_images=3) as served:
+        await refused(served, body, 413, "too_large")
+        fewer = multipart(*((part(), image) for image in images[1:])) if form == "multipart" else as_json(*images[1:])
+        assert (await served.http.post(URL, **fewer)).status_code == 200
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_byte_limit_is_inclusive_and_the_same_in_every_form(model: ModelDirectory, form: str) -> None:
+    arguments = FORMS[form](PHOTO)
+    size = (
+        len(arguments["content"])
+        if "content" in arguments
+        else len(json.dumps(arguments["json"], separators=(",", ":")))
+    )
+    async with serving(model, max_body_bytes=size) as served:
+        assert (await served.http.post(URL, **arguments)).status_code == 200
+    async with serving(model, max_body_bytes=size - 1) as served:
+        await refused(served, arguments, 413, "too_large")
+
+
+@pytest.mark.parametrize(
+    "content_type", ["image/jpeg", f"multipart/form-data; boundary={BOUNDARY}", "application/json"]
+)
+async def test_body_of_unknown_length_is_cut_off_at_the_limit(model: ModelDirectory, content_type: str) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        yield (multipart((part(), b""), end=False)["content"])[:-2]
+        while sent < 10_000_000:
+            sent += 1000
+            yield b" " * 1000
+
+    async with serving(model, max_body_bytes=20_000) as served:
+        response = await served.http.post(URL, content=endless(), headers={"Content-Type": content_type})
+    assert response.status_code == 413
+    assert response.json()["code"] == "too_large"
+    assert response.headers["connection"] == "close"

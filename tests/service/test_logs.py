@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from service.logs import configure_logging
+
+
+@pytest.fixture(autouse=True)
+def _restored_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    logging.captureWarnings(False)
+    root.handlers[:], root.level = before, level
+
+
+def written(form: str, message: str, *, exc_info: bool = False, **fields: object) -> str:
+    stream = io.StringIO()
+    configure_logging(level="info", form=form, stream=stream)  # type: ignore[arg-type]
+    logging.getLogger("service.test").info(message, extra={"fields": fields}, exc_info=exc_info)
+    return stream.getvalue()
+
+
+def test_json_line_is_one_object_with_its_fields() -> None:
+    line = written("json", "request", status=200, timings_ms={"total": 1.5})
+    document = json.loads(line)
+    assert line.count("\n") == 1
+    assert (document["message"], document["level"], document["logger"]) == ("request", "info", "service.test")
+    assert (document["status"], document["timings_ms"]) == (200, {"total": 1.5})
+
+
+def test_text_line_has_its_fields() -> None:
+    assert "service.test: request status=200 code=ok" in written("text", "request", status=200, code="ok")
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_request_cannot_forge_a_line(form: str) -> None:
+    assert written(form, "request", path="/x\n2026-01-01 info service: all is well\r").count("\n") == 1
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_traceback_is_logged(form: str) -> None:
+    try:
+        {"an": "effect"}["the cause"]
+    except KeyError:
+        line = written(form, "unexpected failure", exc_info=True)
+    assert "KeyError: 'the cause'" in line
+
+
+def test_lines_below_the_level_are_not_written() -> None:
+    stream = io.StringIO()
+    configure_logging(level="warning", form="text", stream=stream)
+    logging.getLogger("service.test").info("quiet")
+    assert stream.getvalue() == ""

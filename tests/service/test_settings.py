@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from service.errors import SettingsError
+from service.settings import Settings, add_options, load_settings, markdown_table, option_of, variable_of
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(variable_of(name), raising=False)
+
+
+def parsed(*arguments: str) -> Settings:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return load_settings(vars(parser.parse_args(arguments)))
+
+
+def test_defaults_are_the_documented_limits() -> None:
+    settings = load_settings()
+    assert settings.max_body_bytes == 32 * 1024 * 1024
+    assert (settings.max_images, settings.max_image_pixels, settings.max_queued_images) == (64, 64_000_000, 1024)
+    assert (settings.timeout_ms, settings.receive_timeout_ms, settings.drain_timeout_ms) == (30_000, 10_000, 30_000)
+    assert settings.exif_orientation is False
+
+
+def test_option_wins_over_variable_and_variable_over_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAT_PORT", "9000")
+    monkeypatch.setenv("DAT_TOP_K", "3")
+    settings = parsed("--port", "9001")
+    assert (settings.port, settings.top_k, settings.max_images) == (9001, 3, 64)
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_field_is_an_option_and_a_variable_and_is_described(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "repository": "elsewhere", "model": "m", "model_version": "2", "device": "cpu", "host": "::1", "workers": "1",
+        "batch_buckets": "1,3", "exif_orientation": "true", "log_level": "error", "log_format": "json",
+        "api_keys": "a,b",
+    }.get(name, "77")  # fmt: skip
+    option = (option_of(name),) if name == "exif_orientation" else (option_of(name), given)
+    by_option = getattr(parsed(*option), name)
+    monkeypatch.setenv(variable_of(name), given)
+    assert getattr(load_settings(), name) == by_option
+    assert name == "workers" or by_option != Settings.model_fields[name].default
+    assert Settings.model_fields[name].description
+    assert f"| `{option_of(name)}` | `{variable_of(name)}` |" in markdown_table()
+
+
+def test_unknown_variables_are_all_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAT_DEVIEC", "cpu")
+    monkeypatch.setenv("dat_ports", "1")
+    with pytest.raises(SettingsError, match="unknown variables DAT_DEVIEC, dat_ports"):
+        load_settings()
+
+
+def test_bad_values_are_all_named_by_where_they_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAT_MAX_IMAGES", "many")
+    with pytest.raises(SettingsError) as caught:
+        parsed("--port", "70000")
+    assert "--port" in str(caught.value)
+    assert "'70000'" in str(caught.value)
+    assert "DAT_MAX_IMAGES" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("workers", "2", "exactly 1 worker"),
+        ("batch_buckets", "1,4,2", "ascend"),
+        ("batch_buckets", "0,1", "greater than 0"),
+        ("batch_buckets", "1,,2", "valid integer"),
+        ("max_delay_ms", "nan", "finite"),
+        ("timeout_ms", "0", "greater than 0"),
+        ("timeout_ms", "-5", "greater than 0"),
+        ("device", "tpu", "cpu"),
+        ("exif_orientation", "maybe", "boolean"),
+    ],
+)
+def test_value_outside_its_domain_is_refused_with_the_reason(name: str, value: str, reason: str) -> None:
+    with pytest.raises(SettingsError, match=reason) as caught:
+        load_settings({name: value})
+    assert option_of(name) in str(caught.value)
+
+
+def test_request_that_could_never_be_admitted_is_refused_at_once() -> None:
+    with pytest.raises(SettingsError, match="never be admitted"):
+        load_settings({"max_images": "10", "max_queued_images": "5"})
+
+
+def test_api_keys_never_show() -> None:
+    settings = load_settings({"api_keys": "first, second"})
+    assert [key.get_secret_value() for key in settings.api_keys] == ["first", "second"]
+    assert "first" not in repr(settings) + str(settings.model_dump(mode="json"))
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"api_keys": "top secret"})
+    assert "secret" not in str(caught.value)
+
+
+def test_buckets_follow_the_device_unless_given() -> None:
+    assert load_settings().buckets_for("cpu") == (1, 2, 4, 8)
+    assert load_settings().buckets_for("cuda") == (1, 2, 4, 8, 16, 32, 64)
+    assert load_settings({"batch_buckets": "1,16"}).buckets_for("cuda") == (1, 16)
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().port = 1  # type: ignore[misc]

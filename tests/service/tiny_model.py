@@ -1,0 +1,126 @@
+"""A model directory small enough to make in a test: fixed weights, the outputs of the real ones.
+
+The graph normalises, averages over the image (`embedding`) and multiplies by a matrix (`logits`); `stage1` to
+`stage4` are average pools of the normalised image. `reference` computes the same in NumPy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from service import repository
+
+NAME, VERSION = "tiny", 3
+RESIZE, SIZE, CLASSES = 64, 56, 7
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+POOLS = {"stage1": 4, "stage2": 8, "stage3": 14, "stage4": 28}
+LABELS = tuple(f"class {number}" for number in range(CLASSES))
+
+
+def weights() -> NDArray[np.float32]:
+    return np.random.default_rng(7).normal(0, 3, (3, CLASSES)).astype(np.float32)
+
+
+def reference(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """The outputs for uint8 (batch, SIZE, SIZE, 3)."""
+    x = ((images.astype(np.float64) / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
+    batch = len(images)
+    outputs = {"embedding": x.mean((2, 3))}
+    outputs["logits"] = outputs["embedding"] @ weights()
+    for name, pool in POOLS.items():
+        side = SIZE // pool
+        outputs[name] = x.reshape(batch, 3, side, pool, side, pool).mean((3, 5))
+    return {name: value.astype(np.float32) for name, value in outputs.items()}
+
+
+def graph() -> onnx.ModelProto:
+    constants = {
+        "scale": np.float32(1 / 255),
+        "mean": np.array(MEAN, np.float32).reshape(3, 1, 1),
+        "std": np.array(STD, np.float32).reshape(3, 1, 1),
+        "weights": weights(),
+        "axes": np.array([2, 3], np.int64),
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["wide", "scale"], ["unit"]),
+        helper.make_node("Transpose", ["unit"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Sub", ["planes", "mean"], ["centred"]),
+        helper.make_node("Div", ["centred", "std"], ["normalised"]),
+        helper.make_node("ReduceMean", ["normalised", "axes"], ["embedding"], keepdims=0),
+        helper.make_node("MatMul", ["embedding", "weights"], ["logits"]),
+        *(
+            helper.make_node("AveragePool", ["normalised"], [name], kernel_shape=[pool, pool], strides=[pool, pool])
+            for name, pool in POOLS.items()
+        ),
+    ]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]) for name, shape in shapes().items()
+    ]
+    return helper.make_model(
+        helper.make_graph(
+            nodes,
+            "tiny",
+            [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SIZE, SIZE, 3])],
+            outputs,
+            [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=9,
+    )
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    return {
+        "logits": (CLASSES,),
+        "embedding": (3,),
+        **{name: (3, SIZE // pool, SIZE // pool) for name, pool in POOLS.items()},
+    }
+
+
+def write(root: Path, *, name: str = NAME, version: int = VERSION) -> Path:
+    """Write `<root>/<name>/<version>` and return it."""
+    directory = root / name / str(version)
+    directory.mkdir(parents=True)
+    (directory / repository.MODEL_FILE).write_bytes(graph().SerializeToString())
+    rows = [f"{number}\t{label}" for number, label in enumerate(LABELS)]
+    (directory / repository.LABELS_FILE).write_text("\n".join(["class_id\tname", *rows]) + "\n")
+    write_manifest(directory, name=name, version=version)
+    return directory
+
+
+def write_manifest(directory: Path, *, name: str = NAME, version: int = VERSION) -> None:
+    files = {
+        path.name: repository.FileRecord(
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(), size_bytes=path.stat().st_size
+        )
+        for path in (directory / repository.MODEL_FILE, directory / repository.LABELS_FILE)
+    }
+    manifest = repository.Manifest(
+        name=name,
+        version=version,
+        variant="tiny",
+        created="2026-01-01T00:00:00Z",
+        precision="fp32",
+        opset=20,
+        sampling="none",
+        num_classes=CLASSES,
+        input=repository.InputRecord(height=SIZE, width=SIZE),
+        preprocess=repository.PreprocessRecord(resize_height=RESIZE, resize_width=RESIZE, mean=MEAN, std=STD),
+        outputs=tuple(
+            repository.OutputRecord(name=output, shape=shape, max_abs_difference=0.0, reference_std=1.0)
+            for output, shape in shapes().items()
+        ),
+        weights_source="seed 7",
+        weights_sha256="0" * 64,
+        files=files,
+        verification=repository.VerificationRecord(batch_sizes=(1,), provider="none", tolerance=1e-3),
+        exporter={},
+    )
+    (directory / repository.MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2))
