@@ -31,10 +31,10 @@ def first_generation_biases() -> DATConfig:
     return DATConfig(generation=1, dim_stem=16, stages=stages, img_size=64, num_classes=5)
 
 
-def second_generation(*, neighborhood: int = 7) -> DATConfig:
+def second_generation() -> DATConfig:
     """Neighbourhood and deformable attention with convolutional stem, MLPs and local perception units.
 
-    With the published neighbourhood of 7, the first stage cuts its map into tiles, and the third has a smaller one.
+    The neighbourhood is the published 7, which the map of the third stage is smaller than.
     """
     layers = (("N", "D"), ("D",), ("N",), ("D",))
     stages = tuple(
@@ -45,7 +45,6 @@ def second_generation(*, neighborhood: int = 7) -> DATConfig:
             groups=1 + index % 2,
             stride=(8, 4, 2, 1)[index],
             offset_kernel=(9, 7, 5, 3)[index],
-            neighborhood=neighborhood,
             use_pe=True,
             dwc_mlp=True,
             lpu=True,
@@ -65,6 +64,25 @@ def second_generation_biases() -> DATConfig:
         StageConfig(dim=32, layers=("D",), heads=4, groups=4, use_pe=True, dwc_pe=True, offset_range_factor=2),
     )
     return DATConfig(generation=2, dim_stem=16, stages=stages, img_size=64, num_classes=5)
+
+
+def dynamic() -> DATConfig:
+    """Neighbourhood and deformable attention, with a neighbourhood small enough for inputs of 64 pixels."""
+    layers = (("N",), ("D",), ("D",), ("D",))
+    stages = tuple(
+        StageConfig(
+            dim=16,
+            layers=layers[index],
+            heads=2,
+            groups=2,
+            stride=(8, 4, 2, 1)[index],
+            offset_kernel=(9, 7, 5, 3)[index],
+            neighborhood=3,
+            use_pe=True,
+        )
+        for index in range(4)
+    )
+    return DATConfig(generation=2, dim_stem=16, stages=stages, img_size=64, num_classes=5, use_conv_patches=True)
 
 
 NETWORKS = {

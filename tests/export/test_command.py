@@ -45,6 +45,7 @@ def exported_before(monkeypatch: pytest.MonkeyPatch, demo_graph: onnx.ModelProto
     monkeypatch.setattr(pipeline, "export_graph", lambda *_, **__: demo_graph)
 
 
+@pytest.mark.usefixtures("exported_before")
 def test_export_makes_a_directory_that_the_service_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     repository = tmp_path / "models"
     assert export("dat_demo", "--random-weights", 0, "--name", "digits", repository=repository) == 0

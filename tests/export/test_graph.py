@@ -8,15 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from export.graph import OUTPUT_NAMES, Normalisation, export_graph
-from export.sampling import STRATEGY_NAMES, select_strategy
+from export.graph import OUTPUT_NAMES, export_graph
+from export.sampling import select_strategy
 from export.source import from_seed
 from export.verify import verify
 from models.config import DATConfig, SizeError
 from models.dat import DAT
-from tests.export.networks import NETWORKS, SIZE, first_generation, second_generation
-
-NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+from tests.export.conftest import NORMALISATION, Exported
+from tests.export.networks import NETWORKS, SIZE, dynamic, first_generation
 
 
 def network(config: DATConfig, image_size: tuple[int, int] | None = SIZE) -> DAT:
@@ -49,9 +48,9 @@ def test_every_layer_kind_and_switch_computes_what_torch_computes(
     assert {node.domain for node in graph.graph.node} == {""}
 
 
-@pytest.mark.parametrize("sampling", STRATEGY_NAMES)
+@pytest.mark.parametrize("sampling", ["gather", pytest.param("gridsample", marks=pytest.mark.full)])
 def test_dynamic_graph_takes_other_sizes_and_shapes(sampling: str, tmp_path: Path) -> None:
-    model = network(second_generation(neighborhood=3), image_size=None)
+    model = network(dynamic(), image_size=None)
     path = tmp_path / "model.onnx"
     graph = exported(model, path, sampling=sampling)
     assert axes(graph.graph.input[0]) == ["batch", "height", "width", 3]
@@ -63,10 +62,10 @@ def test_windowed_model_of_any_size_is_refused() -> None:
         network(first_generation(), image_size=None)
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("graph") / "model.onnx"
-    exported(network(first_generation()), path)
+@pytest.fixture
+def path(first_exported: Exported, tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    onnx.save(first_exported.graph, path)
     return path
 
 
@@ -86,8 +85,8 @@ def test_names_types_and_axes_are_those_of_the_contract(path: Path) -> None:
     assert {output.type.tensor_type.elem_type for output in graph.output} == {onnx.TensorProto.FLOAT}
 
 
-def test_weights_are_in_the_file_once(path: Path) -> None:
-    weights = sum(parameter.numel() for parameter in network(first_generation()).parameters())
+def test_weights_are_in_the_file_once(path: Path, first_exported: Exported) -> None:
+    weights = sum(parameter.numel() for parameter in first_exported.model.parameters())
     stored = sum(np.prod(tensor.dims, dtype=int) for tensor in onnx.load(path).graph.initializer)
     assert weights * 0.95 < stored < weights * 1.25
     assert [entry.name for entry in path.parent.iterdir()] == ["model.onnx"]
@@ -99,6 +98,7 @@ def test_file_says_nothing_of_the_machine_it_was_made_on(path: Path) -> None:
     assert b".py" not in content
 
 
+@pytest.mark.full
 def test_export_is_reproducible(path: Path, tmp_path: Path) -> None:
     exported(network(first_generation()), tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()

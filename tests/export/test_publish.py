@@ -25,25 +25,25 @@ def test_version_appears_at_the_end_and_whole(tmp_path: Path) -> None:
     assert find_models(repository) == {"dat": (3,)}
 
 
+def publish_but_fail(repository: Path, failure: BaseException) -> None:
+    with new_version(repository, "dat", 2) as directory:
+        (directory / "model.onnx").write_bytes(b"half")
+        raise failure
+
+
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
 def test_failure_leaves_nothing_behind(failure: type[BaseException], tmp_path: Path) -> None:
-    def fail() -> None:
-        with new_version(tmp_path / "models" / "repository", "dat", 1) as directory:
-            (directory / "model.onnx").write_bytes(b"half")
-            raise failure
-
     with pytest.raises(failure):
-        fail()
+        publish_but_fail(tmp_path / "models" / "repository", failure())
     assert everything(tmp_path) == []
 
 
-def test_failure_leaves_other_models_as_they_were(tmp_path: Path) -> None:
+def test_failure_leaves_other_versions_as_they_were(tmp_path: Path) -> None:
     (tmp_path / "dat" / "1").mkdir(parents=True)
     (tmp_path / "dat" / "1" / "model.onnx").write_bytes(b"first")
     before = everything(tmp_path)
-    with pytest.raises(ValueError, match="half"), new_version(tmp_path, "dat", 2) as directory:
-        (directory / "model.onnx").write_bytes(b"half")
-        raise ValueError("half")
+    with pytest.raises(ValueError, match="half"):
+        publish_but_fail(tmp_path, ValueError("half"))
     assert everything(tmp_path) == before
 
 
@@ -67,13 +67,15 @@ def test_existing_version_is_never_overwritten(kind: str, tmp_path: Path) -> Non
 
 def test_version_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     target = tmp_path / "dat" / "1"
-    with (
-        pytest.raises(ExportError, match="cannot be put in place"),
-        new_version(tmp_path, "dat", 1) as directory,
-    ):
-        (directory / "model.onnx").write_bytes(b"second")
-        target.mkdir(parents=True)
-        (target / "model.onnx").write_bytes(b"first")
+
+    def publish_beside_another() -> None:
+        with new_version(tmp_path, "dat", 1) as directory:
+            (directory / "model.onnx").write_bytes(b"second")
+            target.mkdir(parents=True)
+            (target / "model.onnx").write_bytes(b"first")
+
+    with pytest.raises(ExportError, match="cannot be put in place"):
+        publish_beside_another()
     assert everything(tmp_path) == ["dat", "dat/1", "dat/1/model.onnx"]
     assert (target / "model.onnx").read_bytes() == b"first"
 

@@ -11,24 +11,21 @@ import pytest
 from onnx import numpy_helper
 
 from export.errors import ExportError
-from export.graph import OUTPUT_NAMES, Normalisation, export_graph
-from export.sampling import select_strategy
-from export.source import from_seed
+from export.graph import OUTPUT_NAMES
 from export.verify import VerificationFailed, compare, differences_table, sample_images, verify
 from models.dat import DAT
-from tests.export.networks import SIZE, first_generation
-
-NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-@pytest.fixture(scope="module")
-def model() -> DAT:
-    return from_seed(0, first_generation(), image_size=SIZE).model
+from tests.export.conftest import NORMALISATION, Exported
+from tests.export.networks import SIZE
 
 
-@pytest.fixture(scope="module")
-def graph(model: DAT) -> onnx.ModelProto:
-    return export_graph(model, NORMALISATION, strategy=select_strategy("gridsample", 18), opset=18, example_size=SIZE)
+@pytest.fixture
+def model(first_exported: Exported) -> DAT:
+    return first_exported.model
+
+
+@pytest.fixture
+def graph(first_exported: Exported) -> onnx.ModelProto:
+    return first_exported.graph
 
 
 def saved(graph: onnx.ModelProto, path: Path) -> Path:
