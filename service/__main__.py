@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import argparse
 import logging
+import socket
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 
 from service.app import create_app
 from service.engine.client import InProcessEngine
-from service.engine.session import OnnxSession, resolve_device
+from service.engine.session import resolve_device
 from service.errors import SettingsError, StartupError
 from service.logs import configure_logging
 from service.metrics import Metrics
+from service.metrics_directory import metrics_directory
+from service.processes import Plan, load_session
 from service.repository import ModelDirectory, select_model
 from service.server import Server, listen
 from service.settings import Settings, add_options, load_settings, markdown_table
+from service.supervisor import Supervisor
 
 _log = logging.getLogger("service")
 
@@ -42,7 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         settings = load_settings(options)
-        configure_logging(level=settings.log_level, form=settings.log_format)
+        configure_logging(
+            level=settings.log_level,
+            form=settings.log_format,
+            process="supervisor" if command == "serve" and settings.has_processes else None,
+        )
         if command == "settings":
             _print_settings(settings)
         elif command == "check":
@@ -83,12 +93,20 @@ def _print_settings(settings: Settings) -> None:
 
 def _serve(settings: Settings) -> None:
     model = select_model(settings.repository, name=settings.model, version=settings.model_version)
+    if settings.has_processes:
+        _serve_with_processes(settings, model)
+    else:
+        _serve_alone(settings, model)
+
+
+def _serve_alone(settings: Settings, model: ModelDirectory) -> None:
+    """Serve from this process, with the engine as a thread of it."""
     device = resolve_device(settings.device)
     listener = listen(settings.host, settings.port)
     buckets = settings.buckets_for(device)
     metrics = Metrics(buckets=buckets)
     engine = InProcessEngine(
-        lambda: _load(settings, model, device),
+        lambda: load_session(model, device, threads=settings.threads),
         buckets=buckets,
         max_queued_images=settings.max_queued_images,
         max_delay_s=settings.max_delay_ms / 1000,
@@ -97,31 +115,43 @@ def _serve(settings: Settings) -> None:
     )
     app = create_app(settings, model, engine, metrics=metrics, on_failed_start=lambda error: server.fail(error))
     server = Server(app, drain_timeout_s=settings.drain_timeout_ms / 1000, give_up=engine.stop)
-    host, port = listener.getsockname()[:2]
-    _log.info(
-        "listening",
-        extra={
-            "fields": {
-                "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
-                "model": model.manifest.name,
-                "version": model.manifest.version,
-                "device": device,
-                "buckets": ",".join(map(str, buckets)),
-            }
-        },
-    )
+    _log_listening(listener, model, device=device, buckets=buckets)
     server.serve_on(listener)
 
 
-def _load(settings: Settings, model: ModelDirectory, device: str) -> OnnxSession:
-    manifest = model.manifest
-    return OnnxSession.load(
-        model.model_path,
-        device=device,
-        input_shape=(manifest.input.height, manifest.input.width, 3),
-        output_names=tuple(record.name for record in manifest.outputs),
-        threads=settings.threads,
-    )
+def _serve_with_processes(settings: Settings, model: ModelDirectory) -> None:
+    """Serve from several workers, with an engine process a device, and watch over them."""
+    devices = settings.devices or (_resolved_elsewhere(settings.device),)
+    buckets = settings.buckets_for(devices[0])
+    listener = listen(settings.host, settings.port)
+    with metrics_directory() as directory:
+        plan = Plan(settings, model, devices=devices, buckets=buckets, metrics_directory=directory)
+        supervisor = Supervisor(plan, listener)
+        _log_listening(listener, model, device=",".join(devices), buckets=buckets, workers=settings.workers)
+        supervisor.run()
+
+
+def _resolved_elsewhere(device: str) -> str:
+    """Return what `auto` stands for, found out by another process: trying a GPU keeps memory of it in use."""
+    if device != "auto":
+        return device
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        return other.submit(resolve_device, device).result()
+
+
+def _log_listening(
+    listener: socket.socket, model: ModelDirectory, *, device: str, buckets: Sequence[int], **more: object
+) -> None:
+    host, port = listener.getsockname()[:2]
+    fields = {
+        "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
+        "model": model.manifest.name,
+        "version": model.manifest.version,
+        "device": device,
+        "buckets": ",".join(map(str, buckets)),
+        **more,
+    }
+    _log.info("listening", extra={"fields": fields})
 
 
 def _check(settings: Settings) -> None:
@@ -129,7 +159,7 @@ def _check(settings: Settings) -> None:
     model = select_model(settings.repository, name=settings.model, version=settings.model_version)
     manifest = model.manifest
     device = resolve_device(settings.device)
-    session = _load(settings, model, device)
+    session = load_session(model, device, threads=settings.threads)
     print(f"model     {manifest.name} version {manifest.version} ({manifest.variant}, {manifest.precision})")
     print(f"device    {device}")
     print(f"input     {manifest.input.height} x {manifest.input.width}")

@@ -18,7 +18,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
-from service.engine.client import InProcessEngine
+from service.engine.calls import EngineClient
 from service.errors import StartupError
 from service.imaging import Preprocessing, prepare_pillow
 from service.metrics import Metrics
@@ -40,13 +40,15 @@ Errors are `application/problem+json` (RFC 9457). A refused request whose body w
 def create_app(
     settings: Settings,
     model: ModelDirectory,
-    engine: InProcessEngine,
+    engine: EngineClient,
     *,
     metrics: Metrics,
     on_failed_start: Callable[[StartupError], None],
+    on_ready: Callable[[], object] = lambda: _log.info("ready"),
 ) -> FastAPI:
-    """Return the application; `on_failed_start` is called on the event loop where the engine could not load.
+    """Return the application.
 
+    When the engine has loaded, `on_ready` is called on the event loop, and `on_failed_start` where it could not.
     `metrics` is the engine's observer, or another of the same process.
     """
     prepare_pillow()
@@ -68,7 +70,7 @@ def create_app(
         title="DAT Serve",
         version=_version(),
         description=_DESCRIPTION,
-        lifespan=lambda _: _lifespan(service, on_failed_start),
+        lifespan=lambda _: _lifespan(service, on_failed_start, on_ready),
         exception_handlers=exception_answers(),
         swagger_ui_parameters={"validatorUrl": None},
     )
@@ -84,7 +86,9 @@ def create_app(
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(service: Service, on_failed_start: Callable[[StartupError], None]) -> AsyncIterator[None]:
+async def _lifespan(
+    service: Service, on_failed_start: Callable[[StartupError], None], on_ready: Callable[[], object]
+) -> AsyncIterator[None]:
     """Start the engine, and let go of everything at the end, when no request is left."""
 
     async def watch_start() -> None:
@@ -93,7 +97,7 @@ async def _lifespan(service: Service, on_failed_start: Callable[[StartupError], 
         except StartupError as error:
             on_failed_start(error)
         else:
-            _log.info("ready")
+            on_ready()
 
     await service.engine.start()
     starting = asyncio.create_task(watch_start())

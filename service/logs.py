@@ -18,14 +18,16 @@ ACCESS_LOGGER = "service.access"
 class _Formatter(logging.Formatter):
     """Common to both forms: when, and the structured fields."""
 
+    def __init__(self, process: str | None = None) -> None:
+        super().__init__()
+        self._always: dict[str, Any] = {} if process is None else {"process": process}
+
     @staticmethod
     def moment(record: logging.LogRecord) -> str:
         return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
-    @staticmethod
-    def fields(record: logging.LogRecord) -> dict[str, Any]:
-        fields: dict[str, Any] = getattr(record, "fields", {})
-        return fields
+    def fields(self, record: logging.LogRecord) -> dict[str, Any]:
+        return self._always | getattr(record, "fields", {})
 
 
 class JsonFormatter(_Formatter):
@@ -57,10 +59,15 @@ class TextFormatter(_Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def configure_logging(*, level: str, form: Literal["json", "text"], stream: TextIO | None = None) -> None:
-    """Send every logger of the process to `stream` (standard error) in one form; replaces what was set before."""
+def configure_logging(
+    *, level: str, form: Literal["json", "text"], stream: TextIO | None = None, process: str | None = None
+) -> None:
+    """Send every logger of the process to `stream` (standard error) in one form; replaces what was set before.
+
+    `process` names the process in each line, where a service has several.
+    """
     destination = logging.StreamHandler(stream or sys.stderr)
-    destination.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    destination.setFormatter(JsonFormatter(process) if form == "json" else TextFormatter(process))
     logging.basicConfig(level=level.upper(), handlers=[destination], force=True)
     logging.captureWarnings(True)
     logging.getLogger("PIL").setLevel(logging.WARNING)  # its debug lines hold the images' metadata

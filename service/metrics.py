@@ -2,12 +2,16 @@
 
 Implements the engine's observer: those methods are called in the engine's thread, the others on the event loop;
 prometheus_client's metrics are safe in both. Durations are in seconds. `code` is `ok` or the stable code of an error.
+
+A service of several processes counts into files of a directory that all share (`metrics_directory`), which is
+prometheus_client's way, and any of its processes renders the sums. What is read rather than counted, such as the
+engines' states, comes from what the processes share anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from prometheus_client import (
@@ -15,11 +19,13 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
-    Info,
     PlatformCollector,
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from service.engine.core import DropReason
 from service.engine.types import EngineState
@@ -32,7 +38,7 @@ class EngineGauges(Protocol):
     """What is read from an engine whenever the metrics are."""
 
     @property
-    def state(self) -> EngineState: ...  # noqa: D102
+    def states(self) -> Sequence[EngineState]: ...  # noqa: D102
     @property
     def queue_depth(self) -> int: ...  # noqa: D102
     @property
@@ -40,12 +46,22 @@ class EngineGauges(Protocol):
 
 
 class Metrics:
-    """All metrics of one application."""
+    """All metrics of one application.
 
-    def __init__(self, *, buckets: Sequence[int]) -> None:
+    `directory` is where the processes of one service count together; every process of it gives the same `buckets`,
+    and has the directory in its environment when prometheus_client is imported.
+    """
+
+    def __init__(self, *, buckets: Sequence[int], directory: Path | None = None) -> None:
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
+        """What this process counts."""
+        self._shown = self.registry
+        if directory is None:
+            ProcessCollector(registry=self.registry)
+        else:
+            self._shown = CollectorRegistry()
+            MultiProcessCollector(self._shown, str(directory))  # type: ignore[no-untyped-call]
+        PlatformCollector(registry=self._shown)
         self._requests = Counter(
             "dat_requests",
             "Requests answered, by route, HTTP status and code.",
@@ -59,7 +75,9 @@ class Metrics:
             buckets=STAGE_BUCKETS_S,
             registry=self.registry,
         )
-        self._in_flight = Gauge("dat_requests_in_flight", "Requests being answered.", registry=self.registry)
+        self._in_flight = Gauge(
+            "dat_requests_in_flight", "Requests being answered.", multiprocess_mode="livesum", registry=self.registry
+        )
         self._images = Counter(
             "dat_images",
             "Images received in complete requests, by outcome: answered, or the code of what was wrong.",
@@ -88,28 +106,24 @@ class Metrics:
             ("reason",),
             registry=self.registry,
         )
-        self._model = Info("dat_model", "The model that is served.", registry=self.registry)
 
     def watch(self, engine: EngineGauges) -> None:
         """Read an engine's gauges at every scrape."""
-        queued = Gauge("dat_queued_images", "Images that wait for the device.", registry=self.registry)
-        queued.set_function(lambda: engine.queue_depth)
-        admitted = Gauge("dat_admitted_images", "Images admitted and not yet answered.", registry=self.registry)
-        admitted.set_function(lambda: engine.slots_in_use)
-        state = Gauge("dat_engine_state", "1 for the state that the engine is in.", ("state",), registry=self.registry)
-        for candidate in EngineState:
-            state.labels(candidate.value).set_function(partial(_is_in, engine, candidate))
+        self._shown.register(_Read(lambda: _engine_gauges(engine)))
+
+    def watch_processes(self, pids: Callable[[], Mapping[str, int]]) -> None:
+        """Show the memory, CPU time and descriptors of several processes, by their names."""
+        self._shown.register(_Read(lambda: _process_metrics(pids())))
 
     def describe(self, manifest: Manifest) -> None:
         """Name the model that is served."""
-        self._model.info(
-            {
-                "name": manifest.name,
-                "version": str(manifest.version),
-                "variant": manifest.variant,
-                "precision": manifest.precision,
-            }
-        )
+        facts = {
+            "name": manifest.name,
+            "version": str(manifest.version),
+            "variant": manifest.variant,
+            "precision": manifest.precision,
+        }
+        self._shown.register(_Read(lambda: iter([InfoMetricFamily("dat_model", "The model that is served.", facts)])))
 
     def request_began(self) -> None:
         """Count a request in flight."""
@@ -147,9 +161,36 @@ class Metrics:
         self._dropped.labels(reason.value).inc(images)
 
     def render(self) -> bytes:
-        """Return all metrics in Prometheus's text format."""
-        return generate_latest(self.registry)
+        """Return all metrics, of all processes, in Prometheus's text format."""
+        return generate_latest(self._shown)
 
 
-def _is_in(engine: EngineGauges, state: EngineState) -> float:
-    return float(engine.state is state)
+class _Read(Collector):
+    """Metrics that are made whenever they are asked for."""
+
+    def __init__(self, read: Callable[[], Iterator[Metric]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        return self._read()
+
+
+def _engine_gauges(engine: EngineGauges) -> Iterator[Metric]:
+    yield GaugeMetricFamily("dat_queued_images", "Images that wait for a device, or run.", engine.queue_depth)
+    yield GaugeMetricFamily("dat_admitted_images", "Images admitted and not yet answered.", engine.slots_in_use)
+    states = GaugeMetricFamily("dat_engine_state", "Engines in each state.", labels=("state",))
+    present = list(engine.states)
+    for state in EngineState:
+        states.add_metric((state.value,), present.count(state))
+    yield states
+
+
+def _process_metrics(pids: Mapping[str, int]) -> Iterator[Metric]:
+    """Yield the usual metrics of processes, with the process's name as a label."""
+    families: dict[str, Metric] = {}
+    for name, pid in pids.items():
+        for metric in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
+            family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+            for sample in metric.samples:
+                family.add_sample(sample.name, sample.labels | {"process": name}, sample.value)
+    yield from families.values()

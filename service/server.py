@@ -1,7 +1,8 @@
 """The HTTP server: uvicorn with this service's limits and its way to end.
 
 On SIGTERM or SIGINT it stops accepting, finishes what is in flight within the drain time, and then ends the engine,
-so that whatever is still unanswered gets its 503 rather than a broken connection. The exit status is then 0.
+so that whatever is still unanswered gets its 503 rather than a broken connection. The exit status is then 0. A second
+signal ends it at once.
 """
 
 from __future__ import annotations
@@ -55,9 +56,18 @@ class Server(uvicorn.Server):
         # a signal goes that comes before uvicorn listens to them.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
+        self.serve_until_told(listener)
+
+    def serve_until_told(self, listener: socket.socket) -> None:
+        """Do what `serve_on` does, for those who have dealt with signals themselves."""
         self.run(sockets=[listener])
         if self._failure is not None:
             raise self._failure
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end at the first signal, and end at once at a second."""
+        self.force_exit = self.should_exit
+        super().handle_exit(sig, frame)
 
     def fail(self, error: StartupError) -> None:
         """End the server, for a reason that `serve_on` then raises."""

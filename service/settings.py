@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,16 +45,20 @@ class Settings(BaseSettings):
     """Version of the model; the highest one by default."""
     device: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
     """Device to run on. `auto` takes CUDA where the runtime offers it; a device asked for by name is had or refused."""
+    devices: Annotated[tuple[str, ...], NoDecode] = ()
+    """Several devices to run on in place of `device`, separated by commas, as in cuda:0,cuda:1: each gets an engine
+    process of its own, and a request goes to the one with the least waiting."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """TCP port to listen on; 0 takes a free one."""
     workers: Count = 1
-    """HTTP worker processes. This version serves with exactly 1."""
+    """HTTP processes, which decode and respond. With 1 (and no `devices`) the engine is a thread of the same process;
+    with more each device has an engine process of its own."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads that the runtime computes one batch with on the CPU; 0 takes every core."""
     decode_threads: Annotated[int, Field(ge=0)] = 0
-    """Threads that decode and resize images; 0 takes as many as there are cores."""
+    """Threads that decode and resize images, in each worker; 0 shares the cores out among the workers."""
     batch_buckets: Annotated[tuple[Count, ...], NoDecode] = ()
     """Batch sizes that the model is run with, separated by commas; a batch is padded to the next one.
     Left out: 1,2,4,8 on the CPU, and the powers of two up to 64 elsewhere."""
@@ -75,6 +80,10 @@ class Settings(BaseSettings):
     """Longest time to finish what is in flight after SIGTERM."""
     hang_timeout_ms: Milliseconds = 60_000
     """A single run of the model that takes longer counts as hung, and the engine as dead."""
+    heartbeat_timeout_ms: Milliseconds = 10_000
+    """With several processes: one that is not running the model and is not heard of for so long is replaced."""
+    max_restart_delay_ms: Milliseconds = 5_000
+    """With several processes: longest wait before one that keeps ending is started again; the first waits 0.1 s."""
     exif_orientation: bool = False
     """Turn images as their EXIF orientation says. Off: the published accuracies were measured without."""
     top_k: Count = 5
@@ -87,7 +96,7 @@ class Settings(BaseSettings):
     """API keys, separated by commas; where any is set, `/v1` wants one as `Authorization: Bearer`.
     Prefer the variable: other users of the machine can read a command line."""
 
-    @field_validator("batch_buckets", "api_keys", mode="before")
+    @field_validator("batch_buckets", "api_keys", "devices", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
@@ -99,12 +108,13 @@ class Settings(BaseSettings):
             raise ValueError("the sizes must ascend, each only once")
         return buckets
 
-    @field_validator("workers")
+    @field_validator("devices")
     @classmethod
-    def _one_worker(cls, workers: int) -> int:
-        if workers != 1:
-            raise ValueError("this version serves with exactly 1 worker")
-        return workers
+    def _known(cls, devices: tuple[str, ...]) -> tuple[str, ...]:
+        for device in devices:
+            if not re.fullmatch(r"cpu|(cuda|tensorrt)(:\d+)?", device):
+                raise ValueError(f"{device!r} is not a device; devices are cpu, cuda:0, cuda:1, tensorrt:0 ...")
+        return devices
 
     @field_validator("api_keys")
     @classmethod
@@ -117,9 +127,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _full_request_fits_queue(self) -> Settings:
-        if self.max_images > self.max_queued_images:
+        if self.max_images > self.slots_of_a_worker:
+            shared = f" shared by {self.workers} workers" if self.workers > 1 else ""
             raise ValueError(
-                f"max_images ({self.max_images}) is more than max_queued_images ({self.max_queued_images}): "
+                f"max_images ({self.max_images}) is more than max_queued_images ({self.max_queued_images}){shared}: "
                 "such a request could never be admitted"
             )
         return self
@@ -129,9 +140,19 @@ class Settings(BaseSettings):
         return self.batch_buckets or (CPU_BUCKETS if device == "cpu" else GPU_BUCKETS)
 
     @property
+    def has_processes(self) -> bool:
+        """Whether the engines are processes of their own."""
+        return self.workers > 1 or bool(self.devices)
+
+    @property
+    def slots_of_a_worker(self) -> int:
+        """Images that one worker may admit."""
+        return self.max_queued_images // self.workers
+
+    @property
     def decode_thread_count(self) -> int:
-        """Threads of the decoding pool."""
-        return self.decode_threads or os.cpu_count() or 1
+        """Threads of one worker's decoding pool."""
+        return self.decode_threads or max((os.cpu_count() or 1) // self.workers, 1)
 
 
 def option_of(field: str) -> str:

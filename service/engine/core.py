@@ -19,8 +19,16 @@ from typing import Protocol
 import numpy as np
 
 from service.engine.batcher import Batch, Batcher
-from service.engine.slots import SlotPool
-from service.engine.types import Answer, Completion, OutOfDeviceMemory, Outputs, Session, StagingSession, WorkItem
+from service.engine.types import (
+    Answer,
+    Completion,
+    OutOfDeviceMemory,
+    Outputs,
+    Pixels,
+    Session,
+    StagingSession,
+    WorkItem,
+)
 from service.errors import Cancelled, DeadlineExceeded, InferenceFailed, ServiceError, StartupError
 
 _log = logging.getLogger(__name__)
@@ -53,6 +61,26 @@ class EngineObserver(Protocol):
         ...
 
 
+class EngineSlots(Protocol):
+    """What the core asks of the slots that its images lie in: the engine's part of `slots.SlotPool`."""
+
+    def pixels(self, slot: int) -> Pixels:
+        """Return a slot's image (height, width, 3), which the engine owns."""
+        ...
+
+    def start(self, slots: Iterable[int]) -> None:
+        """The slots' batch begins, QUEUED to RUNNING."""
+        ...
+
+    def keep(self, slot: int, outputs: Outputs) -> Outputs:
+        """Keep a RUNNING slot's outputs, rows of its batch's, and return what its answer will carry."""
+        ...
+
+    def finish(self, slots: Iterable[int]) -> None:
+        """Hand slots back, run or dropped, QUEUED or RUNNING to DONE."""
+        ...
+
+
 class NoObserver:
     """Nobody watches."""
 
@@ -75,7 +103,7 @@ class EngineCore:
     def __init__(
         self,
         session: Session,
-        pool: SlotPool,
+        pool: EngineSlots,
         batcher: Batcher,
         *,
         clock: Callable[[], float],
@@ -195,24 +223,25 @@ class EngineCore:
         started_s = self._clock()
         try:
             results = self._infer(bucket, outputs)
+            ended_s = self._clock()
+            kept = [
+                self.pool.keep(item.slot, {name: results[name][row] for name in item.outputs})
+                for row, item in enumerate(items)
+            ]
         except OutOfDeviceMemory:
             raise
         except Exception:
             return self._fail_batch(items, bucket)
-        self.last_success_s = self._clock()
+        self.last_success_s = ended_s
         self.failures_in_a_row = 0
-        inference_s = self.last_success_s - started_s
+        inference_s = ended_s - started_s
         self._batcher.costs.observe(bucket, inference_s)
         queue_s = [started_s - item.enqueued_s for item in items]
         self._observer.batch_ran(bucket=bucket, queue_s=queue_s, inference_s=inference_s)
         self.pool.finish(item.slot for item in items)
         return [
-            Completion(
-                item.ticket,
-                item.slot,
-                Answer(_own_row(results, item.outputs, row), waited_s, inference_s, len(items), bucket),
-            )
-            for row, (item, waited_s) in enumerate(zip(items, queue_s, strict=True))
+            Completion(item.ticket, item.slot, Answer(outputs, waited_s, inference_s, len(items), bucket))
+            for item, outputs, waited_s in zip(items, kept, queue_s, strict=True)
         ]
 
     def _fail_batch(self, items: Sequence[WorkItem], bucket: int) -> list[Completion]:
@@ -230,12 +259,3 @@ class EngineCore:
             if len(results[name]) != bucket:
                 raise ValueError(f"output {name} has {len(results[name])} rows for a batch of {bucket}")
         return results
-
-
-def _own_row(results: Outputs, asked: frozenset[str], row: int) -> Outputs:
-    """Return a copy of one image's asked outputs: the arrays are the session's, and its next run may overwrite them.
-
-    Besides, a view would keep the whole batch in memory for as long as one image of it is being answered: 38 MB for
-    the first stage's features of a batch of 32, where the image's own are 1.2 MB.
-    """
-    return {name: results[name][row].copy() for name in asked}

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.engine.client import InProcessEngine
+from service.engine.calls import EngineClient
 from service.errors import Unauthorized, UnknownModel
 from service.imaging import Preprocessing
 from service.metrics import Metrics
@@ -23,7 +23,7 @@ class Service:
 
     settings: Settings
     model: ModelDirectory
-    engine: InProcessEngine
+    engine: EngineClient
     metrics: Metrics
     preprocessing: Preprocessing
     decode_pool: ThreadPoolExecutor

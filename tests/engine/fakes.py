@@ -5,20 +5,31 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import os
+import socket
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
+from service.engine.calls import EngineClient
 from service.engine.client import InProcessEngine
+from service.engine.control import Attach, ControlSocket, End
 from service.engine.core import DropReason
+from service.engine.process import EngineProcess
+from service.engine.remote import RemoteEngine
 from service.engine.reservation import Reservation
+from service.engine.shared import Board, Geometry, SlotMemory
 from service.engine.types import Answer, Outputs, Pixels, Priority, WorkItem
 
 LOGITS = frozenset({"logits"})
+OUTPUTS = (("logits", (2,)), ("embedding", (24,)))
+"""The outputs of a ScriptedSession and their shapes."""
 PATIENCE_S = 30.0
 """How long a test waits for what must happen before it calls it a failure."""
 
@@ -143,7 +154,7 @@ def colour(answer: Answer) -> int:
 
 
 async def classify(
-    engine: InProcessEngine,
+    engine: EngineClient,
     *colours: int,
     outputs: frozenset[str] = LOGITS,
     deadline_s: float = math.inf,
@@ -161,23 +172,32 @@ async def classify(
         )
 
 
-async def until_queued(engine: InProcessEngine, images: int) -> None:
+async def until_queued(engine: EngineClient, images: int) -> None:
     """Let the tasks just made hand their images to the engine, which they do before they first wait."""
     await asyncio.sleep(0)
     assert engine.queue_depth == images
 
 
-@asynccontextmanager
-async def running(session: ScriptedSession, **options: object) -> AsyncIterator[InProcessEngine]:
-    """A warmed-up engine that is stopped afterwards.
+class Running(Protocol):
+    """A way to run an engine: a context of a warmed-up one, stopped afterwards.
 
     Only runs move its clock, so that the same batches form every time; a test of deadlines or hanging takes the real
     one, and then does not ask which bucket was chosen.
     """
+
+    def __call__(self, session: ScriptedSession, **options: Any) -> AbstractAsyncContextManager[EngineClient]: ...
+
+
+def _options(session: ScriptedSession, options: dict[str, Any]) -> dict[str, Any]:
     if "clock" not in options:
         options["clock"] = session.clock = session.clock or FakeClock()
-    options = {"buckets": (1, 2, 4), "max_queued_images": 16} | options
-    engine = InProcessEngine(lambda: session, **options)  # type: ignore[arg-type]
+    return {"buckets": (1, 2, 4), "max_queued_images": 16} | options
+
+
+@asynccontextmanager
+async def running_in_thread(session: ScriptedSession, **options: Any) -> AsyncIterator[InProcessEngine]:
+    """The engine as a thread beside the event loop."""
+    engine = InProcessEngine(lambda: session, **_options(session, options))
     await engine.start()
     await engine.wait_ready()
     session.runs.clear()
@@ -186,3 +206,74 @@ async def running(session: ScriptedSession, **options: object) -> AsyncIterator[
     finally:
         session.let_go()
         await engine.stop()
+
+
+@asynccontextmanager
+async def running_in_process(session: ScriptedSession, **options: Any) -> AsyncIterator[RemoteEngine]:
+    """The engine as its own process runs it, with a worker's links and memory; here both are in one process."""
+    async with linked(session, **options) as served:
+        await served.client.wait_ready()
+        session.runs.clear()
+        yield served.client
+
+
+@dataclass
+class Linked:
+    """A worker's client and the engine that it has a link to, which runs in a thread."""
+
+    client: RemoteEngine
+    engine: EngineProcess
+    board: Board
+    control: ControlSocket
+    thread: threading.Thread
+    failures: list[BaseException]
+
+
+@asynccontextmanager
+async def linked(
+    session: ScriptedSession, *, load: Callable[[], ScriptedSession] | None = None, **options: Any
+) -> AsyncIterator[Linked]:
+    options = _options(session, options)
+    geometry = Geometry(options.pop("max_queued_images"), session.input_shape, OUTPUTS)
+    board, descriptor = Board.create(workers=1, engines=1)
+    os.close(descriptor)
+    ours, theirs = ControlSocket.pair()
+    clock, hang_after_s = options["clock"], options.pop("hang_after_s", 60.0)
+    engine = EngineProcess(
+        load or (lambda: session), control=theirs, row=board.engines[0], geometry=geometry, **options
+    )
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            engine.run()
+        except BaseException as error:  # what would end the process
+            failures.append(error)
+        finally:
+            theirs.close()
+
+    thread = threading.Thread(target=run, name="engine")
+    memory = SlotMemory.create(geometry)
+    client = RemoteEngine(SlotMemory(geometry, memory), board, worker=0, hang_after_s=hang_after_s, clock=clock)
+    served = Linked(client, engine, board, ours, thread, failures)
+    await client.start()
+    attach(served, memory)
+    os.close(memory)
+    thread.start()
+    try:
+        yield served
+    finally:
+        session.let_go()
+        ours.send(End())
+        await client.stop()
+        await asyncio.to_thread(thread.join, PATIENCE_S)
+        ours.close()
+        assert not thread.is_alive()
+
+
+def attach(served: Linked, memory: int) -> None:
+    """Link client and engine, as the supervisor does."""
+    for_client, for_engine = socket.socketpair()
+    served.client.attach(0, for_client)
+    with for_engine:
+        assert served.control.send(Attach(0), [for_engine.fileno(), memory])

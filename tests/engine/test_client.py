@@ -18,22 +18,18 @@ from tests.engine.fakes import (
     LOGITS,
     PATIENCE_S,
     RecordingObserver,
+    Running,
     ScriptedSession,
     classify,
     colour,
     in_s,
     paint,
-    running,
+    running_in_thread,
     until_queued,
 )
 
 
-@pytest.fixture
-def session() -> ScriptedSession:
-    return ScriptedSession()
-
-
-async def test_answers_come_in_the_order_that_was_asked_for(session: ScriptedSession) -> None:
+async def test_answers_come_in_the_order_that_was_asked_for(session: ScriptedSession, running: Running) -> None:
     async with running(session) as engine:
         with engine.reserve(3) as reservation:
             for index, value in enumerate((10, 20, 30)):
@@ -44,13 +40,15 @@ async def test_answers_come_in_the_order_that_was_asked_for(session: ScriptedSes
         assert engine.slots_in_use == 0
 
 
-async def test_a_request_larger_than_the_largest_bucket_is_answered_whole(session: ScriptedSession) -> None:
+async def test_a_request_larger_than_the_largest_bucket_is_answered_whole(
+    session: ScriptedSession, running: Running
+) -> None:
     async with running(session, buckets=(1, 4)) as engine:
         answers = await classify(engine, *range(11))
         assert [colour(answer) for answer in answers] == list(range(11))
 
 
-async def test_a_batch_forms_while_the_device_is_busy(session: ScriptedSession) -> None:
+async def test_a_batch_forms_while_the_device_is_busy(session: ScriptedSession, running: Running) -> None:
     async with running(session) as engine:
         session.hold()
         first = asyncio.create_task(classify(engine, 1))
@@ -63,7 +61,7 @@ async def test_a_batch_forms_while_the_device_is_busy(session: ScriptedSession) 
         assert [answer.batch_size for answer in answers] == [1, 4, 4, 4, 4]
 
 
-async def test_interactive_images_overtake_bulk_ones(session: ScriptedSession) -> None:
+async def test_interactive_images_overtake_bulk_ones(session: ScriptedSession, running: Running) -> None:
     async with running(session, buckets=(1,)) as engine:
         session.hold()
         order: list[str] = []
@@ -83,7 +81,9 @@ async def test_interactive_images_overtake_bulk_ones(session: ScriptedSession) -
         assert order == ["first", "interactive", "bulk"]
 
 
-async def test_a_waiting_request_that_is_cancelled_does_not_fail_its_batch(session: ScriptedSession) -> None:
+async def test_a_waiting_request_that_is_cancelled_does_not_fail_its_batch(
+    session: ScriptedSession, running: Running
+) -> None:
     observer = RecordingObserver()
     async with running(session, observer=observer) as engine:
         session.hold()
@@ -102,7 +102,7 @@ async def test_a_waiting_request_that_is_cancelled_does_not_fail_its_batch(sessi
 
 
 async def test_a_request_cancelled_during_its_run_keeps_its_slot_until_the_run_has_ended(
-    session: ScriptedSession,
+    session: ScriptedSession, running: Running
 ) -> None:
     async with running(session, max_queued_images=1) as engine:
         session.hold()
@@ -119,7 +119,9 @@ async def test_a_request_cancelled_during_its_run_keeps_its_slot_until_the_run_h
         assert engine.slots_in_use == 0
 
 
-async def test_a_deadline_that_passes_in_the_queue_is_told_while_the_device_is_busy(session: ScriptedSession) -> None:
+async def test_a_deadline_that_passes_in_the_queue_is_told_while_the_device_is_busy(
+    session: ScriptedSession, running: Running
+) -> None:
     observer = RecordingObserver()
     async with running(session, buckets=(1,), observer=observer, clock=time.monotonic) as engine:
         session.hold()
@@ -135,7 +137,7 @@ async def test_a_deadline_that_passes_in_the_queue_is_told_while_the_device_is_b
         assert DropReason.CANCELLED not in dict(observer.drops)
 
 
-async def test_a_deadline_that_passes_in_the_run_is_told_at_once(session: ScriptedSession) -> None:
+async def test_a_deadline_that_passes_in_the_run_is_told_at_once(session: ScriptedSession, running: Running) -> None:
     async with running(session, clock=time.monotonic) as engine:
         session.hold()
         with pytest.raises(DeadlineExceeded):
@@ -145,7 +147,7 @@ async def test_a_deadline_that_passes_in_the_run_is_told_at_once(session: Script
         assert engine.slots_in_use == 0
 
 
-async def test_a_deadline_that_has_passed_already_costs_no_run(session: ScriptedSession) -> None:
+async def test_a_deadline_that_has_passed_already_costs_no_run(session: ScriptedSession, running: Running) -> None:
     async with running(session, clock=time.monotonic) as engine:
         with pytest.raises(DeadlineExceeded):
             await classify(engine, 1, deadline_s=in_s(-1))
@@ -153,7 +155,7 @@ async def test_a_deadline_that_has_passed_already_costs_no_run(session: Scripted
         assert engine.slots_in_use == 0
 
 
-async def test_a_full_queue_refuses_without_losing_what_it_holds(session: ScriptedSession) -> None:
+async def test_a_full_queue_refuses_without_losing_what_it_holds(session: ScriptedSession, running: Running) -> None:
     async with running(session, max_queued_images=4) as engine:
         session.hold()
         held = asyncio.create_task(classify(engine, 1, 2, 3))
@@ -173,7 +175,7 @@ async def test_a_full_queue_refuses_without_losing_what_it_holds(session: Script
 
 @pytest.mark.parametrize(("image_s", "retry_after_s"), [(2.0, 8.0), (0.001, 1.0), (1000.0, 60.0)])
 async def test_an_overloaded_engine_says_when_its_queue_will_be_done(
-    session: ScriptedSession, image_s: float, retry_after_s: float
+    session: ScriptedSession, running: Running, image_s: float, retry_after_s: float
 ) -> None:
     session.run_s, session.image_s = 0.0, image_s
     async with running(session, max_queued_images=4) as engine:
@@ -182,14 +184,16 @@ async def test_an_overloaded_engine_says_when_its_queue_will_be_done(
         assert refusal.value.retry_after_s == pytest.approx(retry_after_s)
 
 
-async def test_an_unknown_output_is_refused_before_it_can_fail_a_batch(session: ScriptedSession) -> None:
+async def test_an_unknown_output_is_refused_before_it_can_fail_a_batch(
+    session: ScriptedSession, running: Running
+) -> None:
     async with running(session) as engine:
         with pytest.raises(InvalidParameter, match="outputs are logits, embedding; asked for was stage9"):
             await classify(engine, 1, outputs=frozenset({"stage9"}))
         assert engine.slots_in_use == 0
 
 
-async def test_a_slot_is_not_given_away_while_a_thread_writes_it(session: ScriptedSession) -> None:
+async def test_a_slot_is_not_given_away_while_a_thread_writes_it(session: ScriptedSession, running: Running) -> None:
     async with running(session, max_queued_images=1) as engine:
         writing, may_end = threading.Event(), threading.Event()
 
@@ -209,7 +213,9 @@ async def test_a_slot_is_not_given_away_while_a_thread_writes_it(session: Script
         assert colour((await classify(engine, 5))[0]) == 5
 
 
-async def test_a_thread_that_comes_after_the_request_has_gone_is_turned_away(session: ScriptedSession) -> None:
+async def test_a_thread_that_comes_after_the_request_has_gone_is_turned_away(
+    session: ScriptedSession, running: Running
+) -> None:
     async with running(session) as engine:
         with engine.reserve(1) as reservation:
             pass
@@ -217,7 +223,7 @@ async def test_a_thread_that_comes_after_the_request_has_gone_is_turned_away(ses
             paint(reservation, 0, 1)
 
 
-async def test_pixels_belong_to_the_engine_once_they_are_inferred(session: ScriptedSession) -> None:
+async def test_pixels_belong_to_the_engine_once_they_are_inferred(session: ScriptedSession, running: Running) -> None:
     async with running(session) as engine:
         with engine.reserve(2) as reservation:
             for index in (0, 1):
@@ -232,7 +238,7 @@ async def test_pixels_belong_to_the_engine_once_they_are_inferred(session: Scrip
         assert engine.slots_in_use == 0
 
 
-async def test_nothing_to_infer_is_answered_with_nothing(session: ScriptedSession) -> None:
+async def test_nothing_to_infer_is_answered_with_nothing(session: ScriptedSession, running: Running) -> None:
     async with running(session) as engine:
         with engine.reserve(1) as reservation:
             assert await reservation.infer([], outputs=LOGITS, deadline_s=math.inf) == []
@@ -265,7 +271,9 @@ async def test_a_loading_engine_refuses_until_its_warm_up_is_over(session: Scrip
     await engine.stop()
 
 
-async def test_draining_finishes_what_was_admitted_and_refuses_what_is_new(session: ScriptedSession) -> None:
+async def test_draining_finishes_what_was_admitted_and_refuses_what_is_new(
+    session: ScriptedSession, running: Running
+) -> None:
     async with running(session) as engine:
         session.hold()
         admitted = asyncio.create_task(classify(engine, 1))
@@ -285,7 +293,7 @@ async def test_draining_finishes_what_was_admitted_and_refuses_what_is_new(sessi
         assert await draining
 
 
-async def test_draining_gives_up_when_its_time_is_over(session: ScriptedSession) -> None:
+async def test_draining_gives_up_when_its_time_is_over(session: ScriptedSession, running: Running) -> None:
     async with running(session) as engine:
         with engine.reserve(1):
             assert not await engine.drain(0.01)
@@ -293,7 +301,7 @@ async def test_draining_gives_up_when_its_time_is_over(session: ScriptedSession)
 
 
 async def test_stopping_fails_what_still_waits_and_frees_its_slots(session: ScriptedSession) -> None:
-    async with running(session) as engine:
+    async with running_in_thread(session) as engine:
         session.hold()
         running_one = asyncio.create_task(classify(engine, 1))
         await session.run_started()
@@ -360,7 +368,7 @@ async def test_an_engine_drained_while_loading_does_not_become_ready(
 async def test_a_step_wakes_the_event_loop_once_however_many_images_it_ends(
     session: ScriptedSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running(session, buckets=(8,)) as engine:
+    async with running_in_thread(session, buckets=(8,)) as engine:
         loop = asyncio.get_running_loop()
         wake_ups = []
         call_soon_threadsafe = loop.call_soon_threadsafe
@@ -375,7 +383,7 @@ async def test_a_step_wakes_the_event_loop_once_however_many_images_it_ends(
         assert len(wake_ups) == 1
 
 
-async def test_max_delay_lets_an_image_wait_for_company(session: ScriptedSession) -> None:
+async def test_max_delay_lets_an_image_wait_for_company(session: ScriptedSession, running: Running) -> None:
     async with running(session, buckets=(1, 2), max_delay_s=PATIENCE_S) as engine:
         alone = asyncio.create_task(classify(engine, 1))
         await until_queued(engine, 1)
@@ -384,6 +392,6 @@ async def test_max_delay_lets_an_image_wait_for_company(session: ScriptedSession
 
 
 async def test_an_engine_is_started_once(session: ScriptedSession) -> None:
-    async with running(session) as engine:
+    async with running_in_thread(session) as engine:
         with pytest.raises(RuntimeError, match="started once"):
             await engine.start()

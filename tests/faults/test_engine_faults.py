@@ -27,12 +27,13 @@ from tests.engine.fakes import (
     PATIENCE_S,
     FakeClock,
     RecordingObserver,
+    Running,
     ScriptedSession,
     classify,
     colour,
     in_s,
     paint,
-    running,
+    running_in_thread,
     until_queued,
 )
 
@@ -41,12 +42,7 @@ class Lethal(BaseException):
     """What no session should raise, and the engine does not survive."""
 
 
-@pytest.fixture
-def session() -> ScriptedSession:
-    return ScriptedSession()
-
-
-async def test_an_exception_in_a_run_fails_that_batch_and_no_other(session: ScriptedSession) -> None:
+async def test_an_exception_in_a_run_fails_that_batch_and_no_other(session: ScriptedSession, running: Running) -> None:
     async with running(session, buckets=(1, 2)) as engine:
         session.hold()
         first = asyncio.create_task(classify(engine, 1))
@@ -67,7 +63,7 @@ async def test_an_exception_in_a_run_fails_that_batch_and_no_other(session: Scri
 
 
 async def test_one_failed_batch_fails_a_request_whole_and_drops_what_it_still_had_waiting(
-    session: ScriptedSession,
+    session: ScriptedSession, running: Running
 ) -> None:
     observer = RecordingObserver()
     async with running(session, buckets=(2,), observer=observer) as engine:
@@ -76,18 +72,18 @@ async def test_one_failed_batch_fails_a_request_whole_and_drops_what_it_still_ha
         request = asyncio.create_task(classify(engine, *range(8)))
         await session.run_started()
         session.let_one_go()
-        await session.run_started()
         with pytest.raises(InferenceFailed):
             await request
         session.let_go()
         assert await engine.drain(PATIENCE_S)
         assert observer.failed == [(2, 2)]
-        assert observer.batches == [(2, 2)]
-        assert sum(images for _, images in observer.drops) == 4
+        # The next batch may have begun before the caller could take its images back; the others are dropped.
+        assert observer.batches in ([], [(2, 2)])
+        assert sum(images for _, images in observer.drops) == 6 - 2 * len(observer.batches)
 
 
 async def test_an_engine_that_fails_batch_after_batch_is_unhealthy_until_it_is_tried_again(
-    session: ScriptedSession,
+    session: ScriptedSession, running: Running
 ) -> None:
     clock = session.clock = FakeClock()
     async with running(session) as engine:
@@ -106,7 +102,7 @@ async def test_an_engine_that_fails_batch_after_batch_is_unhealthy_until_it_is_t
 
 
 async def test_a_dead_thread_fails_everything_at_once_and_for_good(session: ScriptedSession) -> None:
-    async with running(session) as engine:
+    async with running_in_thread(session) as engine:
         session.hold()
         in_flight = asyncio.create_task(classify(engine, 1))
         await session.run_started()
@@ -135,7 +131,7 @@ async def test_an_exception_outside_the_session_is_death_too(session: ScriptedSe
         def batch_ran(self, *, bucket: int, queue_s: Sequence[float], inference_s: float) -> None:
             raise ValueError("no such metric")
 
-    async with running(session, observer=Broken()) as engine:
+    async with running_in_thread(session, observer=Broken()) as engine:
         with pytest.raises(NotReady):
             await classify(engine, 1)
         assert engine.state is EngineState.DEAD
@@ -143,7 +139,7 @@ async def test_an_exception_outside_the_session_is_death_too(session: ScriptedSe
 
 
 async def test_a_hanging_run_is_death_and_its_late_result_harms_nobody(session: ScriptedSession) -> None:
-    async with running(session, buckets=(1,), hang_after_s=0.05, clock=time.monotonic) as engine:
+    async with running_in_thread(session, buckets=(1,), hang_after_s=0.05, clock=time.monotonic) as engine:
         session.hold()
         in_flight, waiting = (asyncio.create_task(classify(engine, value)) for value in (1, 2))
         for task in (in_flight, waiting):
@@ -160,7 +156,7 @@ async def test_a_hanging_run_is_death_and_its_late_result_harms_nobody(session: 
 
 async def test_a_hanging_run_is_noticed_though_its_caller_has_gone(session: ScriptedSession) -> None:
     clock = session.clock = FakeClock()
-    async with running(session, hang_after_s=0.05) as engine:
+    async with running_in_thread(session, hang_after_s=0.05) as engine:
         session.hold()
         gone = asyncio.create_task(classify(engine, 1))
         await session.run_started()
@@ -178,7 +174,7 @@ async def test_a_hanging_run_is_noticed_though_its_caller_has_gone(session: Scri
 
 
 async def test_a_thread_that_never_returns_does_not_keep_the_engine_from_stopping(session: ScriptedSession) -> None:
-    async with running(session) as engine:
+    async with running_in_thread(session) as engine:
         session.hold()
         request = asyncio.create_task(classify(engine, 1))
         await session.run_started()
@@ -244,7 +240,7 @@ requests = st.lists(
 @settings(max_examples=40, deadline=None)
 @given(requests=requests, faults=st.lists(st.sampled_from([None, None, RuntimeError("random fault")]), max_size=10))
 async def test_slots_never_leak_and_answers_never_mix(
-    requests: list[dict[str, object]], faults: list[BaseException | None]
+    running: Running, requests: list[dict[str, object]], faults: list[BaseException | None]
 ) -> None:
     session = ScriptedSession()
 

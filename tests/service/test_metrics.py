@@ -25,11 +25,11 @@ def test_runs_of_the_model_are_counted_by_bucket_and_timed_by_image() -> None:
 
 def test_engines_gauges_are_read_at_every_scrape(model: ModelDirectory) -> None:
     metrics = Metrics(buckets=(1,))
-    engine = SimpleNamespace(state=EngineState.LOADING, queue_depth=0, slots_in_use=0)
+    engine = SimpleNamespace(states=[EngineState.LOADING], queue_depth=0, slots_in_use=0)
     metrics.watch(engine)
     metrics.describe(model.manifest)
     assert b'dat_engine_state{state="loading"} 1.0' in metrics.render()
-    engine.state, engine.queue_depth, engine.slots_in_use = EngineState.READY, 5, 7
+    engine.states, engine.queue_depth, engine.slots_in_use = [EngineState.READY], 5, 7
     text = metrics.render()
     assert b'dat_engine_state{state="ready"} 1.0' in text
     assert b'dat_engine_state{state="loading"} 0.0' in text

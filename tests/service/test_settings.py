@@ -38,7 +38,7 @@ def test_option_wins_over_variable_and_variable_over_default(monkeypatch: pytest
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_field_is_an_option_and_a_variable_and_is_described(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {
-        "repository": "elsewhere", "model": "m", "model_version": "2", "device": "cpu", "host": "::1", "workers": "1",
+        "repository": "elsewhere", "model": "m", "model_version": "2", "device": "cpu", "host": "::1", "workers": "3", "devices": "cpu,cuda:1",
         "batch_buckets": "1,3", "exif_orientation": "true", "log_level": "error", "log_format": "json",
         "api_keys": "a,b",
     }.get(name, "77")  # fmt: skip
@@ -46,7 +46,7 @@ def test_every_field_is_an_option_and_a_variable_and_is_described(name: str, mon
     by_option = getattr(parsed(*option), name)
     monkeypatch.setenv(variable_of(name), given)
     assert getattr(load_settings(), name) == by_option
-    assert name == "workers" or by_option != Settings.model_fields[name].default
+    assert by_option != Settings.model_fields[name].default
     assert Settings.model_fields[name].description
     assert f"| `{option_of(name)}` | `{variable_of(name)}` |" in markdown_table()
 
@@ -70,7 +70,7 @@ def test_bad_values_are_all_named_by_where_they_were_given(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("workers", "2", "exactly 1 worker"),
+        ("devices", "cpu,gpu:0", "'gpu:0' is not a device"),
         ("batch_buckets", "1,4,2", "ascend"),
         ("batch_buckets", "0,1", "greater than 0"),
         ("batch_buckets", "1,,2", "valid integer"),
@@ -90,6 +90,8 @@ def test_value_outside_its_domain_is_refused_with_the_reason(name: str, value: s
 def test_request_that_could_never_be_admitted_is_refused_at_once() -> None:
     with pytest.raises(SettingsError, match="never be admitted"):
         load_settings({"max_images": "10", "max_queued_images": "5"})
+    with pytest.raises(SettingsError, match="shared by 17 workers: such a request could never be admitted"):
+        load_settings({"workers": "17"})
 
 
 def test_api_keys_never_show() -> None:

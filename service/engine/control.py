@@ -1,0 +1,107 @@
+"""What the supervisor and its processes tell each other, over one socket for each process.
+
+Messages are whole (SOCK_SEQPACKET) and may carry descriptors. They are pickled: both ends are the same program, and
+nobody else can reach the socket. To whoever holds one end, the end of the socket means that the other process is gone.
+"""
+
+from __future__ import annotations
+
+import array
+import pickle
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_MOST_BYTES = 1 << 20
+_MOST_DESCRIPTORS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """To a new process: what to call, as `target(control, descriptors, *arguments)`; it returns the exit status."""
+
+    target: Callable[..., int]
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """A link to a process of the other kind, by its number.
+
+    To an engine it carries the link's socket and the worker's memory, to a worker the socket alone.
+    """
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there? Answered by Pong between two pieces of work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The answer to Ping."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """To the supervisor: the process does what it is for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """To the supervisor: the process cannot start, for a reason that is fit for the operator."""
+
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Finish what is in flight, and end."""
+
+
+class ControlSocket:
+    """One end of a pair."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+
+    @classmethod
+    def pair(cls) -> tuple[ControlSocket, ControlSocket]:
+        """Return two connected ends, neither of which is inherited by a new process."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MOST_BYTES)
+        return cls(ours), cls(theirs)
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._socket.fileno()
+
+    def send(self, message: object, descriptors: Sequence[int] = ()) -> bool:
+        """Send a message with copies of descriptors; never waits. Returns false where the other end takes no more.
+
+        It takes no more when it is gone, or has not read for long.
+        """
+        try:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+            self._socket.sendmsg([pickle.dumps(message)], rights, socket.MSG_DONTWAIT)
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    def receive(self) -> tuple[object, list[int]] | None:
+        """Wait for a message and return it with its descriptors, which are now the caller's; None at the end."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(
+                self._socket, _MOST_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionResetError:
+            return None
+        return (pickle.loads(data), descriptors) if data else None  # noqa: S301  # from our own process
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._socket.close()

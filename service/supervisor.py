@@ -1,0 +1,297 @@
+"""The supervisor: starts an engine process a device and the HTTP workers, links them, and keeps them there.
+
+It serves no request itself. It binds the listening socket once, and every worker accepts on it. Each pair of a worker
+and an engine gets a socket of its own; when one of the two is started anew, so are its links, and nobody else notices.
+
+    dead    the process has ended                                                   started again, after a delay
+    hung    a ping was not answered for `heartbeat_timeout_ms`, or, by an engine    killed, and then as above
+            that runs the model, for `hang_timeout_ms`; while it loads it may take its time
+
+The delay doubles with each end, from 0.1 s up to `max_restart_delay_ms`, and begins anew after a healthy minute. A
+process that ends before it was ever ready ends the service: it would not come up the next time either.
+
+On SIGTERM or SIGINT the workers stop accepting and finish what is in flight, within the drain time; then the engines
+end, and the exit status is 0. A second signal kills all. When the supervisor itself is killed, the kernel kills them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from prometheus_client.multiprocess import mark_process_dead
+
+from service.engine.control import Attach, ControlSocket, End, Failed, Ping, Pong, Ready, Start
+from service.engine.shared import Board, EngineRow, SlotMemory, WorkerRow, engine_name, worker_name
+from service.engine.types import EngineState
+from service.errors import StartupError
+from service.metrics_directory import VARIABLE
+from service.processes import Plan, run_engine, run_worker
+from service.server import LAST_ANSWERS_S
+
+_log = logging.getLogger(__name__)
+
+_HEARTBEAT_S = 1.0
+_FIRST_DELAY_S = 0.1
+_HEALTHY_S = 60.0
+_LEAVING_S = 5.0
+"""For a process that has nothing left to do but to end."""
+
+
+class _Child:
+    """A process and what it has told. `missed` counts the heartbeats since a ping that it has not answered."""
+
+    def __init__(self, process: asyncio.subprocess.Process, control: ControlSocket) -> None:
+        self.process = process
+        self.control = control
+        self.missed = 0
+        self.failure: str | None = None
+
+    def kill(self) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+
+
+class _Place(ABC):
+    """What a process of the service is for; whichever fills it now is `child`."""
+
+    name: str
+    row: EngineRow | WorkerRow
+
+    def __init__(self) -> None:
+        self.child: _Child | None = None
+        self.was_ready = False
+
+    @abstractmethod
+    def begin(self) -> tuple[Start, list[int]]:
+        """Return what a new process is told first, and the descriptors that it gets."""
+
+    def end(self) -> None:
+        """Forget the process that has ended."""
+        self.row.clear()
+
+    @abstractmethod
+    def patience_s(self) -> float | None:
+        """Return how long the process may leave a ping unanswered at present; None for as long as it takes."""
+
+
+class _EnginePlace(_Place):
+    """The place of one engine."""
+
+    row: EngineRow
+
+    def __init__(self, plan: Plan, number: int, board: Board, board_descriptor: int) -> None:
+        super().__init__()
+        self.name, self.number, self.row = engine_name(number), number, board.engines[number]
+        self._plan, self._board = plan, board_descriptor
+
+    def begin(self) -> tuple[Start, list[int]]:
+        return Start(run_engine, (self._plan, self.number)), [self._board]
+
+    def patience_s(self) -> float | None:
+        if self.row.state is not EngineState.READY:
+            return None
+        settings = self._plan.settings
+        is_busy = self.row.busy_since_s is not None
+        return (settings.hang_timeout_ms if is_busy else settings.heartbeat_timeout_ms) / 1000
+
+
+class _WorkerPlace(_Place):
+    """The place of one worker, and the memory of the process that fills it."""
+
+    row: WorkerRow
+
+    def __init__(self, plan: Plan, number: int, board: Board, board_descriptor: int, listener: socket.socket) -> None:
+        super().__init__()
+        self.name, self.number, self.row = worker_name(number), number, board.workers[number]
+        self._plan, self._board, self._listener = plan, board_descriptor, listener
+        self.memory: int | None = None
+
+    def begin(self) -> tuple[Start, list[int]]:
+        self.memory = SlotMemory.create(self._plan.geometry)
+        return Start(run_worker, (self._plan, self.number)), [self._board, self.memory, self._listener.fileno()]
+
+    def end(self) -> None:
+        super().end()
+        if self.memory is not None:
+            os.close(self.memory)
+            self.memory = None
+
+    def patience_s(self) -> float | None:
+        return self._plan.settings.heartbeat_timeout_ms / 1000 if self.was_ready else None
+
+
+class Supervisor:
+    """Runs a service of several processes on a socket that listens; `plan` says what they are."""
+
+    def __init__(self, plan: Plan, listener: socket.socket) -> None:
+        self._plan = plan
+        self._listener = listener
+        self._settings = plan.settings
+        board, descriptor = Board.create(workers=self._settings.workers, engines=len(plan.devices))
+        self._engines = [_EnginePlace(plan, number, board, descriptor) for number in range(len(plan.devices))]
+        self._workers = [
+            _WorkerPlace(plan, number, board, descriptor, listener) for number in range(self._settings.workers)
+        ]
+        self._ending: asyncio.Event
+        self._is_up = False
+
+    def run(self) -> None:
+        """Serve until a signal; raises StartupError where the service cannot start."""
+        asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._ending = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        keeping = [asyncio.create_task(self._keep(place)) for place in self._places]
+        told = asyncio.create_task(self._ending.wait())
+        try:
+            done, _ = await asyncio.wait([*keeping, told], return_when=asyncio.FIRST_COMPLETED)
+            for task in (*keeping, told):
+                task.cancel()
+            await asyncio.gather(*keeping, told, return_exceptions=True)
+            for task in done - {told}:
+                task.result()  # a keeper ends by its failure only
+            await self._drain()
+        finally:
+            for place in self._places:
+                if place.child is not None:
+                    place.child.kill()
+                    await place.child.process.wait()
+
+    @property
+    def _places(self) -> Sequence[_Place]:
+        return [*self._engines, *self._workers]
+
+    def _on_signal(self, number: int) -> None:
+        if not self._ending.is_set():
+            self._ending.set()
+            return
+        _log.warning("a second signal: the service ends at once")
+        for place in self._places:
+            if place.child is not None:
+                place.child.kill()
+        logging.shutdown()
+        os._exit(128 + number)
+
+    async def _keep(self, place: _Place) -> None:
+        """Have a process in its place for ever; raises StartupError where none was ever ready there."""
+        loop = asyncio.get_running_loop()
+        delay_s = _FIRST_DELAY_S
+        while True:
+            child = await self._start(place)
+            started_s = loop.time()
+            status = await self._watch(place, child)
+            self._forget(place, child)
+            if not place.was_ready:
+                raise StartupError(child.failure or f"{place.name} {_said(status)} before it was ready")
+            if loop.time() - started_s >= _HEALTHY_S:
+                delay_s = _FIRST_DELAY_S
+            _log.error(
+                "a process has ended, and is started again",
+                extra={"fields": {"name": place.name, "how": child.failure or _said(status), "delay_s": delay_s}},
+            )
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, max(self._settings.max_restart_delay_ms / 1000, _FIRST_DELAY_S))
+
+    async def _start(self, place: _Place) -> _Child:
+        ours, theirs = ControlSocket.pair()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "service.child", str(theirs.fileno()), str(os.getpid()),
+            stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
+            env=os.environ | {VARIABLE: str(self._plan.metrics_directory)},
+        )  # fmt: skip
+        theirs.close()
+        child = place.child = _Child(process, ours)
+        start, descriptors = place.begin()
+        ours.send(start, descriptors)
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._hear, place, child)
+        self._link(place)
+        _log.info("started", extra={"fields": {"name": place.name, "pid": process.pid}})
+        return child
+
+    def _link(self, place: _Place) -> None:
+        """Give a new process its links to all of the other kind that are there."""
+        for engine in self._engines:
+            for worker in self._workers:
+                if place in (engine, worker) and engine.child and worker.child and worker.memory is not None:
+                    for_engine, for_worker = socket.socketpair()
+                    with for_engine, for_worker:  # only the two must hold them: the end of one tells the other
+                        engine.child.control.send(Attach(worker.number), [for_engine.fileno(), worker.memory])
+                        worker.child.control.send(Attach(engine.number), [for_worker.fileno()])
+
+    def _hear(self, place: _Place, child: _Child) -> None:
+        received = child.control.receive()
+        if received is None:  # it has ended, or is about to
+            asyncio.get_running_loop().remove_reader(child.control.fileno())
+            return
+        match received[0]:
+            case Pong():
+                child.missed = 0
+            case Failed(sentence):
+                child.failure = sentence
+            case Ready():
+                place.was_ready = True
+                if not self._is_up and all(each.was_ready for each in self._places):
+                    self._is_up = True
+                    _log.info("ready")
+
+    async def _watch(self, place: _Place, child: _Child) -> int:
+        """Return the status of a process when it has ended; kills one that hangs."""
+        ended = asyncio.create_task(child.process.wait())
+        heartbeat_s = min(
+            _HEARTBEAT_S, self._settings.heartbeat_timeout_ms / 4000, self._settings.hang_timeout_ms / 4000
+        )
+        try:
+            while not (await asyncio.wait({ended}, timeout=heartbeat_s))[0]:
+                if child.missed == 0:
+                    child.control.send(Ping())
+                child.missed += 1
+                # Heartbeats are counted, not timed: had the whole machine stood still, nobody would be to blame.
+                patience_s = place.patience_s()
+                if patience_s is not None and (child.missed - 1) * heartbeat_s >= patience_s:
+                    child.failure = f"did not answer for {patience_s:g} s"
+                    child.kill()
+            return await ended
+        finally:
+            ended.cancel()
+
+    def _forget(self, place: _Place, child: _Child) -> None:
+        asyncio.get_running_loop().remove_reader(child.control.fileno())
+        child.control.close()
+        place.child = None
+        place.end()
+        mark_process_dead(child.process.pid, str(self._plan.metrics_directory))  # type: ignore[no-untyped-call]
+
+    async def _drain(self) -> None:
+        """End the workers, when they have nothing left to do or their time is over, and then the engines."""
+        _log.info("shutting down")
+        self._listener.close()
+        await self._end(self._workers, self._settings.drain_timeout_ms / 1000 + LAST_ANSWERS_S + _LEAVING_S)
+        await self._end(self._engines, _LEAVING_S)
+
+    async def _end(self, places: Sequence[_Place], timeout_s: float) -> None:
+        children = [place.child for place in places if place.child is not None]
+        for child in children:
+            child.control.send(End())
+        endings = {asyncio.create_task(child.process.wait()) for child in children}
+        if endings:
+            await asyncio.wait(endings, timeout=timeout_s)
+        for child in children:
+            if child.process.returncode is None:
+                _log.warning("process %d did not end in time and is killed", child.process.pid)
+                child.kill()
+        await asyncio.gather(*endings)
+
+
+def _said(status: int) -> str:
+    return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
