@@ -106,7 +106,7 @@ def _serve_alone(settings: Settings, model: ModelDirectory) -> None:
     buckets = settings.buckets_for(device)
     metrics = Metrics(buckets=buckets)
     engine = InProcessEngine(
-        lambda: load_session(model, device, threads=settings.threads),
+        lambda: load_session(model, device, settings),
         buckets=buckets,
         max_queued_images=settings.max_queued_images,
         max_delay_s=settings.max_delay_ms / 1000,
@@ -159,7 +159,7 @@ def _check(settings: Settings) -> None:
     model = select_model(settings.repository, name=settings.model, version=settings.model_version)
     manifest = model.manifest
     device = resolve_device(settings.device)
-    session = load_session(model, device, threads=settings.threads)
+    session = load_session(model, device, settings)
     print(f"model     {manifest.name} version {manifest.version} ({manifest.variant}, {manifest.precision})")
     print(f"device    {device}")
     print(f"input     {manifest.input.height} x {manifest.input.width}")

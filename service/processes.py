@@ -21,7 +21,7 @@ from service.app import create_app
 from service.engine.control import Attach, ControlSocket, End, Ping, Pong, Ready
 from service.engine.process import EngineProcess
 from service.engine.remote import RemoteEngine
-from service.engine.session import OnnxSession
+from service.engine.session import DeviceOptions, OnnxSession
 from service.engine.shared import Board, Geometry, SlotMemory, engine_name, worker_name
 from service.errors import RepositoryError
 from service.logs import configure_logging
@@ -31,6 +31,9 @@ from service.server import Server
 from service.settings import Settings
 
 _log = logging.getLogger(__name__)
+
+ENGINE_CACHE = "tensorrt"
+"""Folder of a model directory in which TensorRT keeps the engines that it has built."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +86,26 @@ def _shape(record: OutputRecord, image: InputRecord) -> tuple[int, ...]:
     return (channels, image.height // divisor, image.width // divisor)
 
 
-def load_session(model: ModelDirectory, device: str, *, threads: int) -> OnnxSession:
-    """Load the model on a device; raises StartupError."""
+def load_session(model: ModelDirectory, device: str, settings: Settings, *, threads: int | None = None) -> OnnxSession:
+    """Load the model on a device as the settings say, but with `threads` where given; raises StartupError."""
     manifest = model.manifest
+    options = DeviceOptions(
+        device=device,
+        threads=settings.threads if threads is None else threads,
+        provider_options=settings.provider_options,
+        cuda_graphs=settings.cuda_graphs,
+        strict_device=settings.strict_device,
+        shrink_arena_above=settings.shrink_arena_above,
+        self_check=settings.self_check,
+        precision=manifest.precision,
+        buckets=settings.buckets_for(device),
+        engine_cache=model.path / ENGINE_CACHE,
+    )
     return OnnxSession.load(
         model.model_path,
-        device=device,
+        options,
         input_shape=(manifest.input.height, manifest.input.width, 3),
         output_names=tuple(record.name for record in manifest.outputs),
-        threads=threads,
     )
 
 
@@ -103,7 +117,7 @@ def run_engine(control: ControlSocket, descriptors: Sequence[int], plan: Plan, n
     # Engines on the CPU share the cores out among them, unless a number was asked for.
     threads = settings.threads or (max((os.cpu_count() or 1) // engines, 1) if engines > 1 else 0)
     engine = EngineProcess(
-        lambda: load_session(plan.model, plan.devices[number], threads=threads),
+        lambda: load_session(plan.model, plan.devices[number], settings, threads=threads),
         control=control,
         row=plan.board(board).engines[number],
         geometry=plan.geometry,

@@ -43,8 +43,9 @@ class Settings(BaseSettings):
     """Model to serve; may be left out where the repository holds only one."""
     model_version: Annotated[int, Field(gt=0)] | None = None
     """Version of the model; the highest one by default."""
-    device: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
-    """Device to run on. `auto` takes CUDA where the runtime offers it; a device asked for by name is had or refused."""
+    device: str = "auto"
+    """Device to run on: `auto`, `cpu`, `cuda` or `tensorrt`, with `:1` and so on for further GPUs. `auto` takes CUDA
+    where the runtime offers it; a device asked for by name is had or refused."""
     devices: Annotated[tuple[str, ...], NoDecode] = ()
     """Several devices to run on in place of `device`, separated by commas, as in cuda:0,cuda:1: each gets an engine
     process of its own, and a request goes to the one with the least waiting."""
@@ -59,6 +60,16 @@ class Settings(BaseSettings):
     """Threads that the runtime computes one batch with on the CPU; 0 takes every core."""
     decode_threads: Annotated[int, Field(ge=0)] = 0
     """Threads that decode and resize images, in each worker; 0 shares the cores out among the workers."""
+    strict_device: bool = False
+    """Refuse a model of which the device leaves some computing to the CPU, in place of naming it in a warning."""
+    cuda_graphs: bool = True
+    """On CUDA: record the work of each batch size once, and launch it as one."""
+    self_check: bool = True
+    """On a GPU: compare every output with the CPU's on one batch before serving."""
+    shrink_arena_above: Count | None = None
+    """On a GPU: hand memory back after each run of more images than this; left out, only after running out of it."""
+    provider_options: Annotated[dict[str, str], NoDecode] = {}
+    """Options of the device's execution provider in ONNX Runtime, as name=value separated by commas."""
     batch_buckets: Annotated[tuple[Count, ...], NoDecode] = ()
     """Batch sizes that the model is run with, separated by commas; a batch is padded to the next one.
     Left out: 1,2,4,8 on the CPU, and the powers of two up to 64 elsewhere."""
@@ -108,13 +119,25 @@ class Settings(BaseSettings):
             raise ValueError("the sizes must ascend, each only once")
         return buckets
 
+    @field_validator("provider_options", mode="before")
+    @classmethod
+    def _split_pairs(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [item.strip().partition("=") for item in value.split(",")]
+        if any(not name or not equals for name, equals, _ in pairs):
+            raise ValueError("options are written name=value, separated by commas")
+        return {name.strip(): content.strip() for name, _, content in pairs}
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        return device if device == "auto" else _named_device(device)
+
     @field_validator("devices")
     @classmethod
-    def _known(cls, devices: tuple[str, ...]) -> tuple[str, ...]:
-        for device in devices:
-            if not re.fullmatch(r"cpu|(cuda|tensorrt)(:\d+)?", device):
-                raise ValueError(f"{device!r} is not a device; devices are cpu, cuda:0, cuda:1, tensorrt:0 ...")
-        return devices
+    def _known_devices(cls, devices: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_named_device(device) for device in devices)
 
     @field_validator("api_keys")
     @classmethod
@@ -153,6 +176,12 @@ class Settings(BaseSettings):
     def decode_thread_count(self) -> int:
         """Threads of one worker's decoding pool."""
         return self.decode_threads or max((os.cpu_count() or 1) // self.workers, 1)
+
+
+def _named_device(device: str) -> str:
+    if not re.fullmatch(r"cpu|(cuda|tensorrt)(:\d+)?", device):
+        raise ValueError(f"{device!r} is not a device; devices are cpu, cuda, cuda:1, tensorrt, tensorrt:1 ...")
+    return device
 
 
 def option_of(field: str) -> str:
@@ -219,7 +248,7 @@ def _description(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    if field.default is None or field.default == ():
+    if field.default in (None, (), {}):
         return ""
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 

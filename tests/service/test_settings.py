@@ -37,18 +37,33 @@ def test_option_wins_over_variable_and_variable_over_default(monkeypatch: pytest
 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_field_is_an_option_and_a_variable_and_is_described(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    field = Settings.model_fields[name]
     given = {
-        "repository": "elsewhere", "model": "m", "model_version": "2", "device": "cpu", "host": "::1", "workers": "3", "devices": "cpu,cuda:1",
-        "batch_buckets": "1,3", "exif_orientation": "true", "log_level": "error", "log_format": "json",
-        "api_keys": "a,b",
-    }.get(name, "77")  # fmt: skip
-    option = (option_of(name),) if name == "exif_orientation" else (option_of(name), given)
+        "repository": "elsewhere", "model": "m", "model_version": "2", "device": "cpu", "host": "::1", "workers": "3",
+        "devices": "cpu,cuda:1", "provider_options": "use_tf32=1,device_id=2", "batch_buckets": "1,3",
+        "log_level": "error", "log_format": "json", "api_keys": "a,b",
+    }.get(name, str(not field.default) if field.annotation is bool else "77")  # fmt: skip
+    option: tuple[str, ...] = (option_of(name), given)
+    if field.annotation is bool:
+        option = (option_of(name).replace("--", "--no-") if field.default else option_of(name),)
     by_option = getattr(parsed(*option), name)
     monkeypatch.setenv(variable_of(name), given)
     assert getattr(load_settings(), name) == by_option
-    assert by_option != Settings.model_fields[name].default
-    assert Settings.model_fields[name].description
+    assert by_option != field.default
+    assert field.description
     assert f"| `{option_of(name)}` | `{variable_of(name)}` |" in markdown_table()
+
+
+@pytest.mark.parametrize("given", ["use_tf32", "=1", "use_tf32=1,", "use_tf32:1"])
+def test_provider_options_without_a_name_or_value_are_refused(given: str) -> None:
+    with pytest.raises(SettingsError, match="--provider-options: options are written name=value"):
+        parsed("--provider-options", given)
+
+
+@pytest.mark.parametrize("given", ["gpu", "cuda:", "auto:1", "cpu:1"])
+def test_unknown_devices_are_refused(given: str) -> None:
+    with pytest.raises(SettingsError, match=r"--device: .* is not a device"):
+        parsed("--device", given)
 
 
 def test_unknown_variables_are_all_named(monkeypatch: pytest.MonkeyPatch) -> None:
