@@ -38,9 +38,9 @@ def test_option_wins_over_variable_and_variable_over_default(monkeypatch: pytest
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_field_is_an_option_and_a_variable_and_is_described(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {
-        "repository": "elsewhere", "model": "m", "model_version": "2", "device": "cpu", "host": "::1", "workers": "3", "devices": "cpu,cuda:1",
-        "batch_buckets": "1,3", "exif_orientation": "true", "log_level": "error", "log_format": "json",
-        "api_keys": "a,b",
+        "repository": "elsewhere", "model": "m", "model_version": "2", "device": "cpu", "host": "::1", "workers": "3",
+        "devices": "cpu,cuda:1", "batch_buckets": "1,3", "exif_orientation": "true", "log_level": "error",
+        "log_format": "json", "api_keys": "a,b",
     }.get(name, "77")  # fmt: skip
     option = (option_of(name),) if name == "exif_orientation" else (option_of(name), given)
     by_option = getattr(parsed(*option), name)
