@@ -229,11 +229,12 @@ class Supervisor:
                         engine.child.control.send(Attach(worker.number), [for_engine.fileno(), worker.memory])
                         worker.child.control.send(Attach(engine.number), [for_worker.fileno()])
 
-    def _hear(self, place: _Place, child: _Child) -> None:
+    def _hear(self, place: _Place, child: _Child) -> bool:
+        """Take in one message; false where there will be no more."""
         received = child.control.receive()
         if received is None:  # it has ended, or is about to
             asyncio.get_running_loop().remove_reader(child.control.fileno())
-            return
+            return False
         match received[0]:
             case Pong():
                 child.missed = 0
@@ -241,9 +242,11 @@ class Supervisor:
                 child.failure = sentence
             case Ready():
                 place.was_ready = True
+                _log.info("process ready", extra={"fields": {"name": place.name}})
                 if not self._is_up and all(each.was_ready for each in self._places):
                     self._is_up = True
                     _log.info("ready")
+        return True
 
     async def _watch(self, place: _Place, child: _Child) -> int:
         """Return the status of a process when it has ended; kills one that hangs."""
@@ -266,6 +269,8 @@ class Supervisor:
             ended.cancel()
 
     def _forget(self, place: _Place, child: _Child) -> None:
+        while self._hear(place, child):  # its last words
+            pass
         asyncio.get_running_loop().remove_reader(child.control.fileno())
         child.control.close()
         place.child = None

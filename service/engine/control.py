@@ -94,13 +94,14 @@ class ControlSocket:
 
     def receive(self) -> tuple[object, list[int]] | None:
         """Wait for a message and return it with its descriptors, which are now the caller's; None at the end."""
-        try:
-            data, descriptors, _, _ = socket.recv_fds(
-                self._socket, _MOST_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-            )
-        except ConnectionResetError:
-            return None
-        return (pickle.loads(data), descriptors) if data else None  # noqa: S301  # from our own process
+        while True:
+            try:
+                data, descriptors, _, _ = socket.recv_fds(
+                    self._socket, _MOST_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+                )
+            except ConnectionResetError:  # said once, before the last messages of an end that went with some unread
+                continue
+            return (pickle.loads(data), descriptors) if data else None  # noqa: S301  # from our own process
 
     def close(self) -> None:
         """Let go of the socket."""

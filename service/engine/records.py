@@ -98,7 +98,7 @@ class RecordSocket:
             self._unsent.clear()
 
     def receive(self) -> tuple[list[tuple[Any, ...]], bool]:
-        """Return the records that have come, and whether the other end is still there."""
+        """Return the records that have come, all of them, and whether the other end is still there."""
         chunks = [self._partial]
         is_open = True
         try:
@@ -106,8 +106,6 @@ class RecordSocket:
                 chunk = self._socket.recv(_CHUNK_BYTES)
                 chunks.append(chunk)
                 is_open = bool(chunk)
-                if 0 < len(chunk) < _CHUNK_BYTES:
-                    break
         except BlockingIOError:
             pass
         except ConnectionResetError:  # the other end went with records unread

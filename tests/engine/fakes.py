@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -219,61 +219,98 @@ async def running_in_process(session: ScriptedSession, **options: Any) -> AsyncI
 
 @dataclass
 class Linked:
-    """A worker's client and the engine that it has a link to, which runs in a thread."""
+    """A worker's client, its memory, and an engine that it has a link to, which runs in a thread."""
 
     client: RemoteEngine
-    engine: EngineProcess
     board: Board
+    geometry: Geometry
+    memory: int
     control: ControlSocket
-    thread: threading.Thread
+    """The supervisor's end of the engine's."""
     failures: list[BaseException]
+    """What would have ended the engine's process."""
 
 
 @asynccontextmanager
 async def linked(
-    session: ScriptedSession, *, load: Callable[[], ScriptedSession] | None = None, **options: Any
+    session: ScriptedSession,
+    *,
+    load: Callable[[], ScriptedSession] | None = None,
+    outputs: tuple[tuple[str, tuple[int, ...]], ...] = OUTPUTS,
+    engines: int = 1,
+    hang_after_s: float = 60.0,
+    **options: Any,
 ) -> AsyncIterator[Linked]:
+    """Engine 0 as its own process runs it, linked to worker 0; `engines` says how many there may be in all."""
     options = _options(session, options)
-    geometry = Geometry(options.pop("max_queued_images"), session.input_shape, OUTPUTS)
-    board, descriptor = Board.create(workers=1, engines=1)
+    geometry = Geometry(options.pop("max_queued_images"), session.input_shape, outputs)
+    board, descriptor = Board.create(workers=1, engines=engines)
     os.close(descriptor)
-    ours, theirs = ControlSocket.pair()
-    clock, hang_after_s = options["clock"], options.pop("hang_after_s", 60.0)
-    engine = EngineProcess(
-        load or (lambda: session), control=theirs, row=board.engines[0], geometry=geometry, **options
+    memory = SlotMemory.create(geometry)
+    client = RemoteEngine(
+        SlotMemory(geometry, memory), board, worker=0, hang_after_s=hang_after_s, clock=options["clock"]
     )
-    failures: list[BaseException] = []
+    served = Linked(client, board, geometry, memory, ControlSocket.pair()[0], [])
+    await client.start()
+    try:
+        async with engine_for(served, session, load=load, **options):
+            yield served
+    finally:
+        os.close(memory)
+
+
+@asynccontextmanager
+async def engine_for(
+    served: Linked,
+    session: ScriptedSession,
+    *,
+    load: Callable[[], ScriptedSession] | None = None,
+    number: int = 0,
+    buckets: tuple[int, ...] = (1, 2, 4),
+    clock: Callable[[], float] = time.monotonic,
+    **options: Any,
+) -> AsyncIterator[Linked]:
+    """Run an engine, link the worker to it, and end it; engine 0's control socket becomes `served.control`."""
+    ours, theirs = ControlSocket.pair()
+    engine = EngineProcess(
+        load or (lambda: session),
+        control=theirs,
+        row=served.board.engines[number],
+        geometry=served.geometry,
+        buckets=buckets,
+        clock=clock,
+        **options,
+    )
+    if number == 0:
+        served.control = ours
+    linked_to = replace(served, control=ours)
 
     def run() -> None:
         try:
             engine.run()
         except BaseException as error:  # what would end the process
-            failures.append(error)
+            served.failures.append(error)
         finally:
+            served.board.engines[number].clear()
             theirs.close()
 
     thread = threading.Thread(target=run, name="engine")
-    memory = SlotMemory.create(geometry)
-    client = RemoteEngine(SlotMemory(geometry, memory), board, worker=0, hang_after_s=hang_after_s, clock=clock)
-    served = Linked(client, engine, board, ours, thread, failures)
-    await client.start()
-    attach(served, memory)
-    os.close(memory)
+    served.client.attach(number, attach(ours, 0, served.memory))
     thread.start()
     try:
-        yield served
+        yield linked_to
     finally:
         session.let_go()
         ours.send(End())
-        await client.stop()
+        await served.client.stop()
         await asyncio.to_thread(thread.join, PATIENCE_S)
         ours.close()
         assert not thread.is_alive()
 
 
-def attach(served: Linked, memory: int) -> None:
-    """Link client and engine, as the supervisor does."""
-    for_client, for_engine = socket.socketpair()
-    served.client.attach(0, for_client)
+def attach(control: ControlSocket, worker: int, memory: int) -> socket.socket:
+    """Link an engine to a worker, as the supervisor does; returns the worker's end."""
+    for_worker, for_engine = socket.socketpair()
     with for_engine:
-        assert served.control.send(Attach(0), [for_engine.fileno(), memory])
+        assert control.send(Attach(worker), [for_engine.fileno(), memory])
+    return for_worker

@@ -47,11 +47,19 @@ class Process:
 
     def wait_for(self, message: str) -> dict[str, Any]:
         """Return the next log line with that message."""
-        while (line := self.arriving.get(timeout=PATIENCE_S)) is not None:
+        return self.wait_for_all(message)[0]
+
+    def wait_for_all(self, *messages: str) -> list[dict[str, Any]]:
+        """Return the next log lines with these messages, in the order in which they were written."""
+        missing, found = list(messages), []
+        while missing:
+            line = self.arriving.get(timeout=PATIENCE_S)
+            assert line is not None, f"the service ended without {missing}: {self.lines}"
             self.lines.append(line)
-            if line["message"] == message:
-                return line
-        raise AssertionError(f"the service ended without {message!r}: {self.lines}")
+            if line["message"] in missing:
+                missing.remove(line["message"])
+                found.append(line)
+        return found
 
     def end(self) -> int:
         """Return the exit status of a process that is ending."""

@@ -98,11 +98,12 @@ def test_taken_port_is_named(repository: Path) -> None:
     assert port in result.stderr.splitlines()[-1]
 
 
-def test_model_that_does_not_load_ends_the_service_rather_than_serving_503(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_model_that_does_not_load_ends_the_service_rather_than_serving_503(tmp_path: Path, workers: str) -> None:
     directory = tiny_model.write(tmp_path)
     (directory / "model.onnx").write_bytes(b"not a graph")
     tiny_model.write_manifest(directory)
-    result = command("--repository", str(tmp_path), "--port", "0")
+    result = command("--repository", str(tmp_path), "--port", "0", "--workers", workers)
     assert result.returncode == 1
     assert "model.onnx" in result.stderr.splitlines()[-1]
 
