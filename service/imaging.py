@@ -5,9 +5,9 @@ normalisation is in the model's graph. Everything here is a pure function of its
 `prepare_pillow` is called once before.
 
 Two short cuts give the same pixels in less time. Usual JPEG files are decoded by simplejpeg, which drives the same
-library as Pillow with the same settings, but whole and at once; whatever it does not decode without so much as a
-warning goes Pillow's way, so that Pillow alone says what is wrong with a file. And where the arithmetic is exact,
-only the crop's part of the resized image is computed.
+library as Pillow with the same settings, but whole, at once and into memory that each thread keeps; whatever it does
+not decode without so much as a warning goes Pillow's way, so that Pillow alone says what is wrong with a file. And
+where the arithmetic is exact, only the crop's part of the resized image is computed.
 
 Whatever a corrupt or hostile file makes Pillow raise leaves this module as `UnusableImage`; the number of pixels is
 read from the header and checked before anything is decoded.
@@ -16,6 +16,7 @@ read from the header and checked before anything is decoded.
 from __future__ import annotations
 
 import io
+import threading
 import time
 from dataclasses import dataclass
 
@@ -31,6 +32,8 @@ _JPEG_MAGIC = b"\xff\xd8\xff"
 _USUAL_COLORSPACES = ("YCbCr", "Gray")
 _EXACT_FLOAT32 = 1 << 24
 """Whole numbers up to this, and these over powers of two, have an exact 32-bit float."""
+_MOST_KEPT_BYTES = 16 * 1024 * 1024
+"""The largest image, 4 bytes a pixel, that a thread keeps memory for."""
 
 
 class UnusableImage(Exception):
@@ -69,6 +72,28 @@ class ImageTimings:
     preprocess_s: float
 
 
+class _Kept(threading.local):
+    """Memory that a thread decodes into again and again.
+
+    The allocator would give an image's megabytes back to the system each time, and getting them anew, page by page,
+    takes a tenth of the decoding's time.
+    """
+
+    def __init__(self) -> None:
+        self._memory = bytearray()
+
+    def memory(self, size_bytes: int) -> bytearray | None:
+        """Return at least so many bytes, which the thread's next call may return again; None where it is too much."""
+        if size_bytes > _MOST_KEPT_BYTES:
+            return None
+        if len(self._memory) < size_bytes:
+            self._memory = bytearray(size_bytes)
+        return self._memory
+
+
+_kept = _Kept()
+
+
 def prepare_pillow() -> None:
     """Set Pillow's process-wide state: load the decoders, and leave the limit on pixels to `Preprocessing`.
 
@@ -91,7 +116,10 @@ def decode_into(data: bytes | bytearray, pixels: NDArray[np.uint8], preprocessin
 
 
 def decode(data: bytes | bytearray, preprocessing: Preprocessing) -> Image.Image:
-    """Decode the first frame of an image file to RGB; raises as `decode_into`."""
+    """Decode the first frame of an image file to RGB, or to RGBX, where the fourth byte of a pixel means nothing.
+
+    The image is only good until the same thread decodes another. Raises as `decode_into`.
+    """
     if not data:
         raise UnusableImage("empty_image", "The image holds no bytes.")
     if data.startswith(_JPEG_MAGIC) and not preprocessing.exif_orientation:
@@ -102,16 +130,20 @@ def decode(data: bytes | bytearray, preprocessing: Preprocessing) -> Image.Image
 
 
 def decode_usual_jpeg(data: bytes | bytearray, *, max_pixels: int) -> Image.Image | None:
-    """Decode a flawless JPEG file in grey or YCbCr to RGB; None for any other file, or one of more pixels."""
+    """Decode a flawless JPEG file in grey or YCbCr to RGBX; None for any other file, or one of more pixels.
+
+    The image is only good until the same thread decodes another.
+    """
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace not in _USUAL_COLORSPACES or width * height > max_pixels:
             return None
         # Four bytes a pixel are what Pillow has inside: it takes them over as they lie.
-        rgbx = simplejpeg.decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False)
+        memory = _kept.memory(4 * width * height)
+        rgbx = simplejpeg.decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False, buffer=memory)
     except (ValueError, KeyError):  # not flawless, or subsampled in a way that simplejpeg has no name for
         return None
-    return Image.frombuffer("RGBX", (width, height), rgbx, "raw", "RGBX", 0, 1).convert("RGB")
+    return Image.frombuffer("RGBX", (width, height), rgbx, "raw", "RGBX", 0, 1)
 
 
 def decode_with_pillow(data: bytes | bytearray, preprocessing: Preprocessing) -> Image.Image:
@@ -130,15 +162,17 @@ def decode_with_pillow(data: bytes | bytearray, preprocessing: Preprocessing) ->
 
 
 def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Resize an RGB image and cut the centre out, giving uint8 (height, width, 3)."""
+    """Resize an RGB or RGBX image and cut the centre out, giving uint8 (height, width, 3)."""
     (resize_height, resize_width), (height, width) = preprocessing.resize, preprocessing.crop
     top, left = round((resize_height - height) / 2.0), round((resize_width - width) / 2.0)
     if _crop_resizes_alike(image, preprocessing):
         across, down = image.width / resize_width, image.height / resize_height
         box = (left * across, top * down, (left + width) * across, (top + height) * down)
-        return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
-    resized = image.resize((resize_width, resize_height), Image.Resampling.BICUBIC)
-    return np.asarray(resized.crop((left, top, left + width, top + height)))
+        crop = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    else:
+        resized = image.resize((resize_width, resize_height), Image.Resampling.BICUBIC)
+        crop = resized.crop((left, top, left + width, top + height))
+    return np.asarray(crop.convert("RGB"))
 
 
 def _crop_resizes_alike(image: Image.Image, preprocessing: Preprocessing) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from service.imaging import (
     Preprocessing,
     UnusableImage,
     decode,
+    decode_into,
     decode_usual_jpeg,
     decode_with_pillow,
     prepare_pillow,
@@ -33,7 +35,7 @@ SIDES = st.one_of(st.integers(1, 20), st.integers(1, 90))
 
 def short(data: bytes) -> NDArray[np.uint8] | None:
     image = decode_usual_jpeg(data, max_pixels=10**9)
-    return None if image is None else np.asarray(image)
+    return None if image is None else np.asarray(image.convert("RGB"))
 
 
 def by_pillow(data: bytes) -> NDArray[np.uint8]:
@@ -115,7 +117,7 @@ def _sampled_by(*factors: int) -> bytes:
 )
 def test_unusual_file_is_left_to_pillow(data: bytes) -> None:
     assert decode_usual_jpeg(data, max_pixels=10**9) is None
-    np.testing.assert_array_equal(np.asarray(decode(data, ANY)), by_pillow(data))
+    np.testing.assert_array_equal(np.asarray(decode(data, ANY).convert("RGB")), by_pillow(data))
 
 
 def outcome(data: bytes, *, short_cut: bool) -> tuple[str, str] | bytes:
@@ -123,7 +125,7 @@ def outcome(data: bytes, *, short_cut: bool) -> tuple[str, str] | bytes:
         image = decode(data, ANY) if short_cut else decode_with_pillow(data, ANY)
     except UnusableImage as error:
         return error.code, str(error)
-    return image.tobytes()
+    return image.convert("RGB").tobytes()
 
 
 @settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -162,6 +164,27 @@ def test_pixels_of_a_jpeg_are_limited_before_it_is_decoded(monkeypatch: pytest.M
     with pytest.raises(UnusableImage, match="1001 x 1000 pixels; at most 1000000") as caught:
         decode(photo("JPEG", width=1001, height=1000, quality=10), ANY)
     assert caught.value.code == "too_many_pixels"
+
+
+def test_memory_that_a_thread_keeps_is_bounded_and_images_above_it_are_decoded_all_the_same() -> None:
+    for width, height in ((64, 48), (2100, 2000), (64, 48), (200, 100)):
+        data = photo("JPEG", width=width, height=height)
+        np.testing.assert_array_equal(short(data), by_pillow(data))
+    assert len(imaging._kept.memory(1) or b"") < 2100 * 2000 * 4
+
+
+def test_images_decoded_in_several_threads_at_once_do_not_mix() -> None:
+    files = [photo("JPEG", width=90 + seed, height=80, seed=seed) for seed in range(8)]
+    expected = [resize_and_crop(Image.open(io.BytesIO(data)).convert("RGB"), ANY) for data in files]
+
+    def prepared(index: int) -> NDArray[np.uint8]:
+        out = np.empty((224, 224, 3), np.uint8)
+        decode_into(files[index % 8], out, ANY)
+        return out
+
+    with ThreadPoolExecutor(4) as pool:
+        for index, out in enumerate(pool.map(prepared, range(200))):
+            np.testing.assert_array_equal(out, expected[index % 8])
 
 
 def test_orientation_is_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
