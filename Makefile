@@ -73,7 +73,7 @@ demo: .venv/.export  ## Train the demo model again.
 
 lock: .venv/.dev  ## Resolve the requirements anew, within what the .in files allow.
 	cd requirements && $(COMPILE) --universal --generate-hashes serve-cpu.in -o serve-cpu.txt
-	cd requirements && $(COMPILE) --python-platform x86_64-unknown-linux-gnu $(TORCH_LOCK_SOURCE) torch.in -o torch.txt
+	cd requirements && $(COMPILE) --upgrade --python-platform x86_64-unknown-linux-gnu $(TORCH_LOCK_SOURCE) torch.in -o torch.txt
 	sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements/torch.txt
 	cd requirements && for set in serve-cuda export dev; do \
 	  $(COMPILE) --universal --generate-hashes $$set.in -o $$set.txt || exit 1; \

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 import torch
@@ -16,12 +18,25 @@ from models.demo.train import WEIGHTS_FILE
 from models.variants import VARIANTS
 from tests.golden_files import published_state_dict
 
-Exported = Callable[[str], Path]
+
+class ExportOnce(Protocol):
+    """Gives the repository that holds a variant, exported with a sampling strategy."""
+
+    def __call__(self, name: str, sampling: str = "gridsample") -> Path: ...
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _torch_without_trace() -> Iterator[None]:
+    """Keep pytest's log capture from making torch.export write its trace, which takes a third of an export's time."""
+    trace = logging.getLogger("torch.__trace")
+    trace.disabled = True
+    yield
+    trace.disabled = False
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Exported:
-    """Return the repository that holds the named variant, exported from its weight file as the command line would.
+def exported(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> ExportOnce:
+    """Export variants from weight files as the command line would, each once.
 
     The demo has its own weights, other variants the golden ones of seed 1, written as the published files are.
     """
@@ -29,16 +44,19 @@ def exported(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Export
     root = (shared if worker_id == "master" else shared.parent) / "exported"
     root.mkdir(exist_ok=True)
 
-    def export(name: str) -> Path:
-        repository = root / name
-        with FileLock(root / f"{name}.lock"):
+    def export(name: str, sampling: str = "gridsample") -> Path:
+        repository = root / f"{name}-{sampling}"
+        with FileLock(repository.with_suffix(".lock")):
             if not repository.exists():
                 weights = WEIGHTS_FILE
                 if name != "dat_demo":
-                    weights = root / f"{name}.pth"
+                    weights = repository.with_suffix(".pth")
                     torch.save({"model": published_state_dict(name, seed=1)}, weights)
                 repository.mkdir()
-                run(ExportJob(variant=VARIANTS[name], repository=repository, weights=weights), Progress(sys.stderr))
+                job = ExportJob(variant=VARIANTS[name], repository=repository, weights=weights, sampling=sampling)
+                run(job, Progress(sys.stderr))
+                if weights != WEIGHTS_FILE:
+                    weights.unlink()
         return repository
 
     return export

@@ -20,6 +20,8 @@ from service.engine.types import Priority, WorkItem
 
 _NEWEST_WEIGHT = 0.2
 """Weight of the newest run in a bucket's average; about the last ten runs count."""
+_CAUTIOUS_RUNS = 1000
+"""Runs after one that ran out of memory, during which none of its size is chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,17 @@ class BucketCosts:
 
     A bucket's time is an exponentially weighted average. While another bucket runs, the average of one that does not
     falls back towards the shortest time seen, so that a bucket that was slow once is tried again.
+
+    A bucket that ran out of memory, and all larger ones, are left alone for a while: others may hold the memory only
+    now, and each try costs a run.
     """
 
     def __init__(self, buckets: Sequence[int]) -> None:
         if not buckets or min(buckets) < 1:
             raise ValueError(f"buckets must be one or more positive batch sizes, not {list(buckets)}")
         self.buckets = tuple(sorted(set(buckets)))
+        self._usable = self.buckets
+        self._cautious_runs = 0
         self._average_s: dict[int, float] = {}
         self._best_s: dict[int, float] = {}
         self._choices: list[int] | None = None
@@ -66,7 +73,17 @@ class BucketCosts:
         for measured, average_s in self._average_s.items():
             target_s = run_s if measured == bucket else self._best_s[measured]
             self._average_s[measured] = average_s + _NEWEST_WEIGHT * (target_s - average_s)
+        self._cautious_runs -= 1
+        if self._cautious_runs == 0:
+            self._usable = self.buckets
         self._choices = None
+
+    def ran_out_of_memory(self, bucket: int) -> None:
+        """Choose only smaller buckets than this for the next 1,000 runs, where there are any."""
+        if bucket > self.buckets[0]:
+            self._usable = tuple(each for each in self.buckets if each < bucket)
+            self._cautious_runs = _CAUTIOUS_RUNS
+            self._choices = None
 
     def choose(self, waiting: int) -> int:
         """Return the bucket to run now, of the plan that runs `waiting` (> 0) images in the least total time.
@@ -74,9 +91,9 @@ class BucketCosts:
         The plan's largest bucket goes first: it answers the most images, and late-comers may still join the rest.
         Until every bucket has been measured, the smallest that holds all images is chosen.
         """
-        waiting = min(waiting, self.largest)
+        waiting = min(waiting, self._usable[-1])
         if len(self._average_s) < len(self.buckets):
-            return next(bucket for bucket in self.buckets if bucket >= waiting)
+            return next(bucket for bucket in self._usable if bucket >= waiting)
         if self._choices is None:
             self._choices = self._plan()
         return self._choices[waiting]
@@ -88,9 +105,9 @@ class BucketCosts:
         plans that take equally long the one with fewer runs, and then with less padding. A run leaves n - bucket.
         """
         best = [(0.0, 0, 0)]
-        for waiting in range(1, self.largest + 1):
+        for waiting in range(1, self._usable[-1] + 1):
             plans = []
-            for bucket in self.buckets:
+            for bucket in self._usable:
                 rest_s, rest_runs, rest_largest = best[max(waiting - bucket, 0)]
                 plans.append((self._average_s[bucket] + rest_s, rest_runs + 1, max(bucket, rest_largest)))
             best.append(min(plans))

@@ -4,7 +4,8 @@ A pure object without threads, sockets or an event loop: whoever drives it (a th
 own) calls `submit`, `cancel` and `step` from one thread.
 
 Invariants: every submitted image ends in exactly one Completion, and its slot is handed back with it; an exception of
-the session fails the images of its batch and no others; an exception that leaves `step` means that the engine itself
+the session fails the images of its batch and no others, and where memory ran out only those of the half that fails
+again; an exception that leaves `step` means that the engine itself
 is broken and must not be used again.
 """
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from service.engine.batcher import Batch, Batcher
 from service.engine.slots import SlotPool
-from service.engine.types import Answer, Completion, Outputs, Session, WorkItem
+from service.engine.types import Answer, Completion, OutOfDeviceMemory, Outputs, Session, StagingSession, WorkItem
 from service.errors import Cancelled, DeadlineExceeded, InferenceFailed, ServiceError, StartupError
 
 _log = logging.getLogger(__name__)
@@ -85,7 +86,12 @@ class EngineCore:
         self._batcher = batcher
         self._clock = clock
         self._observer = observer or NoObserver()
-        self._staging = np.zeros((batcher.costs.largest, *session.input_shape), np.uint8)
+        largest = batcher.costs.largest
+        self._staging = (
+            session.staging(largest)
+            if isinstance(session, StagingSession)
+            else np.zeros((largest, *session.input_shape), np.uint8)
+        )
         self._ended: list[Completion] = []
         self.last_success_s: float | None = None
         """When a run last succeeded, warm-up included."""
@@ -158,8 +164,27 @@ class EngineCore:
         return [Completion(item.ticket, item.slot, error=kind(why)) for item in items]
 
     def _run(self, batch: Batch) -> list[Completion]:
-        items, bucket = batch.items, batch.bucket
+        """Run a batch, and where memory does not suffice for it, each half of it once."""
+        items = batch.items
         self.pool.start(item.slot for item in items)
+        try:
+            return self._attempt(items, batch.bucket)
+        except OutOfDeviceMemory as error:
+            _log.warning("no memory to run %d images (bucket %d), trying halves: %s", len(items), batch.bucket, error)
+            self._batcher.costs.ran_out_of_memory(batch.bucket)
+        ended: list[Completion] = []
+        middle = (len(items) + 1) // 2
+        for half in filter(None, (items[:middle], items[middle:])):
+            bucket = next(bucket for bucket in self._batcher.costs.buckets if bucket >= len(half))
+            try:
+                ended += self._attempt(half, bucket)
+            except OutOfDeviceMemory:
+                self._batcher.costs.ran_out_of_memory(bucket)
+                ended += self._fail_batch(half, bucket)
+        return ended
+
+    def _attempt(self, items: Sequence[WorkItem], bucket: int) -> list[Completion]:
+        """Run images as one batch, and end them unless memory does not suffice: then raises OutOfDeviceMemory."""
         for row, item in enumerate(items):
             self._staging[row] = self.pool.pixels(item.slot)
         # Padding repeats an image that is there: in a dynamically quantised model the rows of a batch share their
@@ -170,12 +195,10 @@ class EngineCore:
         started_s = self._clock()
         try:
             results = self._infer(bucket, outputs)
+        except OutOfDeviceMemory:
+            raise
         except Exception:
-            _log.exception("a batch of %d images (bucket %d) failed", len(items), bucket)
-            self.failures_in_a_row += 1
-            self.last_failure_s = self._clock()
-            self._observer.batch_failed(bucket=bucket, images=len(items))
-            return self._fail(items, InferenceFailed, "The engine failed on the batch that this image was in.")
+            return self._fail_batch(items, bucket)
         self.last_success_s = self._clock()
         self.failures_in_a_row = 0
         inference_s = self.last_success_s - started_s
@@ -192,6 +215,14 @@ class EngineCore:
             for row, (item, waited_s) in enumerate(zip(items, queue_s, strict=True))
         ]
 
+    def _fail_batch(self, items: Sequence[WorkItem], bucket: int) -> list[Completion]:
+        """End images whose run has raised; called where that is handled."""
+        _log.exception("a batch of %d images (bucket %d) failed", len(items), bucket)
+        self.failures_in_a_row += 1
+        self.last_failure_s = self._clock()
+        self._observer.batch_failed(bucket=bucket, images=len(items))
+        return self._fail(items, InferenceFailed, "The engine failed on the batch that this image was in.")
+
     def _infer(self, bucket: int, outputs: tuple[str, ...]) -> Outputs:
         """Run the first `bucket` staged images; raises ValueError unless every output has a row for each."""
         results = self.session.run(self._staging[:bucket], outputs)
@@ -202,9 +233,9 @@ class EngineCore:
 
 
 def _own_row(results: Outputs, asked: frozenset[str], row: int) -> Outputs:
-    """Return one image's asked outputs, copied unless it was alone.
+    """Return a copy of one image's asked outputs: the arrays are the session's, and its next run may overwrite them.
 
-    A view would keep the whole batch in memory for as long as one image of it is being answered: 38 MB for the first
-    stage's features of a batch of 32, where the image's own are 1.2 MB.
+    Besides, a view would keep the whole batch in memory for as long as one image of it is being answered: 38 MB for
+    the first stage's features of a batch of 32, where the image's own are 1.2 MB.
     """
-    return {name: results[name][row].copy() if len(results[name]) > 1 else results[name][row] for name in asked}
+    return {name: results[name][row].copy() for name in asked}

@@ -1,118 +1,117 @@
-"""A model in ONNX Runtime on one device. The only module that imports onnxruntime.
+"""A model in ONNX Runtime on one device: chosen, loaded, checked, and run.
 
-Invariants: the runtime's telemetry is off before the runtime is loaded; a session runs on the device that was asked
-for, whole, or does not exist; its graph takes and gives what the caller said that it expects.
+Invariants: a session runs on the device that was asked for, or does not exist; it has shown there that it computes
+what the CPU computes; its graph takes and gives what the caller said that it expects.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from service.engine.types import Outputs, Pixels
+import numpy as np
+
+from service.engine.runtime.binding import BoundRunner, PlainRunner, Prepared, Runner
+from service.engine.runtime.library import runtime_version
+from service.engine.runtime.loading import INPUT, open_model, records_graphs, require_device
+from service.engine.runtime.memory import Memory, is_out_of_memory
+from service.engine.runtime.options import Device, DeviceOptions
+from service.engine.runtime.placement import check_placement, placed_nodes
+from service.engine.runtime.selfcheck import TOLERANCES, check_images, differences, tiled
+from service.engine.types import OutOfDeviceMemory, Outputs, Pixels
 from service.errors import DeviceUnavailable, RepositoryError
 
-# Read when the runtime's library is loaded; an environment that says otherwise is overruled.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-import onnxruntime
-
-onnxruntime.disable_telemetry_events()
+__all__ = ["DeviceOptions", "OnnxSession", "Prepared", "resolve_device", "runtime_version"]
 
 _log = logging.getLogger(__name__)
 
-Device = Literal["cpu", "cuda"]
 
-_INPUT = "image"
-_PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_PROVIDER_OPTIONS: dict[Device, dict[str, str]] = {
-    "cpu": {},
-    "cuda": {
-        # The exhaustive search plans every convolution anew whenever the batch size changes.
-        "cudnn_conv_algo_search": "HEURISTIC",
-        # A float32 model was verified as float32; who wants the speed of fewer bits exports a float16 model.
-        "use_tf32": "0",
-    },
-}
-_PROBE_MODEL = bytes.fromhex(
-    "08083a330a0c0a0178120179220452656c751201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a0808011204"
-    "0a02080142040a00100e"
-)
-"""The least model there is, y = Relu(x) of one float32 at opset 14: whether it opens tells whether a device does."""
-
-
-def runtime_version() -> str:
-    """Return ONNX Runtime's version."""
-    return str(onnxruntime.__version__)
-
-
-def resolve_device(device: str) -> Device:
-    """Return the device to run on: `cpu` and `cuda` are themselves, `auto` is CUDA where it works and else the CPU.
+def resolve_device(device: str) -> str:
+    """Return the device to run on: a named one is itself, `auto` is CUDA where it works and else the CPU.
 
     Raises DeviceUnavailable, saying what is missing, where the device asked for by name cannot be had.
     """
-    if device == "cpu":
-        return "cpu"
-    if device == "cuda":
-        _require_cuda()
-        return "cuda"
     if device == "auto":
         try:
-            _require_cuda()
+            require_device(Device("cuda"))
         except DeviceUnavailable as error:
             _log.info("device auto is the CPU: %s", error)
             return "cpu"
         return "cuda"
-    if device == "tensorrt":
-        raise DeviceUnavailable("Device tensorrt is not available in this build; use cuda or cpu.")
-    raise DeviceUnavailable(f"There is no device {device!r}; the devices are auto, cpu, cuda and tensorrt.")
+    named = Device.parse(device)
+    require_device(named)
+    return str(named)
 
 
 class OnnxSession:
-    """A loaded model; made by `load`. Fulfils the engine's Session protocol, for one thread at a time."""
+    """A loaded model; made by `load`. Fulfils the engine's Session protocol.
+
+    One thread runs it, the same from the first run to the last; a second may prepare a batch meanwhile.
+    """
 
     def __init__(
-        self, session: Any, *, device: Device, input_shape: tuple[int, int, int], output_names: Sequence[str]
+        self,
+        runner: Runner,
+        memory: Memory,
+        *,
+        device: Device,
+        input_shape: tuple[int, int, int],
+        output_names: Sequence[str],
+        shrink_arena_above: int | None = None,
     ) -> None:
-        self._session = session
+        self._runner = runner
+        self._memory = memory
+        self._device = device
         self._input_shape = input_shape
         self._output_names = tuple(output_names)
-        self._run_options = onnxruntime.RunOptions()
-        self._run_options.only_execute_path_to_fetches = True
-        self.device: Device = device
+        self._shrink_arena_above = shrink_arena_above
+        self._ran_out_of_memory = False
 
     @classmethod
     def load(
         cls,
         model_path: Path,
+        options: DeviceOptions | None = None,
         *,
-        device: str,
         input_shape: tuple[int, int, int],
         output_names: Sequence[str],
+        device: str = "cpu",
         threads: int = 0,
     ) -> OnnxSession:
-        """Load a model of (height, width, 3) images on a device, as `resolve_device` takes it.
+        """Load a model of (height, width, 3) images, and check on the device that it runs there, and runs right.
 
-        `threads` compute one run on the CPU, 0 for one a core. Raises DeviceUnavailable where the device, or a part of
-        the model on it, cannot be had, and RepositoryError where the file is not the model that is expected.
+        `device` and `threads` stand for options that hold no more than these. Raises DeviceUnavailable where the
+        device, or a part of the model on it, cannot be had; RepositoryError where the file is not the model that is
+        expected; SettingsError for provider options that are refused.
         """
-        chosen = resolve_device(device)
-        try:
-            session = _open(str(model_path), chosen, threads)
-        except Exception as error:  # the runtime's errors have no base of their own
-            if chosen != "cpu" and _loads_on_the_cpu(model_path):
-                raise DeviceUnavailable(
-                    f"{model_path} cannot run wholly on {chosen}; running parts of it on the CPU would be silent and "
-                    f"slow, and is refused. The runtime says: {error}"
-                ) from error
-            raise RepositoryError(f"{model_path} cannot be loaded as a model: {error}") from error
-        if _PROVIDERS[chosen] not in session.get_providers():
-            raise DeviceUnavailable(f"{model_path} was not given to {chosen} but to {session.get_providers()}.")
-        _check_graph(model_path, session, input_shape, output_names)
-        return cls(session, device=chosen, input_shape=input_shape, output_names=output_names)
+        options = options or DeviceOptions(device=device, threads=threads)
+        chosen = Device.parse(resolve_device(options.device))
+        with _profile_folder(chosen) as folder:
+            profile = Path(folder) / "run" if folder else None
+            session = open_model(model_path, chosen, options, input_shape=input_shape, profile=profile)
+            _check_graph(model_path, session, input_shape, output_names)
+            memory = Memory(chosen.provider.memory, chosen.index)
+            loaded = cls(
+                _runner(session, memory, chosen, options, input_shape, output_names),
+                memory,
+                device=chosen,
+                input_shape=input_shape,
+                output_names=output_names,
+                shrink_arena_above=options.shrink_arena_above,
+            )
+            if profile:
+                loaded._prove(model_path, session, options)
+        return loaded
+
+    @property
+    def device(self) -> str:
+        """Its name, such as `cpu` or `cuda:1`."""
+        return str(self._device)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -124,69 +123,135 @@ class OnnxSession:
         """Every output that can be asked for."""
         return self._output_names
 
+    def staging(self, images: int) -> Pixels:
+        """Return zeroed memory that the device reads fastest from: uint8 (images, height, width, 3)."""
+        return self._memory.staging((images, *self._input_shape))
+
     def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
-        """Run uint8 (batch, height, width, 3); computes no more than the named outputs need."""
-        results = self._session.run(list(outputs), {_INPUT: images}, self._run_options)
-        return dict(zip(outputs, results, strict=True))
+        """Run uint8 (batch, height, width, 3); computes little more than the named outputs need.
 
+        The arrays may be overwritten by the next run: copy what you keep. Raises OutOfDeviceMemory where the batch is
+        too large for what the device has left.
+        """
+        return self.run_prepared(self.prepare(images), outputs)
 
-def _open(model: str | bytes, device: Device, threads: int) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Threads that spin after a run would take the cores from decoding.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    if device != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    providers = [(_PROVIDERS[device], _PROVIDER_OPTIONS[device])]
-    # Without this argument the constructor itself falls back to the CPU, before disable_fallback could be called.
-    session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
-    session.disable_fallback()
-    return session
+    def prepare(self, images: Pixels) -> Prepared:
+        """Upload a batch for `run_prepared`; another thread than the running one may. The images must stay as they are.
 
+        At most two batches of one size are prepared or running at a time. Raises OutOfDeviceMemory.
+        """
+        with self._telling_memory():
+            return self._runner.prepare(images)
 
-def _require_cuda() -> None:
-    if _PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
-        raise DeviceUnavailable(
-            "Device cuda needs the GPU build of ONNX Runtime, and the one installed has no CUDA provider; "
-            "install onnxruntime-gpu in place of onnxruntime."
+    def run_prepared(self, prepared: Prepared, outputs: tuple[str, ...]) -> Outputs:
+        """Run a prepared batch, once; otherwise as `run`."""
+        above = self._shrink_arena_above
+        shrink = self._ran_out_of_memory or (above is not None and prepared.images > above)
+        self._ran_out_of_memory = False
+        with self._telling_memory():
+            return self._runner.run(prepared, outputs, shrink_arena=shrink)
+
+    def discard(self, prepared: Prepared) -> None:
+        """Give a prepared batch up that will not be run."""
+        self._runner.discard(prepared)
+
+    @contextlib.contextmanager
+    def _telling_memory(self) -> Iterator[None]:
+        """Raise OutOfDeviceMemory for the runtime's ways to say it, and let the next run hand back what is spare."""
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._ran_out_of_memory = True
+            raise OutOfDeviceMemory(str(error)) from error
+
+    def _prove(self, model_path: Path, session: Any, options: DeviceOptions) -> None:
+        """Raise DeviceUnavailable unless the device computes the model, itself, as the CPU does.
+
+        TensorRT is tried at both ends of its engine's range; CUDA's kernels do not depend on it.
+        """
+        smallest, largest = min(options.buckets), max(options.buckets)
+        sizes = {smallest, largest} if self._device.kind == "tensorrt" else {smallest}
+        images = check_images(self._input_shape)
+        try:
+            given = {size: self._run_copied(images[np.arange(size) % len(images)]) for size in sorted(sizes)}
+        except Exception as error:  # the runtime's errors have no base of their own
+            raise DeviceUnavailable(f"{model_path} loads on {self.device}, but does not run there: {error}") from error
+        profile = json.loads(Path(session.end_profiling()).read_text())
+        check_placement(str(model_path), placed_nodes(profile), self._device, strict=options.strict_device)
+        if not options.self_check:
+            return
+        cpu = OnnxSession.load(
+            model_path,
+            DeviceOptions(threads=options.threads),
+            input_shape=self._input_shape,
+            output_names=self._output_names,
         )
-    onnxruntime.preload_dlls()
+        expected = cpu.run(images, self._output_names)
+        for size, actual in given.items():
+            wrong = differences(tiled(expected, size), actual, TOLERANCES[options.precision])
+            if wrong:
+                raise DeviceUnavailable(
+                    f"{model_path} does not compute on {self.device} what it computes on the CPU, in a batch of "
+                    f"{size}: {'; '.join(wrong)}."
+                )
+
+    def _run_copied(self, images: Pixels) -> Outputs:
+        """Run with every output, and let the arrays be the caller's."""
+        return {name: values.copy() for name, values in self.run(images, self._output_names).items()}
+
+
+def _profile_folder(device: Device) -> contextlib.AbstractContextManager[str | None]:
+    """Return a folder for the profile that shows where a model's nodes run; the CPU needs none."""
+    if device.kind == "cpu":
+        return contextlib.nullcontext()
     try:
-        _open(_PROBE_MODEL, "cuda", 1)
-    except Exception as error:  # the runtime's errors have no base of their own
+        return tempfile.TemporaryDirectory(prefix="placement-")
+    except OSError as error:
         raise DeviceUnavailable(
-            "Device cuda cannot be used: it needs an NVIDIA GPU with its driver, and the CUDA and cuDNN libraries "
-            f"that this ONNX Runtime was built for. The runtime says: {error}"
+            f"Whether a model runs on {device} cannot be checked without a temporary directory: {error}"
         ) from error
 
 
-def _loads_on_the_cpu(model_path: Path) -> bool:
-    """Tell a device's refusal from a broken file."""
-    try:
-        _open(str(model_path), "cpu", 1)
-    except Exception:
-        _log.debug("%s does not load on the CPU either", model_path, exc_info=True)
-        return False
-    return True
+def _runner(
+    session: Any,
+    memory: Memory,
+    device: Device,
+    options: DeviceOptions,
+    input_shape: tuple[int, int, int],
+    output_names: Sequence[str],
+) -> Runner:
+    """Return what runs the session: with buffers that stay where that is asked for, or is a gain."""
+    binds = device.kind != "cpu" if options.io_binding is None else options.io_binding
+    graphs = records_graphs(session, device)
+    if not binds:
+        return PlainRunner(session, memory, input_name=INPUT)
+    profiles = [tuple(name for name in names if name in output_names) for names in options.graph_profiles]
+    return BoundRunner(
+        session,
+        memory,
+        input_name=INPUT,
+        input_shape=input_shape,
+        graph_profiles=[names for names in profiles if names] if graphs else (),
+    )
 
 
 def _check_graph(model_path: Path, session: Any, input_shape: tuple[int, int, int], outputs: Sequence[str]) -> None:
     """Raise RepositoryError unless the graph takes `image` as uint8 (batch, height, width, 3) and gives float32."""
     inputs = {node.name: node for node in session.get_inputs()}
-    if list(inputs) != [_INPUT]:
-        raise RepositoryError(f"{model_path} should have one input, {_INPUT}; it has: {', '.join(inputs)}")
-    image = inputs[_INPUT]
+    if list(inputs) != [INPUT]:
+        raise RepositoryError(f"{model_path} should have one input, {INPUT}; it has: {', '.join(inputs)}")
+    image = inputs[INPUT]
     if image.type != "tensor(uint8)":
-        raise RepositoryError(f"{model_path}: input {_INPUT} should be tensor(uint8), not {image.type}")
+        raise RepositoryError(f"{model_path}: input {INPUT} should be tensor(uint8), not {image.type}")
     # A dimension that is left open has a name, or none, where a fixed one has a number.
     fits = len(image.shape) == 4 and all(
         not isinstance(has, int) or has == wanted for has, wanted in zip(image.shape[1:], input_shape, strict=True)
     )
     if not fits or isinstance(image.shape[0], int):
         raise RepositoryError(
-            f"{model_path}: input {_INPUT} should have the shape (batch, {', '.join(map(str, input_shape))}) with the "
+            f"{model_path}: input {INPUT} should have the shape (batch, {', '.join(map(str, input_shape))}) with the "
             f"batch left open, not {tuple(image.shape)}"
         )
     types = {node.name: node.type for node in session.get_outputs()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +89,21 @@ class Session(Protocol):
     def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
         """Run uint8 (batch, height, width, 3) and return the named outputs, float32, batch first.
 
-        The batch is always one of the buckets. Any exception fails that batch alone.
+        The batch is always one of the buckets. The arrays may be the session's own, which its next run overwrites: the
+        caller copies what it keeps. OutOfDeviceMemory says that fewer images might run; any other exception fails
+        the batch, and it alone.
         """
         ...
+
+
+@runtime_checkable
+class StagingSession(Session, Protocol):
+    """A session that knows memory from which its device reads faster than from other."""
+
+    def staging(self, images: int) -> Pixels:
+        """Return such memory, zeroed, for the caller to gather batches in: uint8 (images, height, width, 3)."""
+        ...
+
+
+class OutOfDeviceMemory(Exception):
+    """A run needed more memory than the device has left; one of fewer images may not."""

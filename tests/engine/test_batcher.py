@@ -226,3 +226,25 @@ def test_buckets_that_cannot_be_run_are_refused(buckets: list[int]) -> None:
 def test_a_share_that_would_put_bulk_first_is_refused() -> None:
     with pytest.raises(ValueError, match="bulk_every"):
         Batcher(BucketCosts([1]), bulk_every=1)
+
+
+def test_a_bucket_that_ran_out_of_memory_is_left_alone_for_a_thousand_runs() -> None:
+    costs = BucketCosts([1, 4, 16])
+    for bucket in costs.buckets:
+        costs.observe(bucket, 1.0)
+    assert costs.choose(16) == 16
+    costs.ran_out_of_memory(16)
+    assert [costs.choose(waiting) for waiting in (1, 4, 16, 100)] == [1, 4, 4, 4]
+    costs.ran_out_of_memory(4)
+    assert costs.choose(16) == 1
+    for _ in range(999):
+        costs.observe(1, 1.0)
+    assert costs.choose(16) == 1
+    costs.observe(1, 1.0)
+    assert costs.choose(16) == 16
+
+
+def test_the_smallest_bucket_stays_whatever_ran_out() -> None:
+    costs = BucketCosts([2, 4])
+    costs.ran_out_of_memory(2)
+    assert costs.choose(1) == 2

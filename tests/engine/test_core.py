@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 
 from service.engine.batcher import Batcher, BucketCosts
 from service.engine.core import DropReason, EngineCore
 from service.engine.slots import SlotPool, SlotState
-from service.engine.types import Outputs, Pixels, WorkItem
+from service.engine.types import OutOfDeviceMemory, Outputs, Pixels, StagingSession, WorkItem
 from service.errors import Cancelled, DeadlineExceeded, InferenceFailed, StartupError
 from tests.engine.fakes import LOGITS, FakeClock, RecordingObserver, ScriptedSession, colour, item
 
@@ -193,3 +195,109 @@ def test_a_bucket_that_fails_in_warm_up_is_named() -> None:
     bench.session.faults.extend([None, None, None, None, RuntimeError("no such kernel")])
     with pytest.raises(StartupError, match="batch of 2 while warming up: no such kernel"):
         bench.core.warm_up()
+
+
+def test_a_batch_without_memory_runs_as_two_halves() -> None:
+    bench = Bench(buckets=(1, 2, 4, 8))
+    submitted = bench.submit(1, 2, 3, 4, 5)
+    bench.session.faults.append(OutOfDeviceMemory("no room"))
+    completions = bench.core.step()
+    assert [each.ticket for each in completions] == [each.ticket for each in submitted]
+    assert [colour(each.answer) for each in completions if each.answer] == [1, 2, 3, 4, 5]
+    assert [(each.answer.batch_size, each.answer.bucket) for each in completions if each.answer] == (
+        [(3, 4)] * 3 + [(2, 2)] * 2
+    )
+    assert [bucket for bucket, _ in bench.session.runs] == [8, 4, 2]
+    assert bench.observer.failed == []
+    assert bench.core.failures_in_a_row == 0
+
+
+def test_a_half_that_fails_again_fails_alone() -> None:
+    bench = Bench(buckets=(1, 2, 4))
+    submitted = bench.submit(1, 2, 3, 4)
+    bench.session.faults.extend([OutOfDeviceMemory("no room"), OutOfDeviceMemory("still none")])
+    completions = {each.ticket: each for each in bench.core.step()}
+    errors = [completions[each.ticket].error for each in submitted]
+    assert [type(error) for error in errors] == [InferenceFailed, InferenceFailed, type(None), type(None)]
+    assert errors[0] is not errors[1]
+    answers = [completions[each.ticket].answer for each in submitted[2:]]
+    assert [colour(answer) for answer in answers if answer] == [3, 4]
+    assert bench.observer.failed == [(2, 2)]
+    assert {bench.pool.state(each.slot) for each in submitted} == {SlotState.DONE}
+
+
+def test_a_half_that_fails_otherwise_fails_alone() -> None:
+    bench = Bench(buckets=(4,))
+    submitted = bench.submit(1, 2)
+    bench.session.faults.extend([OutOfDeviceMemory("no room"), None, RuntimeError("no such kernel")])
+    completions = bench.core.step()
+    assert [each.ticket for each in completions] == [each.ticket for each in submitted]
+    assert [type(each.error) for each in completions] == [type(None), InferenceFailed]
+
+
+def test_a_single_image_without_memory_is_tried_once_more_in_the_smallest_bucket() -> None:
+    bench = Bench(buckets=(1, 8))
+    bench.core._batcher.costs.observe(1, 10.0)
+    bench.core._batcher.costs.observe(8, 1.0)
+    bench.submit(7)
+    bench.session.faults.append(OutOfDeviceMemory("no room"))
+    (completion,) = bench.core.step()
+    assert completion.answer is not None
+    assert colour(completion.answer) == 7
+    assert [bucket for bucket, _ in bench.session.runs] == [8, 1]
+    bench.submit(8)
+    bench.session.faults.extend([OutOfDeviceMemory("no room")] * 2)
+    (completion,) = bench.core.step()
+    assert isinstance(completion.error, InferenceFailed)
+    assert [bucket for bucket, _ in bench.session.runs[2:]] == [1, 1]
+
+
+def test_a_size_that_ran_out_of_memory_is_not_chosen_again_soon() -> None:
+    bench = Bench(buckets=(1, 2, 4))
+    bench.submit(1, 2, 3, 4)
+    bench.session.faults.append(OutOfDeviceMemory("no room"))
+    bench.core.step()
+    bench.session.runs.clear()
+    bench.submit(1, 2, 3, 4)
+    bench.core.step()
+    bench.core.step()
+    assert [bucket for bucket, _ in bench.session.runs] == [2, 2]
+
+
+def test_answers_survive_a_session_that_reuses_its_arrays() -> None:
+    class Reusing(ScriptedSession):
+        def __init__(self) -> None:
+            super().__init__()
+            self._arrays: dict[tuple[int, str], Any] = {}
+
+        def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
+            results = super().run(images, outputs)
+            for name, values in results.items():
+                self._arrays.setdefault((len(images), name), np.empty_like(values))[...] = values
+            return {name: self._arrays[len(images), name] for name in outputs}
+
+    bench = Bench(session=Reusing())
+    answers = []
+    for colours in ((10,), (11, 12), (20,), (21, 22)):
+        bench.submit(*colours)
+        answers += bench.core.step()
+    assert [colour(each.answer) for each in answers if each.answer] == [10, 11, 12, 20, 21, 22]
+
+
+def test_batches_are_gathered_in_the_memory_that_the_session_offers() -> None:
+    class Staging(ScriptedSession):
+        memory = np.zeros((4, *ScriptedSession.input_shape), np.uint8)
+
+        def staging(self, images: int) -> Pixels:
+            assert images == len(self.memory)
+            return self.memory
+
+        def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
+            assert np.shares_memory(images, self.memory)
+            return super().run(images, outputs)
+
+    assert isinstance(Staging(), StagingSession)
+    assert not isinstance(ScriptedSession(), StagingSession)
+    bench = Bench(session=Staging())
+    bench.submit(1, 2, 3)
+    assert [colour(each.answer) for each in bench.core.step() if each.answer] == [1, 2, 3]

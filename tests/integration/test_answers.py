@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from models.demo.digits import Digits, training_and_held_out
-from tests.conftest import Exported
+from tests.conftest import ExportOnce
 from tests.golden_files import golden_files
 from tests.integration.conftest import service_process
 from tests.integration.strokes import draw
@@ -29,12 +29,13 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="module", params=["dat_tiny", "dat_pp_tiny"])
-def photographed(request: pytest.FixtureRequest, exported: Exported) -> Iterator[tuple[httpx.Client, np.ndarray]]:
+@pytest.fixture(scope="module", params=[("dat_tiny", "gridsample"), ("dat_pp_tiny", "gather")], ids="-".join)
+def photographed(request: pytest.FixtureRequest, exported: ExportOnce) -> Iterator[tuple[httpx.Client, np.ndarray]]:
     """A server of a variant with golden weights, and the golden logits of the two photos."""
-    golden = next(golden for golden in golden_files() if golden.id == f"{request.param}-224x224")
+    variant, sampling = request.param
+    golden = next(golden for golden in golden_files() if golden.id == f"{variant}-224x224")
     with (
-        service_process(exported(request.param), "--threads", "1", "--batch-buckets", "1,4") as process,
+        service_process(exported(variant, sampling), "--threads", "1", "--batch-buckets", "1,4") as process,
         httpx.Client(base_url=f"http://127.0.0.1:{process.port}", timeout=60) as client,
     ):
         yield client, golden.arrays()["photo_logits"]
@@ -75,7 +76,7 @@ def test_photos_in_mixed_batches_get_the_published_logits(photographed: tuple[ht
 
 
 @pytest.fixture(scope="module")
-def demo(exported: Exported) -> Iterator[httpx.Client]:
+def demo(exported: ExportOnce) -> Iterator[httpx.Client]:
     with (
         service_process(exported("dat_demo"), "--threads", "1") as process,
         httpx.Client(base_url=f"http://127.0.0.1:{process.port}", timeout=60) as client,

@@ -196,6 +196,18 @@ async def test_failing_run_is_a_500_without_internals_for_its_batch_alone(model:
         assert (await served.http.post(CLASSIFY, **RAW)).status_code == 200
 
 
+async def test_engine_that_hangs_fails_what_it_held_and_is_not_ready_any_more(model: ModelDirectory) -> None:
+    session = GatedSession()
+    async with serving(model, session, hang_timeout_ms=50) as served:
+        session.close()
+        await problem_of(await served.http.post(CLASSIFY, **RAW), 503, "not_ready")
+        await problem_of(await served.http.get("/health/ready"), 503, "not_ready")
+        await problem_of(await served.http.post(CLASSIFY, **RAW), 503, "not_ready")
+        assert (await served.http.get("/health/live")).status_code == 200
+        assert served.sample("dat_engine_state", state="dead") == 1
+        session.gate.set()
+
+
 async def test_engine_that_cannot_load_is_reported_and_never_ready(model: ModelDirectory) -> None:
     def load() -> GatedSession:
         raise RepositoryError("the graph is broken")

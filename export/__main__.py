@@ -1,0 +1,132 @@
+"""`python -m export`: make a model directory out of published weights.
+
+Progress goes to standard error, the path of what was made to standard output. Exit status: 0 done, 1 refused or
+failed with nothing written, 2 a wrong command line, 130 interrupted with nothing written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from export.errors import ExportError
+from export.pipeline import ExportJob, run
+from export.progress import Progress
+from export.sampling import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, STRATEGY_NAMES
+from models.checkpoint import CheckpointError
+from models.config import ConfigError, SizeError
+from models.dat import DAT
+from models.variants import VARIANTS, Variant
+from service.errors import RepositoryError
+
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    arguments = _parser().parse_args(argv)
+    if arguments.list:
+        print(variants_table())
+        return 0
+    try:
+        path = run(_job(arguments), Progress(sys.stderr))
+    except (ExportError, CheckpointError, ConfigError, SizeError, RepositoryError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return _INTERRUPTED
+    print(path)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export", description="Export a DAT to a verified model directory for the service."
+    )
+    parser.add_argument("variant", nargs="?", metavar="VARIANT", help="one of those that --list shows")
+    parser.add_argument("--list", action="store_true", help="show the variants and where their weights are found")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--weights", type=Path, metavar="FILE", help="published weights, or safetensors")
+    weights.add_argument("--random-weights", type=int, metavar="SEED", help="random weights instead, for trials")
+    parser.add_argument("--repository", type=Path, metavar="DIR", default=Path("model-repository"))
+    parser.add_argument("--name", help="the model's name in the repository (default: the variant)")
+    parser.add_argument("--version", type=int, metavar="N", help="default: the next free number")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
+    parser.add_argument("--image-size", type=_image_size, metavar="N|HxW", help="default: that of the variant")
+    parser.add_argument("--window-size", type=int, metavar="N", help="window of first-generation models")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names: a table, or one name a line")
+    parser.add_argument("--sampling", metavar="STRATEGY", default="gridsample", help=", ".join(STRATEGY_NAMES))
+    parser.add_argument(
+        "--opset", type=int, metavar="N", default=DEFAULT_OPSET, help=f"{MIN_OPSET} to {MAX_OPSET}, %(default)s"
+    )
+    parser.add_argument("--dynamic-size", action="store_true", help="any multiple of 32 (second generation)")
+    return parser
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9][0-9]*)(?:x([1-9][0-9]*))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 224 or 256x352 (height x width)")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _job(arguments: argparse.Namespace) -> ExportJob:
+    if arguments.variant is None:
+        raise ExportError(f"name a variant; known are: {', '.join(VARIANTS)}")
+    if arguments.variant not in VARIANTS:
+        raise ExportError(f"unknown variant {arguments.variant!r}; known are: {', '.join(VARIANTS)}")
+    if arguments.weights is None and arguments.random_weights is None:
+        raise ExportError(
+            f"give the weights of {arguments.variant} with --weights FILE "
+            f"({VARIANTS[arguments.variant].weights}), or --random-weights SEED for a trial"
+        )
+    return ExportJob(
+        variant=VARIANTS[arguments.variant],
+        repository=arguments.repository,
+        weights=arguments.weights,
+        seed=arguments.random_weights,
+        name=arguments.name,
+        version=arguments.version,
+        precision=arguments.precision,
+        image_size=arguments.image_size,
+        window=arguments.window_size,
+        labels=arguments.labels,
+        sampling=arguments.sampling,
+        opset=arguments.opset,
+        dynamic_size=arguments.dynamic_size,
+    )
+
+
+def variants_table() -> str:
+    """Return the variants as lines of text: size, input, published accuracy, where the weights are found."""
+    lines = [f"{'variant':<16} {'parameters':>10} {'input':>6} {'resize':>6} {'top-1':>7} {'top-5':>7}  weights"]
+    for variant in VARIANTS.values():
+        parameters = f"{_parameter_count(variant) / 1e6:.1f} M"
+        lines.append(
+            f"{variant.name:<16} {parameters:>10} {variant.input_size:>6} {variant.resize:>6} "
+            f"{_percent(variant.top1_percent):>7} {_percent(variant.top5_percent):>7}  {variant.weights}"
+        )
+    return "\n".join(lines)
+
+
+def _parameter_count(variant: Variant) -> int:
+    size = (variant.input_size, variant.input_size)
+    with torch.device("meta"):
+        model = DAT(variant.config.at_size(size), size)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a terminated export cleans up as well
+    sys.exit(main())

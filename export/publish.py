@@ -1,0 +1,91 @@
+"""Putting a new version into a model repository: all of it at once, or nothing.
+
+A version is written into a hidden directory of the repository, `.<name>-<random>/<name>/<version>`, which the service
+passes over, synced to disk, and moved to `<name>/<version>` by one rename. Whatever happens before that rename, an
+interrupt included, the repository is left as it was; a killed process leaves only a hidden directory behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from export.errors import ExportError
+from service.repository import NAME_PATTERN
+
+
+def next_version(repository: Path, name: str) -> int:
+    """Return the number after the highest version of `name`, 1 where there is none."""
+    directory = repository / name
+    if not directory.is_dir():
+        return 1
+    taken = [int(entry.name) for entry in directory.iterdir() if re.fullmatch(r"[1-9][0-9]*", entry.name)]
+    return max(taken, default=0) + 1
+
+
+def check_free(repository: Path, name: str, version: int) -> None:
+    """Raise ExportError unless `name` is a model name and has no such version yet."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ExportError(f"{name!r} is not a model name: letters, digits, '.', '_' and '-', at most 128 characters")
+    if version < 1:
+        raise ExportError(f"version {version} is not possible: versions count from 1")
+    if os.path.lexists(repository / name / str(version)):
+        raise ExportError(
+            f"{repository / name / str(version)} exists already and is never overwritten; choose another --version"
+        )
+
+
+@contextlib.contextmanager
+def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
+    """Give an empty directory to write the version into, and put it in place when the block ends without an error.
+
+    Raises ExportError where the version exists, before the block or by its end.
+    """
+    check_free(repository, name, version)
+    target = repository / name / str(version)
+    made = _make_missing(repository)
+    staging = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=repository))
+    try:
+        directory = staging / name / str(version)
+        directory.mkdir(parents=True)
+        yield directory
+        _sync_tree(directory)
+        made += _make_missing(target.parent)
+        try:
+            directory.rename(target)
+        except OSError as error:
+            raise ExportError(f"{target} cannot be put in place: {error.strerror}") from error
+        made.clear()
+        _sync(target.parent)
+        _sync(repository)
+    finally:
+        shutil.rmtree(staging)
+        for path in reversed(made):
+            with contextlib.suppress(OSError):  # another export has put something there meanwhile
+                path.rmdir()
+
+
+def _make_missing(directory: Path) -> list[Path]:
+    """Make a directory with its parents; return those that were missing, outermost first."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    return missing[::-1]
+
+
+def _sync_tree(directory: Path) -> None:
+    for path in directory.iterdir():
+        _sync(path)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,149 @@
+"""Whether an ONNX graph computes what the torch model computes: every output, several batch sizes and image sizes.
+
+The reference is the torch model itself, fed with images that are normalised here and not by the graph's own front
+end, so that the graph's normalisation and layout are compared as well. ONNX Runtime runs on the CPU, without telemetry.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from export.errors import ExportError
+from export.graph import INPUT_NAME, OUTPUT_NAMES, Normalisation
+from models.dat import DAT
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read by the import below
+
+import onnxruntime
+
+TOLERANCE: Final = 1e-4
+"""Largest allowed difference, as a multiple of max(1, standard deviation of the output)."""
+BATCH_SIZES: Final = (1, 2, 3)
+PROVIDER: Final = "CPUExecutionProvider"
+
+_BLOCK_PIXELS: Final = 16
+
+Images = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The largest difference found in one output, with the standard deviation of the reference it was found in."""
+
+    name: str
+    max_abs: float
+    reference_std: float
+
+    @property
+    def allowed(self) -> float:
+        """Largest difference that passes."""
+        return TOLERANCE * max(1.0, self.reference_std)
+
+    @property
+    def passes(self) -> bool:
+        """Whether the difference is allowed; one that is not a number is not."""
+        return self.max_abs <= self.allowed
+
+
+class VerificationFailed(ExportError):
+    """The graph differs from the model; the message is the table of differences."""
+
+    def __init__(self, differences: Sequence[Difference]) -> None:
+        self.differences = tuple(differences)
+        super().__init__(f"the graph does not compute what the model computes\n{differences_table(differences)}")
+
+
+def differences_table(differences: Iterable[Difference]) -> str:
+    """Return the differences as lines of text under a heading."""
+    lines = [f"  {'output':<10} {'max |diff|':>11} {'allowed':>11} {'std':>9}"]
+    for each in differences:
+        verdict = "" if each.passes else "  too large"
+        lines.append(
+            f"  {each.name:<10} {each.max_abs:>11.3e} {each.allowed:>11.3e} {each.reference_std:>9.4f}{verdict}"
+        )
+    return "\n".join(lines)
+
+
+def sample_images(seed: int, count: int, height: int, width: int) -> Images:
+    """Return seeded RGB images, uint8 (count, height, width, 3): patches of flat colour under fine noise.
+
+    Patches give the stages something larger than a pixel to attend to; noise keeps every value distinct.
+    """
+    random = np.random.default_rng(seed)
+    rows, columns = -(-height // _BLOCK_PIXELS), -(-width // _BLOCK_PIXELS)
+    patches = random.uniform(16, 240, (count, rows, columns, 3))
+    flat = patches.repeat(_BLOCK_PIXELS, axis=1).repeat(_BLOCK_PIXELS, axis=2)[:, :height, :width]
+    noisy = flat + random.normal(0, 12, flat.shape)
+    return noisy.round().clip(0, 255).astype(np.uint8)
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """Return an ONNX Runtime session on the CPU that leaves the cores alone between runs."""
+    onnxruntime.disable_telemetry_events()
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
+
+
+def reference_outputs(model: DAT, normalisation: Normalisation, images: Images) -> tuple[FloatArray, ...]:
+    """Return what the torch model computes of uint8 images, in the order of `OUTPUT_NAMES`."""
+    mean, std = (np.array(values, np.float32) for values in normalisation)
+    normalised = (images.astype(np.float32) / np.float32(255) - mean) / std
+    with torch.inference_mode():
+        output = model(torch.from_numpy(normalised.transpose(0, 3, 1, 2).copy()))
+    return tuple(tensor.numpy() for tensor in (output.logits, output.embedding, *output.stages))
+
+
+def verify(
+    path: Path,
+    model: DAT,
+    normalisation: Normalisation,
+    *,
+    image_sizes: Sequence[tuple[int, int]],
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+) -> tuple[Difference, ...]:
+    """Compare the graph at `path` with `model` and return the largest difference of each output.
+
+    Raises VerificationFailed where one is too large, ExportError where names, shapes or types differ.
+    """
+    session = open_session(path)
+    names = tuple(output.name for output in session.get_outputs())
+    if names != OUTPUT_NAMES:
+        raise ExportError(f"the graph's outputs are {', '.join(names)} instead of {', '.join(OUTPUT_NAMES)}")
+    worst: dict[str, Difference] = {}
+    for height, width in image_sizes:
+        for count in batch_sizes:
+            images = sample_images(count, count, height, width)
+            computed = session.run(None, {INPUT_NAME: images})
+            expected = reference_outputs(model, normalisation, images)
+            for name, actual, reference in zip(names, computed, expected, strict=True):
+                difference = compare(name, actual, reference)
+                if name not in worst or not _share(difference) <= _share(worst[name]):
+                    worst[name] = difference
+    differences = tuple(worst.values())
+    if not all(difference.passes for difference in differences):
+        raise VerificationFailed(differences)
+    return differences
+
+
+def compare(name: str, actual: FloatArray, reference: FloatArray) -> Difference:
+    """Return the difference of one output; ExportError where it has another shape or type than float32."""
+    if actual.shape != reference.shape or actual.dtype != np.float32:
+        raise ExportError(
+            f"output {name} is {actual.dtype} {actual.shape}, where the model gives float32 {reference.shape}"
+        )
+    return Difference(name, float(np.abs(actual - reference).max()), float(reference.std()))
+
+
+def _share(difference: Difference) -> float:
+    """How much of the allowance a difference uses."""
+    return difference.max_abs / difference.allowed

@@ -1,0 +1,207 @@
+"""The command as users run it, through `main`, with the demo variant and random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export import pipeline
+from export.__main__ import main
+from export.graph import Normalisation, export_graph
+from export.pipeline import resized
+from export.sampling import select_strategy
+from export.source import from_seed
+from export.verify import open_session
+from models.variants import VARIANTS
+from service.repository import find_models, open_model
+
+DEMO = VARIANTS["dat_demo"]
+DEMO_SIZE = (DEMO.input_size, DEMO.input_size)
+
+
+def export(*arguments: object, repository: Path) -> int:
+    return main([*map(str, arguments), "--repository", str(repository)])
+
+
+def everything(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
+
+
+@pytest.fixture(scope="module")
+def demo_graph() -> onnx.ModelProto:
+    """The graph of the demo variant with random weights of seed 0."""
+    model = from_seed(0, DEMO.config, image_size=DEMO_SIZE).model
+    strategy = select_strategy("gridsample", 18)
+    return export_graph(model, Normalisation(DEMO.mean, DEMO.std), strategy=strategy, opset=18, example_size=DEMO_SIZE)
+
+
+@pytest.fixture
+def exported_before(monkeypatch: pytest.MonkeyPatch, demo_graph: onnx.ModelProto) -> None:
+    """Let the command find its graph of seed 0 traced already."""
+    monkeypatch.setattr(pipeline, "export_graph", lambda *_, **__: demo_graph)
+
+
+@pytest.mark.usefixtures("exported_before")
+def test_export_makes_a_directory_that_the_service_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    repository = tmp_path / "models"
+    assert export("dat_demo", "--random-weights", 0, "--name", "digits", repository=repository) == 0
+    printed = capsys.readouterr()
+    path = repository / "digits" / "1"
+    assert printed.out == f"{path}\n"
+    for step in ("loading dat_demo", "exporting the graph", "verifying against torch", "stage4"):
+        assert step in printed.err
+    assert everything(repository) == [
+        "digits",
+        "digits/1",
+        "digits/1/labels.tsv",
+        "digits/1/manifest.json",
+        "digits/1/model.onnx",
+    ]
+
+    opened = open_model(path)
+    manifest = opened.manifest
+    assert (manifest.variant, manifest.name, manifest.version) == ("dat_demo", "digits", 1)
+    assert (manifest.precision, manifest.opset, manifest.sampling) == ("fp32", 18, "gridsample")
+    assert (manifest.input.height, manifest.input.width) == DEMO_SIZE
+    assert (manifest.preprocess.resize_height, manifest.preprocess.resize_width) == (DEMO.resize, DEMO.resize)
+    assert manifest.weights_source == "random weights of seed 0"
+    assert manifest.verification.batch_sizes == (1, 2, 3)
+    assert set(manifest.exporter) == {"torch", "onnx", "onnxscript", "onnxruntime"}
+    assert [label.name for label in opened.labels] == list("0123456789")
+
+    images = np.zeros((2, *DEMO_SIZE, 3), np.uint8)
+    session = open_session(opened.model_path)
+    outputs = dict(
+        zip((each.name for each in session.get_outputs()), session.run(None, {"image": images}), strict=True)
+    )
+    assert {name: output.shape[1:] for name, output in outputs.items()} == {
+        record.name: record.shape for record in manifest.outputs
+    }
+
+
+@pytest.mark.usefixtures("exported_before")
+class TestRepository:
+    def test_versions_count_up_and_are_never_overwritten(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for _ in range(2):
+            assert export("dat_demo", "--random-weights", 0, repository=tmp_path) == 0
+        assert find_models(tmp_path) == {"dat_demo": (1, 2)}
+        before = (tmp_path / "dat_demo" / "2" / "manifest.json").read_bytes()
+        assert export("dat_demo", "--random-weights", 0, "--version", 2, repository=tmp_path) == 1
+        assert "exists already and is never overwritten" in capsys.readouterr().err
+        assert (tmp_path / "dat_demo" / "2" / "manifest.json").read_bytes() == before
+
+    def test_labels_of_the_user_are_taken(self, tmp_path: Path) -> None:
+        names = tmp_path / "names.txt"
+        names.write_text("\n".join(f"digit {number}" for number in range(10)))
+        assert export("dat_demo", "--random-weights", 0, "--labels", names, repository=tmp_path) == 0
+        assert open_model(tmp_path / "dat_demo" / "1").labels[3].name == "digit 3"
+
+    def test_graph_that_differs_from_the_model_is_not_published(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        repository = tmp_path / "models"
+        assert export("dat_demo", "--random-weights", 1, repository=repository) == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert "the graph does not compute what the model computes" in printed.err
+        assert "too large" in printed.err
+        assert everything(tmp_path) == []
+
+    def test_interrupt_leaves_nothing(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pipeline, "verify", interrupt)
+        assert export("dat_demo", "--random-weights", 0, repository=tmp_path / "models") == 130
+        assert "interrupted; nothing was written" in capsys.readouterr().err
+        assert everything(tmp_path) == []
+
+    def test_leftovers_of_a_killed_export_do_no_harm(self, tmp_path: Path) -> None:
+        leftover = tmp_path / ".dat_demo-k1lled" / "dat_demo" / "1"
+        leftover.mkdir(parents=True)
+        (leftover / "model.onnx").write_bytes(b"half")
+        assert export("dat_demo", "--random-weights", 0, repository=tmp_path) == 0
+        assert find_models(tmp_path) == {"dat_demo": (1,)}
+
+    def test_published_weights_of_the_demo_are_recorded_by_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pipeline, "verify", lambda *_, **__: ())
+        weights = Path("models/demo/dat_demo.safetensors")
+        assert export("dat_demo", "--weights", weights, repository=tmp_path) == 0
+        manifest = json.loads((tmp_path / "dat_demo" / "1" / "manifest.json").read_text())
+        assert manifest["weights_source"] == "dat_demo.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "name a variant; known are: dat_tiny, "),
+        (("dat_huge",), "unknown variant 'dat_huge'; known are: dat_tiny, "),
+        (("dat_tiny",), "give the weights of dat_tiny with --weights FILE"),
+        (("dat_tiny", "--weights", "nowhere.pth"), "the weights nowhere.pth do not exist"),
+        (("dat_tiny", "--random-weights", 0, "--opset", 16), "opset 16 is not supported; choose one of: 18"),
+        (("dat_tiny", "--random-weights", 0, "--sampling", "magic"), "unknown sampling strategy 'magic'"),
+        (("dat_tiny", "--random-weights", 0, "--precision", "fp16"), "precision fp16 is not available"),
+        (("dat_tiny", "--random-weights", 0, "--image-size", 225), "225x225 cannot work"),
+        (("dat_tiny", "--random-weights", 0, "--image-size", "224x225"), "224x225 cannot work"),
+        (("dat_tiny", "--random-weights", 0, "--dynamic-size"), "only second-generation models can"),
+        (("dat_pp_tiny", "--random-weights", 0, "--window-size", 7), "has no window attention"),
+        (("dat_pp_tiny", "--random-weights", 0, "--dynamic-size", "--image-size", 64), "sides must be at least"),
+        (("dat_tiny", "--random-weights", 0, "--name", "../up"), "is not a model name"),
+        (("dat_tiny", "--random-weights", 0, "--version", 0), "versions count from 1"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_in_one_line(
+    arguments: tuple[object, ...], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(*arguments, repository=tmp_path) == 1
+    printed = capsys.readouterr()
+    (line,) = (line for line in printed.err.splitlines() if not line.startswith("loading"))
+    assert line.startswith("error: ")
+    assert sentence in line
+    assert everything(tmp_path) == []
+
+
+def test_file_that_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"not a checkpoint")
+    assert export("dat_demo", "--weights", weights, repository=tmp_path / "models") == 1
+    assert "weights.pth" in capsys.readouterr().err
+    assert everything(tmp_path) == ["weights.pth"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--image-size", "big"), ("--opset", "new"), ("--precision", "fp8"), ("--weights", "a", "--sharp")]
+)
+def test_wrong_command_line_is_explained(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["dat_tiny", *arguments])
+    assert exit_.value.code == 2
+    assert "usage: python -m export" in capsys.readouterr().err
+
+
+def test_list_shows_every_variant_with_its_facts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line for line in lines[1:]}
+    assert rows.keys() == VARIANTS.keys()
+    assert rows["dat_tiny"].split()[1:7] == ["28.3", "M", "224", "256", "82.034", "95.85"]
+    assert rows["dat_base_384"].split()[3:5] == ["384", "438"]
+    for name, variant in VARIANTS.items():
+        assert rows[name].endswith(variant.weights)
+
+
+def test_other_sizes_keep_the_published_ratio_of_resize_to_crop() -> None:
+    assert resized(384, VARIANTS["dat_tiny"]) == 439
+    assert resized(224, VARIANTS["dat_tiny"]) == 256
+    assert resized(384, VARIANTS["dat_base_384"]) == 438
+    assert resized(512, VARIANTS["dat_pp_base_384"]) == 512

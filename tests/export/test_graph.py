@@ -1,0 +1,104 @@
+"""Whole graphs of small networks: every layer kind and switch, both strategies, against torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export.graph import OUTPUT_NAMES, export_graph
+from export.sampling import select_strategy
+from export.source import from_seed
+from export.verify import verify
+from models.config import DATConfig, SizeError
+from models.dat import DAT
+from tests.export.conftest import NORMALISATION, Exported
+from tests.export.networks import NETWORKS, SIZE, dynamic, first_generation
+
+
+def network(config: DATConfig, image_size: tuple[int, int] | None = SIZE) -> DAT:
+    return from_seed(0, config, image_size=image_size).model
+
+
+def exported(model: DAT, path: Path, *, sampling: str = "gridsample", opset: int = 18) -> onnx.ModelProto:
+    graph = export_graph(
+        model, NORMALISATION, strategy=select_strategy(sampling, opset), opset=opset, example_size=SIZE
+    )
+    onnx.save(graph, path)
+    return graph
+
+
+def axes(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+
+
+@pytest.mark.parametrize(("sampling", "opset"), [("gridsample", 18), ("gather", 20)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_layer_kind_and_switch_computes_what_torch_computes(
+    name: str, sampling: str, opset: int, tmp_path: Path
+) -> None:
+    model = network(NETWORKS[name]())
+    path = tmp_path / "model.onnx"
+    graph = exported(model, path, sampling=sampling, opset=opset)
+    differences = verify(path, model, NORMALISATION, image_sizes=[SIZE])
+    assert [difference.name for difference in differences] == list(OUTPUT_NAMES)
+    assert all(difference.reference_std > 0 for difference in differences)
+    assert {node.domain for node in graph.graph.node} == {""}
+
+
+@pytest.mark.parametrize("sampling", ["gather", pytest.param("gridsample", marks=pytest.mark.full)])
+def test_dynamic_graph_takes_other_sizes_and_shapes(sampling: str, tmp_path: Path) -> None:
+    model = network(dynamic(), image_size=None)
+    path = tmp_path / "model.onnx"
+    graph = exported(model, path, sampling=sampling)
+    assert axes(graph.graph.input[0]) == ["batch", "height", "width", 3]
+    verify(path, model, NORMALISATION, image_sizes=[(64, 64), (96, 64), (64, 160), (224, 96)], batch_sizes=[1, 2])
+
+
+def test_windowed_model_of_any_size_is_refused() -> None:
+    with pytest.raises(SizeError, match="only generation 2"):
+        network(first_generation(), image_size=None)
+
+
+@pytest.fixture
+def path(first_exported: Exported, tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    onnx.save(first_exported.graph, path)
+    return path
+
+
+def test_names_types_and_axes_are_those_of_the_contract(path: Path) -> None:
+    graph = onnx.load(path).graph
+    (image,) = graph.input
+    assert (image.name, image.type.tensor_type.elem_type) == ("image", onnx.TensorProto.UINT8)
+    assert axes(image) == ["batch", 64, 64, 3]
+    assert {output.name: axes(output) for output in graph.output} == {
+        "logits": ["batch", 5],
+        "embedding": ["batch", 32],
+        "stage1": ["batch", 16, 16, 16],
+        "stage2": ["batch", 16, 8, 8],
+        "stage3": ["batch", 32, 4, 4],
+        "stage4": ["batch", 32, 2, 2],
+    }
+    assert {output.type.tensor_type.elem_type for output in graph.output} == {onnx.TensorProto.FLOAT}
+
+
+def test_weights_are_in_the_file_once(path: Path, first_exported: Exported) -> None:
+    weights = sum(parameter.numel() for parameter in first_exported.model.parameters())
+    stored = sum(np.prod(tensor.dims, dtype=int) for tensor in onnx.load(path).graph.initializer)
+    assert weights * 0.95 < stored < weights * 1.25
+    assert [entry.name for entry in path.parent.iterdir()] == ["model.onnx"]
+
+
+def test_file_says_nothing_of_the_machine_it_was_made_on(path: Path) -> None:
+    content = path.read_bytes()
+    assert str(Path.cwd()).encode() not in content
+    assert b".py" not in content
+
+
+@pytest.mark.full
+def test_export_is_reproducible(path: Path, tmp_path: Path) -> None:
+    exported(network(first_generation()), tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()

@@ -1,0 +1,79 @@
+"""Class names from users' files and from the project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from export.errors import ExportError
+from export.labels import bundled_labels, labels_from_file, labels_table, numbered_labels
+from service.errors import RepositoryError
+from service.repository import Label, read_labels
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_plain_text_is_one_name_a_line(tmp_path: Path) -> None:
+    path = written(tmp_path / "names.txt", "cat\ndog, hound\nÉléphant\n")
+    assert labels_from_file(path, 3) == (Label(0, "cat"), Label(1, "dog, hound"), Label(2, "Éléphant"))
+
+
+def test_table_is_read_by_its_header(tmp_path: Path) -> None:
+    path = written(tmp_path / "names.tsv", "name\tclass_id\tsynset\ncat\t0\tn1\ndog\t1\tn2\n")
+    assert labels_from_file(path, 2) == (Label(0, "cat", "n1"), Label(1, "dog", "n2"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("cat\n", "1 labels for 2 classes"),
+        ("cat\n\n", "line 2 is not a class name"),
+        ("cat\ta\ndog\tb\n", "line 1 is not a class name"),
+        ("", "0 labels for 2 classes"),
+    ],
+)
+def test_unusable_text_is_refused_with_its_reason(text: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=reason):
+        labels_from_file(written(tmp_path / "names.txt", text), 2)
+
+
+def test_table_out_of_order_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "names.tsv", "class_id\tname\n1\tcat\n0\tdog\n")
+    with pytest.raises(RepositoryError, match="line 2 should be class 0"):
+        labels_from_file(path, 2)
+
+
+def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cannot be read"):
+        labels_from_file(tmp_path / "none.txt", 2)
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(ExportError, match="not UTF-8"):
+        labels_from_file(tmp_path / "image.png", 2)
+
+
+def test_thousand_classes_are_those_of_imagenet() -> None:
+    labels = bundled_labels("dat_tiny", 1000)
+    assert labels is not None
+    assert labels[0] == Label(0, "tench, Tinca tinca", "n01440764")
+    assert len(labels) == 1000
+
+
+def test_demo_classes_are_the_digits() -> None:
+    labels = bundled_labels("dat_demo", 10)
+    assert labels is not None
+    assert [label.name for label in labels] == list("0123456789")
+
+
+def test_other_class_counts_have_no_names() -> None:
+    assert bundled_labels("dat_tiny", 37) is None
+    assert numbered_labels(2) == (Label(0, "class_0"), Label(1, "class_1"))
+
+
+@pytest.mark.parametrize("labels", [(Label(0, "cat", "n1"), Label(1, "dog", "n2")), (Label(0, "cat"), Label(1, "dog"))])
+def test_table_that_is_written_is_the_one_that_the_service_reads(labels: tuple[Label, ...], tmp_path: Path) -> None:
+    path = written(tmp_path / "labels.tsv", labels_table(labels))
+    assert read_labels(path, 2) == labels
