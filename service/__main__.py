@@ -1,6 +1,7 @@
 """The command line: `python -m service [serve|check|settings] [options]`.
 
-Exit status: 0 after an orderly end, 1 where the service cannot start or serve as asked, 2 for a bad setting.
+Exit status: 0 after an orderly end, 1 where the service cannot start or serve as asked, 2 for a bad setting; where a
+service of several processes is ended by a second signal, 128 and the signal's number.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif command == "check":
             _check(settings)
         else:
-            _serve(settings)
+            return _serve(settings)
     except SettingsError as error:
         print(f"dat-serve: {error}", file=sys.stderr)
         return 2
@@ -91,15 +92,12 @@ def _print_settings(settings: Settings) -> None:
         print(f"{name} = {value}")
 
 
-def _serve(settings: Settings) -> None:
+def _serve(settings: Settings) -> int:
     model = select_model(settings.repository, name=settings.model, version=settings.model_version)
-    if settings.has_processes:
-        _serve_with_processes(settings, model)
-    else:
-        _serve_alone(settings, model)
+    return _serve_with_processes(settings, model) if settings.has_processes else _serve_alone(settings, model)
 
 
-def _serve_alone(settings: Settings, model: ModelDirectory) -> None:
+def _serve_alone(settings: Settings, model: ModelDirectory) -> int:
     """Serve from this process, with the engine as a thread of it."""
     device = resolve_device(settings.device)
     listener = listen(settings.host, settings.port)
@@ -117,9 +115,10 @@ def _serve_alone(settings: Settings, model: ModelDirectory) -> None:
     server = Server(app, drain_timeout_s=settings.drain_timeout_ms / 1000, give_up=engine.stop)
     _log_listening(listener, model, device=device, buckets=buckets)
     server.serve_on(listener)
+    return 0
 
 
-def _serve_with_processes(settings: Settings, model: ModelDirectory) -> None:
+def _serve_with_processes(settings: Settings, model: ModelDirectory) -> int:
     """Serve from several workers, with an engine process a device, and watch over them."""
     devices = settings.devices or (_resolved_elsewhere(settings.device),)
     buckets = settings.buckets_for(devices[0])
@@ -128,7 +127,7 @@ def _serve_with_processes(settings: Settings, model: ModelDirectory) -> None:
         plan = Plan(settings, model, devices=devices, buckets=buckets, metrics_directory=directory)
         supervisor = Supervisor(plan, listener)
         _log_listening(listener, model, device=",".join(devices), buckets=buckets, workers=settings.workers)
-        supervisor.run()
+        return supervisor.run()
 
 
 def _resolved_elsewhere(device: str) -> str:
@@ -158,9 +157,14 @@ def _check(settings: Settings) -> None:
     """Load the model, run every bucket, and print what would be served and how long each bucket takes."""
     model = select_model(settings.repository, name=settings.model, version=settings.model_version)
     manifest = model.manifest
-    device = resolve_device(settings.device)
-    session = load_session(model, device, settings)
     print(f"model     {manifest.name} version {manifest.version} ({manifest.variant}, {manifest.precision})")
+    for device in settings.devices or (settings.device,):
+        _check_device(settings, model, resolve_device(device))
+
+
+def _check_device(settings: Settings, model: ModelDirectory, device: str) -> None:
+    manifest = model.manifest
+    session = load_session(model, device, settings)
     print(f"device    {device}")
     print(f"input     {manifest.input.height} x {manifest.input.width}")
     print(f"outputs   {', '.join(session.output_names)}")

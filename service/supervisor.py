@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 _HEARTBEAT_S = 1.0
 _FIRST_DELAY_S = 0.1
 _HEALTHY_S = 60.0
+_STARTING_S = 60.0
+"""For a worker to begin to answer pings."""
 _LEAVING_S = 5.0
 """For a process that has nothing left to do but to end."""
 
@@ -52,6 +54,7 @@ class _Child:
         self.process = process
         self.control = control
         self.missed = 0
+        self.was_heard = False
         self.failure: str | None = None
 
     def kill(self) -> None:
@@ -125,7 +128,9 @@ class _WorkerPlace(_Place):
             self.memory = None
 
     def patience_s(self) -> float | None:
-        return self._plan.settings.heartbeat_timeout_ms / 1000 if self.was_ready else None
+        heartbeat_timeout_s = self._plan.settings.heartbeat_timeout_ms / 1000
+        is_starting = self.child is not None and not self.child.was_heard
+        return max(heartbeat_timeout_s, _STARTING_S) if is_starting else heartbeat_timeout_s
 
 
 class Supervisor:
@@ -142,10 +147,12 @@ class Supervisor:
         ]
         self._ending: asyncio.Event
         self._is_up = False
+        self._cut_short_by: int | None = None
 
-    def run(self) -> None:
-        """Serve until a signal; raises StartupError where the service cannot start."""
+    def run(self) -> int:
+        """Serve until a signal, and return the exit status; raises StartupError where the service cannot start."""
         asyncio.run(self._run())
+        return 0 if self._cut_short_by is None else 128 + self._cut_short_by
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -177,11 +184,10 @@ class Supervisor:
             self._ending.set()
             return
         _log.warning("a second signal: the service ends at once")
+        self._cut_short_by = number
         for place in self._places:
             if place.child is not None:
                 place.child.kill()
-        logging.shutdown()
-        os._exit(128 + number)
 
     async def _keep(self, place: _Place) -> None:
         """Have a process in its place for ever; raises StartupError where none was ever ready there."""
@@ -235,6 +241,7 @@ class Supervisor:
         if received is None:  # it has ended, or is about to
             asyncio.get_running_loop().remove_reader(child.control.fileno())
             return False
+        child.was_heard = True
         match received[0]:
             case Pong():
                 child.missed = 0

@@ -25,6 +25,20 @@ def classify(port: int, images: int = 1) -> httpx.Response:
     return httpx.post(f"http://127.0.0.1:{port}/v1/classify", files=files, timeout=PATIENCE_S)
 
 
+def descriptors_of(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def memories_in(pid: int) -> int:
+    """How many workers' memory a process has mapped."""
+    return Path(f"/proc/{pid}/maps").read_text().count("memfd:dat-serve-slots")
+
+
+def metrics_directory_of(pid: int) -> Path:
+    variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return Path(dict(variable.partition("=")[::2] for variable in variables)["PROMETHEUS_MULTIPROC_DIR"])
+
+
 def in_flight(port: int, requests: int, pool: ThreadPoolExecutor) -> list[Future[httpx.Response]]:
     """Send requests to an engine that does not answer, and return when it has them all."""
     sent = [pool.submit(classify, port) for _ in range(requests)]
@@ -60,7 +74,10 @@ def test_engine_that_is_killed_again_and_again_under_load_costs_503_and_nothing_
 def test_worker_that_is_killed_under_load_comes_back_and_loses_no_slot(repository: Path) -> None:
     options = (*SHAPE, "--max-queued-images", "16", "--max-images", "8", "--max-restart-delay-ms", "100")
     with service_process(repository, *options) as process:
+        supervisor, engine = process.popen.pid, pid_of(process, "engine-0")
         with Load.on(process.port) as load:
+            load.wait_for_more()
+            before = descriptors_of(supervisor), descriptors_of(engine)
             for _ in range(5):
                 load.wait_for_more()
                 os.kill(pid_of(process, "worker-1"), signal.SIGKILL)
@@ -68,6 +85,8 @@ def test_worker_that_is_killed_under_load_comes_back_and_loses_no_slot(repositor
                 wait_for_process(process, "worker-1")
             load.wait_for_more()
         assert load.ends.keys() <= {"ok", "broken connection"}, load.ends
+        assert (descriptors_of(supervisor), descriptors_of(engine)) == before
+        assert (memories_in(supervisor), memories_in(engine)) == (0, 2)
         until(lambda: metric(process.port, "dat_admitted_images") == 0)
         # All that one worker admits, again and again: whichever worker has lost a slot would refuse it.
         assert {classify(process.port, 8).status_code for _ in range(20)} == {200}
@@ -119,8 +138,10 @@ def test_sigterm_finishes_what_is_in_flight_and_takes_nothing_new(repository: Pa
 def test_sigterm_under_load_ends_with_status_0(repository: Path) -> None:
     with service_process(repository, *SHAPE) as process, Load.on(process.port) as load:
         load.wait_for_more()
+        directory = metrics_directory_of(pid_of(process, "worker-0"))
         process.popen.send_signal(signal.SIGTERM)
         assert process.end() == 0
+        assert not directory.exists()
         load.wait_for_more("broken connection", 1)
     assert load.ends.keys() <= {"ok", "broken connection"}, load.ends
 
@@ -128,12 +149,15 @@ def test_sigterm_under_load_ends_with_status_0(repository: Path) -> None:
 def test_a_second_signal_ends_the_service_at_once(repository: Path) -> None:
     with service_process(repository, *SHAPE) as process, Connection(process.port) as connection:
         children = [os.pidfd_open(pid_of(process, name)) for name in ("engine-0", "worker-0", "worker-1")]
+        directory = metrics_directory_of(pid_of(process, "worker-0"))
+        assert list(directory.iterdir())
         connection.head("/v1/classify", *HEAD)
         assert connection.response_head()[0] == 100
         process.popen.send_signal(signal.SIGTERM)
         process.wait_for("Waiting for connections to close. (CTRL+C to force quit)")
         process.popen.send_signal(signal.SIGTERM)
         assert process.end() == 128 + signal.SIGTERM
+        assert not directory.exists()
         for child in children:
             wait_for_exit(child)
 
@@ -143,6 +167,7 @@ def test_nothing_outlives_a_supervisor_that_is_killed(repository: Path) -> None:
         children = [os.pidfd_open(pid_of(process, name)) for name in ("engine-0", "worker-0", "worker-1")]
         signal.pidfd_send_signal(children[0], signal.SIGSTOP)
         process.popen.kill()
+        process.end()
         for child in children:
             wait_for_exit(child)
         with pytest.raises(ConnectionRefusedError):

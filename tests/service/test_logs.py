@@ -38,6 +38,14 @@ def test_text_line_has_its_fields() -> None:
     assert "service.test: request status=200 code=ok" in written("text", "request", status=200, code="ok")
 
 
+def test_lines_of_several_processes_say_which_one_wrote_them() -> None:
+    stream = io.StringIO()
+    configure_logging(level="info", form="json", stream=stream, process="worker-1")
+    logging.getLogger("service.test").info("request", extra={"fields": {"status": 200}})
+    document = json.loads(stream.getvalue())
+    assert (document["process"], document["status"]) == ("worker-1", 200)
+
+
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_request_cannot_forge_a_line(form: str) -> None:
     assert written(form, "request", path="/x\n2026-01-01 info service: all is well\r").count("\n") == 1
