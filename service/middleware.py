@@ -64,22 +64,27 @@ def context_of(request: Request) -> RequestContext:
 def exception_answers() -> dict[Any, Any]:
     """Return the framework's table of answers to exceptions: each becomes a problem document."""
 
-    def answer(request: Request, make: Callable[..., ProblemResponse], error: Exception) -> Response:
-        context = context_of(request)
-        response = make(error, request_id=context.request_id)
-        context.code = response.code
-        return response
+    async def answer(request: Request, error: Exception) -> Response:
+        return problem_answer(request, error)
 
-    async def expected(request: Request, error: Exception) -> Response:
-        return answer(request, problem_for, error)
+    return dict.fromkeys(_PROBLEMS, answer)
 
-    async def framework(request: Request, error: Exception) -> Response:
-        return answer(request, problem_for_http, error)
 
-    async def validation(request: Request, error: Exception) -> Response:
-        return answer(request, problem_for_validation, error)
+_PROBLEMS: dict[type[Exception], Callable[..., ProblemResponse]] = {
+    ServiceError: problem_for,
+    HTTPException: problem_for_http,
+    RequestValidationError: problem_for_validation,
+}
+EXPECTED_EXCEPTIONS = tuple(_PROBLEMS)
 
-    return {ServiceError: expected, HTTPException: framework, RequestValidationError: validation}
+
+def problem_answer(request: Request, error: Exception) -> Response:
+    """Return the problem document for one of EXPECTED_EXCEPTIONS, and note its code."""
+    make = next(make for kind, make in _PROBLEMS.items() if isinstance(error, kind))
+    context = context_of(request)
+    response = make(error, request_id=context.request_id)
+    context.code = response.code
+    return response
 
 
 def request_id_of(headers: Headers) -> str:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InferenceFailed
 
 
-def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the probabilities (..., classes) of logits (..., classes), computed in float64 without overflow.
 
     Raises InferenceFailed where a logit is not a finite number: no probability could be honest then.
     """
-    wide = np.asarray(logits, dtype=np.float64)
-    if not np.isfinite(wide).all():
+    wide = np.array(logits, dtype=np.float64)
+    if not math.isfinite(wide.sum()):  # the sum of float32 or narrower numbers cannot overflow a float64
         raise InferenceFailed("The model's answer holds values that are not finite numbers.")
-    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    probabilities: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
-    return probabilities
+    wide -= wide.max(axis=-1, keepdims=True)
+    np.exp(wide, out=wide)
+    wide /= wide.sum(axis=-1, keepdims=True)
+    return wide
 
 
 def top_k(scores: NDArray[np.floating], k: int) -> list[tuple[int, float]]:
@@ -26,8 +29,13 @@ def top_k(scores: NDArray[np.floating], k: int) -> list[tuple[int, float]]:
 
     A `k` above the number of classes gives them all.
     """
-    order = np.argsort(-scores, kind="stable")[:k]
-    return [(int(class_id), float(scores[class_id])) for class_id in order]
+    if k >= len(scores):
+        candidates = np.arange(len(scores))
+    else:
+        least = np.partition(scores, -k)[-k]
+        candidates = np.flatnonzero(scores >= least)
+    ranked = sorted(zip((-scores[candidates]).tolist(), candidates.tolist(), strict=True))
+    return [(class_id, -negated) for negated, class_id in ranked[:k]]
 
 
 def l2_normalized(vectors: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -18,13 +18,13 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.errors import StartupError
+from service.protocol import Protocol
 
 _log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 30
 LAST_ANSWERS_S = 5
 """For the answers that are on their way when the drain time is over."""
-MAX_HEADERS_BYTES = 64 * 1024
 BACKLOG = 2048
 
 
@@ -43,7 +43,8 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=int(drain_timeout_s) + LAST_ANSWERS_S,
-                h11_max_incomplete_event_size=MAX_HEADERS_BYTES,
+                http=Protocol,
+                loop="uvloop",
             )
         )
         self._drain_timeout_s = drain_timeout_s

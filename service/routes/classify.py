@@ -15,12 +15,13 @@ from service.repository import Label
 from service.routes import openapi
 from service.routes.answers import JSON, answer_headers, fault_of, in_thread_if_large, timings_ms
 from service.routes.context import Service, ServiceDependency
+from service.routes.direct import DirectRoute
 from service.routes.inference import Inferred, infer
 from service.routes.negotiation import negotiate
 from service.routes.parameters import ClassifyParameters
 from service.schemas import ClassifiedImage, ClassifyResponse, FailedImage, ModelReference, Prediction
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.post(

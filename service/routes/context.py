@@ -41,10 +41,14 @@ def service_of(request: Request) -> Service:
     return service
 
 
-ServiceDependency = Annotated[Service, Depends(service_of)]
+async def _service(request: Request) -> Service:
+    return service_of(request)  # FastAPI would call a function that is not async in a thread
 
 
-async def authorize(request: Request, service: ServiceDependency) -> None:
+ServiceDependency = Annotated[Service, Depends(_service)]
+
+
+def authorize(request: Request, service: Service) -> None:
     """Raise Unauthorized unless no API keys are configured or the request bears one; takes as long for any guess."""
     keys = service.settings.api_keys
     if not keys:
@@ -54,3 +58,8 @@ async def authorize(request: Request, service: ServiceDependency) -> None:
     matches = [hmac.compare_digest(given, key.get_secret_value().encode()) for key in keys]
     if scheme.lower() != "bearer" or not any(matches):
         raise Unauthorized("This needs an API key: Authorization: Bearer <key>.")
+
+
+async def authorized(request: Request, service: ServiceDependency) -> None:
+    """Authorize as a dependency."""
+    authorize(request, service)

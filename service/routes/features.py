@@ -19,6 +19,7 @@ from service.repository import Manifest
 from service.routes import openapi
 from service.routes.answers import JSON, answer_headers, fault_of, in_thread_if_large, timings_ms
 from service.routes.context import Service, ServiceDependency
+from service.routes.direct import DirectRoute
 from service.routes.inference import Inferred, infer
 from service.routes.negotiation import negotiate
 from service.routes.parameters import FeaturesParameters
@@ -29,7 +30,7 @@ NPZ = "application/x-npz"
 RAW = "application/octet-stream"
 EMBEDDING = "embedding"
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.post(

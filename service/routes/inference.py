@@ -124,21 +124,25 @@ def _decode_one(
 
 
 async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
-    """Return what `work` gives, or cancel it and raise Cancelled when the client closes its connection first."""
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_disconnection(request))
+    """Return what `work` gives, or cancel it and raise Cancelled when the client closes its connection first.
+
+    The body must have been read. The work goes on in the present task, and a second one watches; it says by its
+    result that it was the one that cancelled, and whoever else cancels is left to.
+    """
+    working = asyncio.current_task()
+    assert working is not None
+
+    async def watch() -> bool:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        return working.cancel()
+
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise Cancelled("The client went away before its answer.")
+        return await work
+    except asyncio.CancelledError:
+        if watching.done() and not watching.cancelled() and watching.result() and working.uncancel() == 0:
+            raise Cancelled("The client went away before its answer.") from None
+        raise
     finally:
-        working.cancel()
         watching.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
-
-
-async def _disconnection(request: Request) -> None:
-    """Return when the client has closed its connection; the body must have been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from service.routes import openapi
-from service.routes.context import ServiceDependency
+from service.routes.context import ServiceDependency, authorized
 from service.schemas import ModelDetails, ModelList, ModelSummary
 
-router = APIRouter(tags=["models"], responses=openapi.READING_PROBLEMS)
+router = APIRouter(tags=["models"], responses=openapi.READING_PROBLEMS, dependencies=[Depends(authorized)])
 
 
 @router.get("/v1/models", operation_id="list_models", summary="List the served models")

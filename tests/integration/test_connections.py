@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from service.protocol import MAX_HEAD_BYTES
 from service.repository import ModelDirectory
 from tests.integration.conftest import PATIENCE_S, Connection, Process, service_thread
 from tests.service.images import photo
@@ -135,3 +136,49 @@ def _ask(port: int) -> int:
     headers = {"Content-Type": "image/jpeg"}
     url = f"http://127.0.0.1:{port}/v1/classify"
     return httpx.post(url, content=PHOTO, headers=headers, timeout=PATIENCE_S).status_code
+
+
+@pytest.mark.parametrize("in_one_piece", [True, False])
+@pytest.mark.parametrize("where", ["line", "header", "headers"])
+def test_head_over_the_limit_is_refused_however_it_arrives(process: Process, where: str, in_one_piece: bool) -> None:
+    filler = b"x" * (MAX_HEAD_BYTES + 1)
+    heads = {
+        "line": b"GET /health/live?" + filler + b" HTTP/1.1\r\n",
+        "header": b"GET /health/live HTTP/1.1\r\nX-Filler: " + filler + b"\r\n",
+        "headers": b"GET /health/live HTTP/1.1\r\n" + b"X-Filler: 0123456789\r\n" * (len(filler) // 16),
+    }
+    data = heads[where] + b"Host: service\r\n\r\n"
+    with Connection(process.port) as connection:
+        if in_one_piece:
+            connection.send(data)
+        else:
+            connection.send(data[:-30_000])
+            connection.send(data[-30_000:])
+        status, headers = connection.response_head()
+        assert (status, headers["connection"]) == (400, "close")
+
+
+def test_endless_head_is_refused_without_its_end(process: Process) -> None:
+    with Connection(process.port) as connection:
+        connection.send(b"GET /health/live HTTP/1.1\r\nX-Endless: ")
+        connection.send(b"x" * (MAX_HEAD_BYTES + 1))
+        assert connection.response_head()[0] == 400
+
+
+def test_heads_below_the_limit_are_taken_again_and_again_on_one_connection(process: Process) -> None:
+    filler = "x" * (MAX_HEAD_BYTES - 1000)
+    with Connection(process.port) as connection:
+        for _ in range(3):
+            connection.head("/health/live", f"X-Filler: {filler}", method="GET")
+            assert connection.response()[0] == 200
+            connection.head("/v1/classify", f"X-Filler: {filler}", JPEG, KEPT_ALIVE)
+            connection.send(PHOTO)
+            assert connection.response()[0] == 200
+
+
+def test_answer_without_a_body_is_sent(process: Process) -> None:
+    with Connection(process.port) as connection:
+        connection.head("/docs", method="HEAD")
+        assert connection.response_head()[0] in (200, 405)
+        connection.head("/health/live", method="GET")
+        assert connection.response()[0] == 200

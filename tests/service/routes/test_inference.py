@@ -216,11 +216,13 @@ async def test_engine_that_cannot_load_is_reported_and_never_ready(model: ModelD
     async with parts.app.router.lifespan_context(parts.app):
         with pytest.raises(RepositoryError):
             await parts.engine.wait_ready()
+        await asyncio.sleep(0)  # the application waits as this test did, and is told in the same turn of the loop
         async with httpx.AsyncClient(transport=httpx.ASGITransport(parts.app), base_url="http://service") as http:
             await problem_of(await http.get("/health/ready"), 503, "not_ready")
             response = await http.post(CLASSIFY, **RAW)
             await problem_of(response, 503, "not_ready")
             assert "graph" not in response.text
+        await asyncio.sleep(0)  # who watches the start is woken after this test
     assert [str(error) for error in parts.failed_starts] == ["the graph is broken"]
 
 
