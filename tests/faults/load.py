@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import threading
 import time
@@ -85,7 +84,6 @@ def wait_for_process(process: Process, name: str) -> None:
 def wait_for_exit(pidfd: int) -> None:
     """Return when the process behind a pidfd has ended, whoever's child it is."""
     assert select.select([pidfd], [], [], PATIENCE_S)[0], "a process goes on"
-    os.close(pidfd)
 
 
 def until(holds: Callable[[], bool]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -101,6 +103,7 @@ def test_process_that_hangs_is_replaced(repository: Path, name: str) -> None:
         ended = process.wait_for("a process has ended, and is started again")
         assert (ended["name"], ended["how"]) == (name, "did not answer for 2 s")
         wait_for_exit(stopped)
+        os.close(stopped)
         wait_for_process(process, name)
         until(lambda: classify(process.port).status_code == 200)
 
@@ -160,11 +163,14 @@ def test_a_second_signal_ends_the_service_at_once(repository: Path) -> None:
         assert not directory.exists()
         for child in children:
             wait_for_exit(child)
+            os.close(child)
 
 
 def test_nothing_outlives_a_supervisor_that_is_killed(repository: Path) -> None:
-    with service_process(repository, *SHAPE) as process:
+    with service_process(repository, *SHAPE) as process, ExitStack() as stack:
         children = [os.pidfd_open(pid_of(process, name)) for name in ("engine-0", "worker-0", "worker-1")]
+        for child in children:
+            stack.callback(kill_if_alive, child)
         signal.pidfd_send_signal(children[0], signal.SIGSTOP)
         process.popen.kill()
         process.end()
@@ -172,6 +178,12 @@ def test_nothing_outlives_a_supervisor_that_is_killed(repository: Path) -> None:
             wait_for_exit(child)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", process.port), timeout=PATIENCE_S)
+
+
+def kill_if_alive(pidfd: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.close(pidfd)
 
 
 def test_every_worker_shows_the_sums_of_all(repository: Path) -> None:
