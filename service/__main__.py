@@ -25,7 +25,7 @@ from service.errors import SettingsError, StartupError
 from service.logs import configure_logging
 from service.metrics import Metrics
 from service.metrics_directory import metrics_directory
-from service.processes import Plan, load_session
+from service.plan import Plan, load_session
 from service.repository import ModelDirectory, select_model
 from service.server import Server, listen
 from service.settings import Settings, add_options, load_settings, markdown_table

@@ -33,8 +33,9 @@ from service.engine.shared import Board, EngineRow, SlotMemory, WorkerRow, engin
 from service.engine.types import EngineState
 from service.errors import StartupError
 from service.metrics_directory import VARIABLE
-from service.processes import Plan, run_engine, run_worker
+from service.plan import Plan, run_engine
 from service.server import LAST_ANSWERS_S
+from service.worker import run_worker
 
 _log = logging.getLogger(__name__)
 

@@ -82,6 +82,8 @@ async def test_engine_that_ends_fails_what_it_had_and_its_successor_serves_the_n
             for task in (in_flight, waiting):
                 with pytest.raises(NotReady, match="not running"):
                     await task
+            while await asyncio.to_thread(served.control.receive) is not None:
+                pass  # until the engine's process would be gone
             assert isinstance(served.failures[0], Lethal)
             with pytest.raises(NotReady):
                 await reservation.infer([0], outputs=LOGITS, deadline_s=math.inf)

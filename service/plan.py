@@ -1,36 +1,24 @@
-"""What an engine process and a worker process are made of: each builds its parts from the plan, and runs.
+"""What all processes of a service are made from, and what an engine process is.
 
-These are the targets that the supervisor gives to new processes; their arguments travel pickled.
+Nothing of HTTP is imported here: an engine that was lost is back the sooner.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
 import os
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fastapi import FastAPI
-
-from service.app import create_app
-from service.engine.control import Attach, ControlSocket, End, Ping, Pong, Ready
+from service.engine.control import ControlSocket
 from service.engine.process import EngineProcess
-from service.engine.remote import RemoteEngine
 from service.engine.session import DeviceOptions, OnnxSession
-from service.engine.shared import Board, Geometry, SlotMemory, engine_name, worker_name
+from service.engine.shared import Board, Geometry, engine_name
 from service.errors import RepositoryError
 from service.logs import configure_logging
 from service.metrics import Metrics
 from service.repository import InputRecord, ModelDirectory, OutputRecord
-from service.server import Server
 from service.settings import Settings
-
-_log = logging.getLogger(__name__)
 
 ENGINE_CACHE = "tensorrt"
 """Folder of a model directory in which TensorRT keeps the engines that it has built."""
@@ -126,69 +114,3 @@ def run_engine(control: ControlSocket, descriptors: Sequence[int], plan: Plan, n
         observer=plan.metrics(),
     )
     return engine.run()
-
-
-def run_worker(control: ControlSocket, descriptors: Sequence[int], plan: Plan, number: int) -> int:
-    """Be worker `number`; `descriptors` holds the board, the worker's memory and the listening socket."""
-    plan.configure_logging(worker_name(number))
-    board_descriptor, memory_descriptor, listener = descriptors
-    board = plan.board(board_descriptor)
-    memory = SlotMemory(plan.geometry, memory_descriptor)
-    os.close(memory_descriptor)
-    settings = plan.settings
-    engine = RemoteEngine(memory, board, worker=number, hang_after_s=settings.hang_timeout_ms / 1000)
-    metrics = plan.metrics()
-    metrics.watch_processes(board.pids)
-    app = create_app(
-        settings,
-        plan.model,
-        engine,
-        metrics=metrics,
-        on_ready=lambda: control.send(Ready()),
-        on_failed_start=lambda error: server.fail(error),
-    )
-    server = _WorkerServer(
-        app,
-        drain_timeout_s=settings.drain_timeout_ms / 1000,
-        give_up=engine.stop,
-        control=control,
-        attach=engine.attach,
-    )
-    server.serve_until_told(socket.socket(fileno=listener))
-    return 0
-
-
-class _WorkerServer(Server):
-    """A server that takes its links and its end from the supervisor, and leaves signals to it."""
-
-    def __init__(
-        self, app: FastAPI, *, control: ControlSocket, attach: Callable[[int, socket.socket], None], **options: Any
-    ) -> None:
-        super().__init__(app, **options)
-        self._control = control
-        self._attach = attach
-
-    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
-        """Leave signals as they are: ignored."""
-        return contextlib.nullcontext()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the application, listen to the supervisor, and accept."""
-        asyncio.get_running_loop().add_reader(self._control.fileno(), self._obey)
-        await super().startup(sockets)
-
-    def _obey(self) -> None:
-        received = self._control.receive()
-        if received is None:
-            _log.error("the supervisor is gone: the worker ends")
-            asyncio.get_running_loop().remove_reader(self._control.fileno())
-            self.should_exit = True
-            return
-        message, descriptors = received
-        match message:
-            case Ping():
-                self._control.send(Pong())
-            case Attach(engine):
-                self._attach(engine, socket.socket(fileno=descriptors[0]))
-            case End():
-                self.should_exit = True
