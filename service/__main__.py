@@ -107,6 +107,7 @@ def _serve_alone(settings: Settings, model: ModelDirectory) -> int:
         lambda: load_session(model, device, settings),
         buckets=buckets,
         max_queued_images=settings.max_queued_images,
+        max_wait_s=settings.max_wait_ms / 1000,
         max_delay_s=settings.max_delay_ms / 1000,
         hang_after_s=settings.hang_timeout_ms / 1000,
         observer=metrics,

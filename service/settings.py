@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     """Most pixels (width x height) of one image, checked before it is decoded."""
     max_queued_images: Count = 1024
     """Most images admitted and not yet answered; beyond it requests get 429."""
+    max_wait_ms: Annotated[int, Field(ge=0)] = 0
+    """Longest time that an image may be predicted to wait for its turn; beyond it requests get 429, so that those
+    taken are answered soon under any load. 0 leaves it to the requests' deadlines."""
     timeout_ms: Milliseconds = 30_000
     """Longest time from a request's arrival to its answer; a request can only ask for less."""
     receive_timeout_ms: Milliseconds = 10_000

@@ -30,7 +30,14 @@ def run_worker(control: ControlSocket, descriptors: Sequence[int], plan: Plan, n
     memory = SlotMemory(plan.geometry, memory_descriptor)
     os.close(memory_descriptor)
     settings = plan.settings
-    engine = RemoteEngine(memory, board, worker=number, hang_after_s=settings.hang_timeout_ms / 1000)
+    engine = RemoteEngine(
+        memory,
+        board,
+        worker=number,
+        largest_batch=max(plan.buckets),
+        max_wait_s=settings.max_wait_ms / 1000,
+        hang_after_s=settings.hang_timeout_ms / 1000,
+    )
     metrics = plan.metrics()
     metrics.watch_processes(board.pids)
     app = create_app(

@@ -12,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
+from service.engine.admission import Admission, Backlog
 from service.engine.reservation import Reservation
 from service.engine.slots import SlotPool
 from service.engine.types import Answer, Completion, EngineState, Pixels, Priority, WorkItem
@@ -26,8 +28,6 @@ _log = logging.getLogger(__name__)
 _FAILURES_TO_BE_UNHEALTHY = 3
 _UNHEALTHY_S = 30.0
 """An engine that fails batch after batch is unhealthy for this long, and then given another chance."""
-_RETRY_AFTER_S = (1.0, 60.0)
-"""The least and the most that an overloaded engine asks its callers to wait."""
 _LATE = "The deadline passed before the answer was there."
 REFUSALS = {
     EngineState.LOADING: "The model is still being loaded.",
@@ -70,8 +70,13 @@ def is_failing(failures_in_a_row: float, last_failure_s: float | None, now_s: fl
 class EngineClient(ABC):
     """What the HTTP layer knows of an engine; every method belongs to one event loop, except where said."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, largest_batch: int, max_wait_s: float = 0.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._clock = clock
+        self._admission = Admission(largest_batch=largest_batch, max_wait_s=max_wait_s)
+        self._bulk_slots: set[int] = set()
+        self._answered = 0
         self._state = EngineState.LOADING
         self._failure: str | None = None
         self._cause: BaseException | None = None
@@ -163,28 +168,51 @@ class EngineClient(ABC):
             return False
         return self._pool is None or self._pool.in_use == 0
 
-    def check_room(self, n: int = 1) -> None:
-        """Raise what `reserve(n)` would raise, taking nothing: to be asked before a body is read."""
+    @property
+    def backlog(self) -> Backlog:
+        """Images in the service, from being decoded to being answered, by priority."""
+        return Backlog(self.slots_in_use - len(self._bulk_slots), len(self._bulk_slots))
+
+    @property
+    def answered(self) -> int:
+        """Images that were ever answered."""
+        return self._answered
+
+    def check_room(
+        self, n: int = 1, *, priority: Priority = Priority.INTERACTIVE, deadline_s: float = math.inf
+    ) -> None:
+        """Raise what `reserve` would raise, taking nothing: to be asked before a body is read."""
         pool = self._require(EngineState.READY)
         if n > pool.free:
             raise Overloaded(
                 f"The queue is full: {pool.in_use} of {pool.slots} places are taken, and {n} would be needed.",
-                retry_after_s=self._retry_after_s(),
+                retry_after_s=self._admission.time_for_s(n - pool.free, device_images_per_s=self.images_per_s),
             )
+        refusal = self._admission.refusal(
+            n,
+            priority=priority,
+            left_s=deadline_s - self._clock(),
+            backlog=self.backlog,
+            device_images_per_s=self.images_per_s,
+        )
+        if refusal is not None:
+            raise Overloaded(refusal.reason, retry_after_s=refusal.retry_after_s)
 
-    def reserve(self, n: int) -> Reservation:
-        """Take room for `n` images; raises Overloaded, or NotReady while loading, draining or dead."""
-        self.check_room(n)
+    def reserve(
+        self, n: int, *, priority: Priority = Priority.INTERACTIVE, deadline_s: float = math.inf
+    ) -> Reservation:
+        """Take room for `n` images whose answers are due by `deadline_s`, a time on the engine's clock.
+
+        Raises Overloaded where there is no room or the answers would come too late, and NotReady while loading,
+        draining or dead.
+        """
+        self.check_room(n, priority=priority, deadline_s=deadline_s)
         slots = self._require(EngineState.READY).acquire(n)
+        if priority is Priority.BULK:
+            self._bulk_slots.update(slots)
         self._idle.clear()
         self._room_changed()
         return Reservation(self, slots)
-
-    def _retry_after_s(self) -> float:
-        """Return the time that the engine takes for all admitted images, at the best rate it has shown."""
-        rate = self.images_per_s
-        least_s, most_s = _RETRY_AFTER_S
-        return least_s if rate is None else min(max(self.slots_in_use / rate, least_s), most_s)
 
     def _require(self, *states: EngineState) -> SlotPool:
         if self._pool is not None and self._state in states:
@@ -201,6 +229,7 @@ class EngineClient(ABC):
         """Take back slots that are FILLING or DONE."""
         pool = self._require(*EngineState)
         pool.release(slots)
+        self._bulk_slots.difference_update(slots)
         self._room_changed()
         if pool.in_use == 0:
             self._idle.set()
@@ -255,8 +284,9 @@ class EngineClient(ABC):
     def _cancel(self, tickets: Sequence[int]) -> None:
         """Take images of one call back, as far as they still wait."""
 
-    def _room_changed(self) -> None:  # noqa: B027
+    def _room_changed(self) -> None:
         """Note that slots were taken or given back."""
+        self._admission.rate.observe(self._clock(), images=self.slots_in_use, answered=self.answered)
 
     def _post(self, callback: Callable[..., None], *args: object) -> None:
         """Have the loop call back, from any thread."""
@@ -269,6 +299,7 @@ class EngineClient(ABC):
             _log.debug("the event loop is closed: nobody waits for the engine any more")
 
     def _deliver(self, completions: Sequence[Completion]) -> None:
+        self._answered += sum(completion.error is None for completion in completions)
         self.release([completion.slot for completion in completions])
         for completion in completions:
             call = self._calls.pop(completion.ticket, None)

@@ -29,8 +29,9 @@ class InProcessEngine(EngineClient):
     """An engine thread, the slots, and the calls that wait; every method belongs to one event loop, except where said.
 
     `load_session` is called in the engine's thread. `buckets` are the batch sizes that the session will see.
-    `max_queued_images` bounds the images in the service, from being decoded to being answered. A step of the engine
-    that lasts `hang_after_s` is taken for its death.
+    `max_queued_images` bounds the images in the service, from being decoded to being answered, and `max_wait_s`,
+    above 0, the time that they are predicted to wait for their turn. A step of the engine that lasts `hang_after_s`
+    is taken for its death.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class InProcessEngine(EngineClient):
         *,
         buckets: Sequence[int],
         max_queued_images: int = 1024,
+        max_wait_s: float = 0.0,
         max_delay_s: float = 0.0,
         hang_after_s: float = 60.0,
         observer: EngineObserver | None = None,
@@ -46,7 +48,7 @@ class InProcessEngine(EngineClient):
     ) -> None:
         if max_queued_images < 1:
             raise ValueError(f"max_queued_images must be at least 1, not {max_queued_images}")
-        super().__init__(clock=clock)
+        super().__init__(largest_batch=max(buckets), max_wait_s=max_wait_s, clock=clock)
         self._load_session = load_session
         self._batcher = Batcher(BucketCosts(buckets), max_delay_s=max_delay_s)
         self._max_queued_images = max_queued_images

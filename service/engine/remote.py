@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
+from service.engine.admission import Backlog
 from service.engine.calls import REFUSALS, EngineClient, is_failing
 from service.engine.records import REPLY, REQUEST, RecordSocket, Reply, Request, failure_of
 from service.engine.shared import Board, EngineRow, SlotMemory
@@ -48,10 +49,12 @@ class RemoteEngine(EngineClient):
         board: Board,
         *,
         worker: int,
+        largest_batch: int,
+        max_wait_s: float = 0.0,
         hang_after_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(clock=clock)
+        super().__init__(largest_batch=largest_batch, max_wait_s=max_wait_s, clock=clock)
         self._memory = memory
         self._board = board
         self._row = board.workers[worker]
@@ -179,9 +182,23 @@ class RemoteEngine(EngineClient):
         if not link.socket.has_unsent:
             asyncio.get_running_loop().remove_writer(link.socket.fileno())
 
+    @property
+    def backlog(self) -> Backlog:
+        """Images in the service, of all workers, from being decoded to being answered, by priority."""
+        admitted, bulk = self._board.admitted, self._board.admitted_bulk
+        return Backlog(admitted - bulk, bulk)
+
+    @property
+    def answered(self) -> int:
+        """Images that were ever answered, by all workers that live."""
+        return self._board.answered
+
     def _room_changed(self) -> None:
         assert self._pool is not None
         self._row.admitted = self._pool.in_use
+        self._row.admitted_bulk = len(self._bulk_slots)
+        self._row.answered = self._answered
+        super()._room_changed()
 
     # What the engines tell; all called on the loop.
 
@@ -248,6 +265,7 @@ class RemoteEngine(EngineClient):
             for item in items:
                 self._memory.discard(item.slot, item.outputs)
             self._pool.reclaim(item.slot for item in items)
+            self._bulk_slots.difference_update(item.slot for item in items)
             self._room_changed()
             if self._pool.in_use == 0:
                 self._idle.set()

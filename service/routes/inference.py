@@ -56,7 +56,7 @@ async def infer(
     deadline_s = context.started_s + timeout_ms / 1000
     service.check_model(parameters.model)
     plan = plan_body(request, Limits.of(service.settings))
-    service.engine.check_room()
+    service.engine.check_room(priority=parameters.engine_priority, deadline_s=deadline_s)
     uploads = await plan.read(request)
     context.images = len(uploads)
     inferred = await _unless_disconnected(
@@ -74,7 +74,8 @@ async def _decode_and_infer(
     outputs: frozenset[str],
     deadline_s: float,
 ) -> Inferred:
-    with service.engine.reserve(len(uploads)) as reservation:
+    priority = parameters.engine_priority
+    with service.engine.reserve(len(uploads), priority=priority, deadline_s=deadline_s) as reservation:
         decoding, faults = await _decode(service, reservation, uploads, deadline_s=deadline_s)
         for fault in faults.values():
             service.metrics.images_ended(fault.code)
@@ -82,9 +83,7 @@ async def _decode_and_infer(
             raise BadImages([faults[index] for index in sorted(faults)])
         good = sorted(decoding)
         answers = (
-            await reservation.infer(good, outputs=outputs, deadline_s=deadline_s, priority=parameters.engine_priority)
-            if good
-            else []
+            await reservation.infer(good, outputs=outputs, deadline_s=deadline_s, priority=priority) if good else []
         )
     return Inferred(uploads, dict(zip(good, answers, strict=True)), faults, decoding)
 

@@ -161,7 +161,7 @@ async def classify(
     priority: Priority = Priority.INTERACTIVE,
 ) -> list[Answer]:
     """One request, from reservation to answers."""
-    with engine.reserve(len(colours)) as reservation:
+    with engine.reserve(len(colours), priority=priority) as reservation:
         for index, value in enumerate(colours):
             paint(reservation, index, value)
         return await reservation.infer(
@@ -248,7 +248,13 @@ async def linked(
     os.close(descriptor)
     memory = SlotMemory.create(geometry)
     client = RemoteEngine(
-        SlotMemory(geometry, memory), board, worker=0, hang_after_s=hang_after_s, clock=options["clock"]
+        SlotMemory(geometry, memory),
+        board,
+        worker=0,
+        largest_batch=max(options["buckets"]),
+        max_wait_s=options.pop("max_wait_s", 0.0),
+        hang_after_s=hang_after_s,
+        clock=options["clock"],
     )
     served = Linked(client, board, geometry, memory, ControlSocket.pair()[0], [])
     await client.start()

@@ -9,6 +9,7 @@ from contextvars import Context
 
 import pytest
 
+from service.engine.admission import Backlog
 from service.engine.client import InProcessEngine
 from service.engine.core import DropReason
 from service.engine.slots import SlotStateError
@@ -173,15 +174,61 @@ async def test_a_full_queue_refuses_without_losing_what_it_holds(session: Script
         engine.check_room(4)
 
 
-@pytest.mark.parametrize(("image_s", "retry_after_s"), [(2.0, 8.0), (0.001, 1.0), (1000.0, 60.0)])
-async def test_an_overloaded_engine_says_when_its_queue_will_be_done(
+@pytest.mark.parametrize(("image_s", "retry_after_s"), [(2.0, 4.0), (0.001, 1.0), (1000.0, 60.0)])
+async def test_an_overloaded_engine_says_when_there_will_be_room(
     session: ScriptedSession, running: Running, image_s: float, retry_after_s: float
 ) -> None:
     session.run_s, session.image_s = 0.0, image_s
     async with running(session, max_queued_images=4) as engine:
         with engine.reserve(4), pytest.raises(Overloaded) as refusal:
-            engine.reserve(1)
+            engine.reserve(2)
         assert refusal.value.retry_after_s == pytest.approx(retry_after_s)
+
+
+async def test_work_that_would_be_answered_too_late_is_refused_at_once(
+    session: ScriptedSession, running: Running
+) -> None:
+    session.run_s, session.image_s = 0.0, 2.0
+    async with running(session) as engine:
+        assert session.clock is not None
+        with engine.reserve(4), engine.reserve(3, priority=Priority.BULK):
+            in_time_s = session.clock() + 2.0 * (4 + 3 + 1)
+            engine.check_room(1, deadline_s=in_time_s + 0.01)
+            for refused in (engine.check_room, engine.reserve):
+                with pytest.raises(Overloaded, match="deadline") as refusal:
+                    refused(1, deadline_s=in_time_s - 1.5)
+                assert refusal.value.retry_after_s == pytest.approx(1.5)
+            with pytest.raises(Overloaded):
+                engine.check_room(1, priority=Priority.BULK, deadline_s=session.clock() + 15.9)
+            engine.check_room(1, priority=Priority.BULK, deadline_s=session.clock() + 16.1)
+        engine.check_room(1, deadline_s=session.clock() + 0.1)
+        assert engine.slots_in_use == 0
+
+
+async def test_a_bound_on_the_wait_refuses_what_would_wait_longer_whatever_its_deadline(
+    session: ScriptedSession, running: Running
+) -> None:
+    session.run_s, session.image_s = 0.0, 2.0
+    async with running(session, max_wait_s=7.0) as engine:
+        with engine.reserve(3):
+            engine.check_room(10)
+            with engine.reserve(1), pytest.raises(Overloaded, match=r"wait about 8\.0 s for its turn") as refusal:
+                engine.reserve(1)
+            assert refusal.value.retry_after_s == 1.0
+            engine.check_room(10)
+
+
+async def test_bulk_work_that_ended_or_was_given_up_is_behind_nobody(
+    session: ScriptedSession, running: Running
+) -> None:
+    async with running(session) as engine:
+        with engine.reserve(2, priority=Priority.BULK):
+            assert engine.backlog == Backlog(0, 2)
+        await classify(engine, 1, 2, priority=Priority.BULK)
+        assert engine.backlog == Backlog(0, 0)
+        assert engine.answered == 2
+        with engine.reserve(2):
+            assert engine.backlog == Backlog(2, 0)
 
 
 async def test_an_unknown_output_is_refused_before_it_can_fail_a_batch(

@@ -103,11 +103,12 @@ def test_the_board_is_one_for_all_and_empty_at_first() -> None:
     assert [row.state for row in other.engines] == [EngineState.DEAD] * 9
     assert (other.admitted, other.waiting(8)) == (0, 0)
     for worker in board.workers:
-        worker.admitted = 3
+        worker.admitted, worker.admitted_bulk, worker.answered = 3, 1, 10
         worker.set_waiting(8, 2)
     board.workers[1].pid = 17
     board.engines[8].pid, board.engines[8].state, board.engines[8].busy_since_s = 19, EngineState.READY, 1.5
     assert (other.admitted, other.waiting(8), other.waiting(7)) == (6, 4, 0)
+    assert (other.admitted_bulk, other.answered) == (2, 20)
     assert other.pids() == {"worker-1": 17, "engine-8": 19}
     assert (other.engines[8].state, other.engines[8].busy_since_s) == (EngineState.READY, 1.5)
     board.engines[8].busy_since_s = None

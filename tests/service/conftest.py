@@ -118,6 +118,7 @@ def make_parts(model: ModelDirectory, load_session: Callable[[], Session], **set
         load_session,
         buckets=buckets,
         max_queued_images=chosen.max_queued_images,
+        max_wait_s=chosen.max_wait_ms / 1000,
         hang_after_s=chosen.hang_timeout_ms / 1000,
         observer=metrics,
     )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+from service.engine.calls import EngineClient
 from service.engine.reservation import Reservation
 from service.engine.types import Answer, Priority
-from service.errors import RepositoryError
+from service.errors import Overloaded, RepositoryError
 from service.repository import ModelDirectory
 from tests.service.conftest import GatedSession, Served, make_parts, serving
 from tests.service.images import bilevel_png, expected, photo
@@ -126,7 +128,7 @@ async def test_deadline_that_passes_in_the_queue_is_504(model: ModelDirectory) -
         session.close()
         blocking = asyncio.create_task(served.http.post(CLASSIFY, **RAW))
         await session.run_began()
-        late = await served.http.post(f"{CLASSIFY}?timeout_ms=1", **RAW)
+        late = await served.http.post(f"{CLASSIFY}?timeout_ms=50", **RAW)
         await problem_of(late, 504, "deadline_exceeded")
         session.gate.set()
         assert (await blocking).status_code == 200
@@ -238,6 +240,30 @@ async def test_priority_reaches_the_engine(served: Served, monkeypatch: pytest.M
     for query in ("", "?priority=bulk", "?priority=interactive"):
         assert (await served.http.post(f"{CLASSIFY}{query}", **RAW)).status_code == 200
     assert given == [Priority.INTERACTIVE, Priority.BULK, Priority.INTERACTIVE]
+
+
+async def test_work_that_cannot_be_in_time_is_429_before_its_body_is_read(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Priority, float]] = []
+
+    def check_room(_: object, *, priority: Priority, deadline_s: float) -> None:
+        asked.append((priority, deadline_s - time.monotonic()))
+        raise Overloaded("too late", retry_after_s=2.5)
+
+    async def body() -> AsyncIterator[bytes]:
+        assert asked  # what is read after the answer is discarded
+        yield PHOTO
+
+    monkeypatch.setattr(EngineClient, "check_room", check_room)
+    response = await served.http.post(
+        f"{CLASSIFY}?priority=bulk&timeout_ms=4000", content=body(), headers=RAW["headers"]
+    )
+    await problem_of(response, 429, "overloaded")
+    assert response.headers["retry-after"] == "3"
+    ((priority, left_s),) = asked
+    assert priority is Priority.BULK
+    assert 0 < left_s <= 4
 
 
 async def test_unexpected_failure_is_a_500_without_internals(
