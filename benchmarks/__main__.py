@@ -1,0 +1,106 @@
+"""The benchmarks: `python -m benchmarks [SCENARIO ...] [options]`; all of them where none is named.
+
+Each prints a table and writes `<scenario>-<model>.json` with the machine, the options and every figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe
+from benchmarks.scenarios import SCENARIOS, Bench, Result, write_photos
+
+
+def main() -> None:
+    """Run the scenarios that are asked for."""
+    arguments = _parse()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(
+            repository=arguments.repository,
+            model=arguments.model,
+            port=arguments.port,
+            duration_s=arguments.duration_s,
+            rounds=arguments.rounds,
+            concurrency=arguments.concurrency,
+            workers=arguments.workers,
+            seed=arguments.seed,
+            options=arguments.server_option,
+            files=write_photos(Path(folder)),
+        )
+        for name in arguments.scenarios or SCENARIOS:
+            machine = describe()
+            result = SCENARIOS[name](bench)
+            _show(name, bench, result)
+            _write(arguments.results, name, bench, {"machine": machine, **result})
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}")
+    parser.add_argument("--repository", type=Path, default=Path("model-repository"))
+    parser.add_argument("--model", default="dat_demo")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--duration-s", type=float, default=5.0, help="of each figure")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0, help="of the arrivals and the priorities")
+    parser.add_argument("--port", type=int, default=8123)
+    parser.add_argument("--server-option", action="append", default=[], metavar="--OPTION=VALUE")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.scenarios) - SCENARIOS.keys())
+    if unknown:
+        parser.error(f"no scenario is called {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
+    return arguments
+
+
+def _show(name: str, bench: Bench, result: Result) -> None:
+    print(f"\n{name} ({'dat_null' if name.startswith('null') else bench.model})")
+    for key, value in result.items():
+        if key != "rows":
+            print(f"  {key}: {value}")
+    rows = [_flat(row) for row in result["rows"]]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    widths = [max(len(column), *(len(_text(row.get(column))) for row in rows)) for column in columns]
+    for cells in (columns, *([_text(row.get(column)) for column in columns] for row in rows)):
+        print("  " + "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with its nested figures beside the others; of a distribution, what a table has room for."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if key in ("accepted_ms", "refused_ms"):
+            for kind, figures in value.items():
+                shown = ("count", "p50", "p99") if key == "accepted_ms" else ("count", "p50", "without_retry_after")
+                flat |= {f"{kind} {name}": figures.get(name) for name in shown}
+        elif isinstance(value, dict):
+            flat |= {f"{key} {name}": figure for name, figure in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _text(value: object) -> str:
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _write(folder: Path, name: str, bench: Bench, result: Result) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {
+        "duration_s": bench.duration_s,
+        "rounds": bench.rounds,
+        "workers": bench.workers,
+        "seed": bench.seed,
+        "server_options": list(bench.options),
+    }
+    document = {"scenario": name, "model": bench.model, "options": options, **result}
+    (folder / f"{name}-{bench.model}.json").write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Starting the server in a process of its own, and what /proc says of processes."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_START_TIMEOUT_S = 300.0
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started and that live."""
+    children = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        children += [int(child) for child in (task / "children").read_text().split()]
+    return children
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU seconds, user and system, that a process and its living descendants have used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own_s = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    return own_s + sum(cpu_seconds(child) for child in children_of(pid))
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that is ready."""
+
+    host: str
+    port: int
+    pid: int
+
+
+@contextlib.contextmanager
+def server(repository: Path, model: str, *, port: int, options: Sequence[str] = ()) -> Iterator[RunningServer]:
+    """Run a server until it is ready, and end it afterwards; raises RuntimeError where it does not come up."""
+    command = [sys.executable, "-m", "service", "--repository", str(repository), "--model", model]
+    command += ["--port", str(port), "--log-level", "warning", *options]
+    with subprocess.Popen(command) as process:
+        try:
+            _wait_until_ready("127.0.0.1", port, process)
+            yield RunningServer("127.0.0.1", port, process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+
+
+def _wait_until_ready(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
+    give_up_s = time.monotonic() + _START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < give_up_s:
+        connection = http.client.HTTPConnection(host, port)
+        try:
+            connection.request("GET", "/health/ready")
+            if connection.getresponse().status == http.HTTPStatus.OK:
+                return
+        except OSError:
+            pass  # not listening yet
+        finally:
+            connection.close()
+        time.sleep(0.1)
+    raise RuntimeError(f"the server did not become ready (exit status {process.poll()})")
