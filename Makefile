@@ -65,8 +65,8 @@ format: .venv/.dev  ## Format the code and apply the safe fixes.
 	$(VENV_BIN)/ruff format .
 	$(VENV_BIN)/ruff check --fix .
 
-bench: .venv/.dev  ## Measure (ARGS="throughput", "latency" or "overload", and options).
-	$(VENV_BIN)/python -m benchmarks $(or $(ARGS),throughput)
+bench: .venv/.dev $(REPOSITORY)/$(MODEL)  ## Measure MODEL over HTTP beside the bare session and decoder; ARGS names scenarios.
+	$(VENV_BIN)/python -m benchmarks --repository $(REPOSITORY) --model $(MODEL) $(ARGS)
 
 demo: .venv/.export  ## Train the demo model again.
 	$(VENV_BIN)/python -m models.demo.train

@@ -1,163 +1,105 @@
-"""The benchmarks: `python -m benchmarks throughput|latency|overload [--model NAME] ...`.
+"""The benchmarks: `python -m benchmarks [SCENARIO ...] [options]`; all of them where none is named.
 
-    throughput  closed loops of clients, beside the decoder's and the session's limits of the same run
-    latency     an open loop at shares of the capacity that was measured just before
-    overload    an open loop at three times the capacity: goodput, refusals, and the latency of what is accepted
-
-Without `--model` a model that computes next to nothing is served, which shows what all the rest costs. Whatever is
-compared is measured in turn, round after round, and medians are given; the load generator is a process of its own on
-the same cores, and its share of the CPU is reported.
+Each prints a table and writes `<scenario>-<model>.json` with the machine, the options and every figure.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import null_model
-from benchmarks.limits import Limits, write_photos
-from benchmarks.processes import RunningServer, server
-from service.engine.session import runtime_version
-from service.repository import ModelDirectory, select_model
-
-LATENCY_SHARES = (0.3, 0.5, 0.7, 0.9)
-OVERLOAD = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """A server that runs, what it serves, and how long to ask."""
-
-    running: RunningServer
-    model: ModelDirectory
-    photos: list[Path]
-    arguments: argparse.Namespace
-
-    def load(self, *loop: str) -> dict[str, Any]:
-        """Run the load generator and return its report."""
-        command = [sys.executable, "-m", "benchmarks.load", "--port", str(self.running.port)]
-        command += ["--file", *map(str, self.photos), "--duration-s", str(self.arguments.duration_s)]
-        command += ["--target", self.arguments.target, "--server-pid", str(self.running.pid), *loop]
-        report: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        return report
-
-    def capacity(self) -> float:
-        """Return the images per second of a closed loop that keeps the server busy."""
-        return float(self.load("--concurrency", "32")["goodput_images_per_s"])
-
-
-def throughput(bench: Bench) -> list[dict[str, Any]]:
-    """Return a row for each concurrency."""
-    limits = Limits(bench.model, [path.read_bytes() for path in bench.photos])
-    taken: dict[int, list[dict[str, float]]] = {concurrency: [] for concurrency in bench.arguments.concurrency}
-    for _ in range(bench.arguments.rounds):
-        for concurrency, rounds in taken.items():
-            limit_s = bench.arguments.duration_s / 2
-            decoder, pillow, session = limits.decoder(limit_s), limits.pillow(limit_s), limits.session(limit_s)
-            report = bench.load("--concurrency", str(concurrency))
-            rate, server_cpu_ms = report["goodput_images_per_s"], report["cpu_ms_per_answer"]["server"]
-            rounds.append(
-                {
-                    "images_per_s": rate,
-                    "p50_ms": report["accepted_ms"]["interactive"]["p50"],
-                    "decoder_images_per_s": decoder.images_per_s,
-                    "pillow_images_per_s": pillow.images_per_s,
-                    "session_images_per_s": session.images_per_s,
-                    "of_decoder": rate / decoder.images_per_s,
-                    "of_pillow": rate / pillow.images_per_s,
-                    "of_session": rate / session.images_per_s,
-                    "cpu_of_decode_and_session": server_cpu_ms / (decoder.cpu_ms + session.cpu_ms),
-                    "cpu_of_pillow_and_session": server_cpu_ms / (pillow.cpu_ms + session.cpu_ms),
-                    "generator_cpu_share": report["cpu_share"]["generator"],
-                }
-            )
-    return [
-        {
-            "concurrency": concurrency,
-            **{name: round(statistics.median(one[name] for one in rounds), 3) for name in rounds[0]},
-        }
-        for concurrency, rounds in taken.items()
-    ]
-
-
-def latency(bench: Bench) -> list[dict[str, Any]]:
-    """Return a row for each offered load."""
-    capacity = bench.capacity()
-    rows = []
-    for share in LATENCY_SHARES:
-        report = bench.load("--rate", str(capacity * share), "--bulk-share", str(bench.arguments.bulk_share))
-        rows.append({"offered_share": share, "capacity_images_per_s": capacity, **report})
-    return rows
-
-
-def overload(bench: Bench) -> list[dict[str, Any]]:
-    """Return a row at nine tenths of the capacity and one at three times it."""
-    capacity = bench.capacity()
-    rows = []
-    for share in (0.9, OVERLOAD):
-        report = bench.load("--rate", str(capacity * share), "--bulk-share", str(bench.arguments.bulk_share))
-        rows.append({"offered_share": share, "capacity_images_per_s": capacity, **report})
-    return rows
-
-
-SCENARIOS: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
-    "throughput": throughput,
-    "latency": latency,
-    "overload": overload,
-}
-
-
-def machine() -> dict[str, Any]:
-    """Say where the figures were taken."""
-    names = [
-        line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "name" in line
-    ]
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "onnxruntime": runtime_version(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
+from benchmarks.machine import describe
+from benchmarks.scenarios import SCENARIOS, Bench, Result, write_photos
 
 
 def main() -> None:
-    """Run one scenario and print its figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenario", choices=SCENARIOS)
-    parser.add_argument("--model", help="a model of --repository; the null model where left out")
-    parser.add_argument("--repository", type=Path, default=Path("model-repository"))
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32, 64])
-    parser.add_argument("--duration-s", type=float, default=4.0, help="of each figure")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--bulk-share", type=float, default=0.0)
-    parser.add_argument("--target", default="/v1/classify")
-    parser.add_argument("--port", type=int, default=8123)
-    parser.add_argument("--serve", nargs=argparse.REMAINDER, default=[], help="options for the server; must come last")
-    arguments = parser.parse_args()
+    """Run the scenarios that are asked for."""
+    arguments = _parse()
     with tempfile.TemporaryDirectory() as folder:
-        repository = arguments.repository
-        if arguments.model is None:
-            repository = Path(folder) / "repository"
-            null_model.write(repository)
-        model = select_model(repository, name=arguments.model)
-        options = ["--device", "cpu", *arguments.serve]
-        with server(repository, model.manifest.name, port=arguments.port, options=options) as running:
-            rows = SCENARIOS[arguments.scenario](Bench(running, model, write_photos(Path(folder)), arguments))
-    facts = {"scenario": arguments.scenario, "model": model.manifest.name, "served_with": options, "machine": machine()}
-    print(json.dumps({**facts, "rows": rows}, indent=2))
+        bench = Bench(
+            repository=arguments.repository,
+            model=arguments.model,
+            port=arguments.port,
+            duration_s=arguments.duration_s,
+            rounds=arguments.rounds,
+            concurrency=arguments.concurrency,
+            workers=arguments.workers,
+            seed=arguments.seed,
+            options=arguments.server_option,
+            files=write_photos(Path(folder)),
+        )
+        for name in arguments.scenarios or SCENARIOS:
+            machine = describe()
+            result = SCENARIOS[name](bench)
+            _show(name, bench, result)
+            _write(arguments.results, name, bench, {"machine": machine, **result})
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}")
+    parser.add_argument("--repository", type=Path, default=Path("model-repository"))
+    parser.add_argument("--model", default="dat_demo")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--duration-s", type=float, default=5.0, help="of each figure")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0, help="of the arrivals and the priorities")
+    parser.add_argument("--port", type=int, default=8123)
+    parser.add_argument("--server-option", action="append", default=[], metavar="--OPTION=VALUE")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.scenarios) - SCENARIOS.keys())
+    if unknown:
+        parser.error(f"no scenario is called {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
+    return arguments
+
+
+def _show(name: str, bench: Bench, result: Result) -> None:
+    print(f"\n{name} ({'dat_null' if name.startswith('null') else bench.model})")
+    for key, value in result.items():
+        if key != "rows":
+            print(f"  {key}: {value}")
+    rows = [_flat(row) for row in result["rows"]]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    widths = [max(len(column), *(len(_text(row.get(column))) for row in rows)) for column in columns]
+    for cells in (columns, *([_text(row.get(column)) for column in columns] for row in rows)):
+        print("  " + "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with its nested figures beside the others; of a distribution, what a table has room for."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if key in ("accepted_ms", "refused_ms"):
+            for kind, figures in value.items():
+                shown = ("count", "p50", "p99") if key == "accepted_ms" else ("count", "p50", "without_retry_after")
+                flat |= {f"{kind} {name}": figures.get(name) for name in shown}
+        elif isinstance(value, dict):
+            flat |= {f"{key} {name}": figure for name, figure in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _text(value: object) -> str:
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _write(folder: Path, name: str, bench: Bench, result: Result) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {
+        "duration_s": bench.duration_s,
+        "rounds": bench.rounds,
+        "workers": bench.workers,
+        "seed": bench.seed,
+        "server_options": list(bench.options),
+    }
+    document = {"scenario": name, "model": bench.model, "options": options, **result}
+    (folder / f"{name}-{bench.model}.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

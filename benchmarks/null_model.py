@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from service import repository
@@ -23,7 +25,7 @@ _OPSET = 18
 
 def graph() -> onnx.ModelProto:
     """Return the graph: logits = first pixel @ weights."""
-    constants: dict[str, np.ndarray] = {
+    constants: dict[str, NDArray[Any]] = {
         "starts": np.array([0, 0], np.int64),
         "ends": np.array([1, 1], np.int64),
         "axes": np.array([1, 2], np.int64),
