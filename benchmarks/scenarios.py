@@ -24,7 +24,7 @@ from service.repository import select_model
 
 LOADS = (0.3, 0.5, 0.7, 0.8, 0.9)
 """Offered load as a share of the capacity."""
-OVERLOADS = (1.0, 3.0)
+OVERLOADS = (0.5, 0.9, 1.0, 3.0)
 SATURATING_CONCURRENCY = 32
 OVERLOAD_MAX_WAIT_MS = 500
 
@@ -153,31 +153,39 @@ def latency(bench: Bench) -> Result:
 
 
 def overload(bench: Bench) -> Result:
-    """Goodput, refusals and the latency of what is taken, below and far above the capacity."""
-    options = ("--workers", str(bench.workers), "--max-wait-ms", str(OVERLOAD_MAX_WAIT_MS))
-    mixed = ("--bulk-share", 0.3)
-    with bench.serve(*options) as target:
-        capacity = bench.capacity(target)
-        reports = {load: bench.load(target, "--rate", load * capacity, *mixed) for load in (0.5, 0.9, *OVERLOADS)}
-        after = bench.capacity(target)
-    peak = max(capacity, after, *(report["goodput_images_per_s"] for report in reports.values()))
-    normal, worst = reports[0.9], reports[OVERLOADS[-1]]
-    refused = worst["refused_ms"]
+    """Goodput, refusals and the latency of what is taken, below and far above the capacity.
+
+    The capacity is another server's, which refuses nothing: clients of a closed loop come back at once when refused.
+    It is measured anew before each load, and the load is a multiple of it.
+    """
+    options = ("--workers", str(bench.workers))
+    rows: list[Result] = []
+    with (
+        bench.serve(*options, port=bench.port + 1) as unbounded,
+        bench.serve(*options, "--max-wait-ms", str(OVERLOAD_MAX_WAIT_MS)) as target,
+    ):
+        for number in range(bench.rounds):
+            for load in OVERLOADS:
+                capacity = bench.load(unbounded, "--concurrency", SATURATING_CONCURRENCY)["goodput_images_per_s"]
+                report = bench.load(target, "--rate", load * capacity, "--bulk-share", 0.3)
+                share = round(report["goodput_images_per_s"] / capacity, 3)
+                rows.append(
+                    {"round": number, "load": load, "capacity": capacity, "goodput_share_of_capacity": share, **report}
+                )
+    normal = [row["accepted_ms"]["interactive"]["p99"] for row in rows if row["load"] == 0.9]
+    worst = [row for row in rows if row["load"] == OVERLOADS[-1]]
+    refused = [row["refused_ms"] for row in worst]
     verdict = {
-        "goodput_share_of_peak": round(worst["goodput_images_per_s"] / peak, 3),
-        "only_429_with_retry_after": set(refused) == {"429"} and refused["429"]["without_retry_after"] == 0,
-        "refusal_p50_ms": refused.get("429", {}).get("p50"),
-        "interactive_p99_over_p99_at_90_percent": round(
-            worst["accepted_ms"]["interactive"]["p99"] / normal["accepted_ms"]["interactive"]["p99"], 2
+        "goodput_share_of_capacity": _median([row["goodput_share_of_capacity"] for row in worst]),
+        "only_429_with_retry_after": all(
+            set(kinds) == {"429"} and kinds["429"]["without_retry_after"] == 0 for kinds in refused
+        ),
+        "refusal_p50_ms": _median([kinds["429"]["p50"] for kinds in refused if "429" in kinds]),
+        "interactive_p99_over_p99_at_90_percent": _median(
+            [row["accepted_ms"]["interactive"]["p99"] / before for row, before in zip(worst, normal, strict=True)]
         ),
     }
-    return {
-        "max_wait_ms": OVERLOAD_MAX_WAIT_MS,
-        "capacity_images_per_s": round(capacity, 2),
-        "capacity_afterwards_images_per_s": round(after, 2),
-        "rows": [{"load": load, **report} for load, report in reports.items()],
-        "verdict": verdict,
-    }
+    return {"max_wait_ms": OVERLOAD_MAX_WAIT_MS, "rows": rows, "verdict": verdict}
 
 
 def workers(bench: Bench) -> Result:
