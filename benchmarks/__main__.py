@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks import null_model
 from benchmarks.machine import describe
 from benchmarks.scenarios import SCENARIOS, Bench, Result, write_photos
 
@@ -59,7 +60,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _show(name: str, bench: Bench, result: Result) -> None:
-    print(f"\n{name} ({'dat_null' if name.startswith('null') else bench.model})")
+    print(f"\n{name} ({_served(name, bench)})")
     for key, value in result.items():
         if key != "rows":
             print(f"  {key}: {value}")
@@ -68,6 +69,11 @@ def _show(name: str, bench: Bench, result: Result) -> None:
     widths = [max(len(column), *(len(_text(row.get(column))) for row in rows)) for column in columns]
     for cells in (columns, *([_text(row.get(column)) for column in columns] for row in rows)):
         print("  " + "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
+
+
+def _served(name: str, bench: Bench) -> str:
+    """Return the model that a scenario serves."""
+    return null_model.NAME if name.startswith("null") else bench.model
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
@@ -98,8 +104,9 @@ def _write(folder: Path, name: str, bench: Bench, result: Result) -> None:
         "seed": bench.seed,
         "server_options": list(bench.options),
     }
-    document = {"scenario": name, "model": bench.model, "options": options, **result}
-    (folder / f"{name}-{bench.model}.json").write_text(json.dumps(document, indent=2) + "\n")
+    model = _served(name, bench)
+    document = {"scenario": name, "model": model, "options": options, **result}
+    (folder / f"{name}-{model}.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

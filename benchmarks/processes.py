@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -43,7 +44,13 @@ class RunningServer:
 
 @contextlib.contextmanager
 def server(repository: Path, model: str, *, port: int, options: Sequence[str] = ()) -> Iterator[RunningServer]:
-    """Run a server until it is ready, and end it afterwards; raises RuntimeError where it does not come up."""
+    """Run a server until it is ready, and end it afterwards; raises RuntimeError where it does not come up.
+
+    The port must be free: another server there would be measured in this one's place.
+    """
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise RuntimeError(f"port {port} is taken by another server; choose one with --port")
     command = [sys.executable, "-m", "service", "--repository", str(repository), "--model", model]
     command += ["--port", str(port), "--log-level", "warning", *options]
     with subprocess.Popen(command) as process:

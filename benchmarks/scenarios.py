@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ def null(bench: Bench) -> Result:
     """Throughput with a model that computes nothing: what everything else costs."""
     with tempfile.TemporaryDirectory() as folder:
         null_model.write(Path(folder))
-        return throughput(_replaced(bench, repository=Path(folder), model=null_model.NAME))
+        return throughput(replace(bench, repository=Path(folder), model=null_model.NAME))
 
 
 def latency(bench: Bench) -> Result:
@@ -222,12 +222,7 @@ def null_workers(bench: Bench) -> Result:
     """The same with a model that computes nothing."""
     with tempfile.TemporaryDirectory() as folder:
         null_model.write(Path(folder))
-        return workers(_replaced(bench, repository=Path(folder), model=null_model.NAME))
-
-
-def _replaced(bench: Bench, *, repository: Path, model: str) -> Bench:
-    fields = {name: getattr(bench, name) for name in Bench.__slots__}
-    return Bench(**{**fields, "repository": repository, "model": model})
+        return workers(replace(bench, repository=Path(folder), model=null_model.NAME))
 
 
 def write_photos(folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from export.sampling import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, STRATEGY_NAMES
 from models.checkpoint import CheckpointError
 from models.config import ConfigError, SizeError
 from models.dat import DAT
-from models.variants import VARIANTS, Variant
+from models.variants import VARIANTS, Variant, find_variant
 from service.errors import RepositoryError
 
 _INTERRUPTED = 130
@@ -80,15 +80,17 @@ def _image_size(text: str) -> tuple[int, int]:
 def _job(arguments: argparse.Namespace) -> ExportJob:
     if arguments.variant is None:
         raise ExportError(f"name a variant; known are: {', '.join(VARIANTS)}")
-    if arguments.variant not in VARIANTS:
-        raise ExportError(f"unknown variant {arguments.variant!r}; known are: {', '.join(VARIANTS)}")
+    try:
+        variant = find_variant(arguments.variant)
+    except KeyError as error:
+        raise ExportError(error.args[0]) from error
     if arguments.weights is None and arguments.random_weights is None:
         raise ExportError(
             f"give the weights of {arguments.variant} with --weights FILE "
-            f"({VARIANTS[arguments.variant].weights}), or --random-weights SEED for a trial"
+            f"({variant.weights}), or --random-weights SEED for a trial"
         )
     return ExportJob(
-        variant=VARIANTS[arguments.variant],
+        variant=variant,
         repository=arguments.repository,
         weights=arguments.weights,
         seed=arguments.random_weights,
