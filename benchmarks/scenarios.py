@@ -116,12 +116,14 @@ def throughput(bench: Bench) -> Result:
         row["share_of_decoder"] = ratio(lambda one: one["decoder"].images_per_s)
         row["share_of_pillow"] = ratio(lambda one: one["pillow"].images_per_s)
         row["share_of_pipeline"] = ratio(lambda one, count=count: one["pipeline"][count].images_per_s)  # type: ignore[misc]
-        row["cpu_over_decode_and_session"] = _median(
-            [
-                one["http"][count]["cpu_ms_per_answer"]["server"] / (one["decoder"].cpu_ms + one["session"].cpu_ms)
-                for one in rounds
-            ]
-        )
+        # Pillow's decoding is what other servers are measured with, and ours is the harder mark.
+        for name in ("decoder", "pillow"):
+            row[f"cpu_over_{name}_and_session"] = _median(
+                [
+                    one["http"][count]["cpu_ms_per_answer"]["server"] / (one[name].cpu_ms + one["session"].cpu_ms)
+                    for one in rounds
+                ]
+            )
         rows.append(row)
     names = ("decoder", "pillow", "session")
     return {
