@@ -18,7 +18,7 @@ import torch
 from export.errors import ExportError
 from export.pipeline import ExportJob, run
 from export.progress import Progress
-from export.sampling import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, STRATEGY_NAMES
+from export.sampling import DEFAULT_OPSET, DEFAULT_STRATEGY, MAX_OPSET, MIN_OPSET, STRATEGY_NAMES
 from models.checkpoint import CheckpointError
 from models.config import ConfigError, SizeError
 from models.dat import DAT
@@ -62,7 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-size", type=_image_size, metavar="N|HxW", help="default: that of the variant")
     parser.add_argument("--window-size", type=int, metavar="N", help="window of first-generation models")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names: a table, or one name a line")
-    parser.add_argument("--sampling", metavar="STRATEGY", default="gridsample", help=", ".join(STRATEGY_NAMES))
+    parser.add_argument(
+        "--sampling",
+        metavar="STRATEGY",
+        default=DEFAULT_STRATEGY,
+        help=f"{', '.join(STRATEGY_NAMES)} (default: %(default)s)",
+    )
     parser.add_argument(
         "--opset", type=int, metavar="N", default=DEFAULT_OPSET, help=f"{MIN_OPSET} to {MAX_OPSET}, %(default)s"
     )

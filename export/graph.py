@@ -23,6 +23,7 @@ from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 
 from export.errors import ExportError
+from export.inference_form import inference_form
 from export.sampling import Strategy, check_graph, count_samplings
 from models.dat import DAT
 
@@ -81,7 +82,7 @@ def export_graph(
     """
     size = model.image_size
     return translate(
-        ImageModel(model, normalisation).eval(),
+        ImageModel(inference_form(model, strategy.form), normalisation).eval(),
         (torch.zeros(_EXAMPLE_BATCH, *(size or example_size), 3, dtype=torch.uint8),),
         strategy=strategy,
         opset=opset,

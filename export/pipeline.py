@@ -18,7 +18,7 @@ from export.graph import INPUT_NAME, SIZE_MULTIPLE, Normalisation, export_graph
 from export.labels import bundled_labels, labels_from_file, labels_table, numbered_labels
 from export.progress import Progress
 from export.publish import check_free, new_version, next_version
-from export.sampling import DEFAULT_OPSET, select_strategy
+from export.sampling import DEFAULT_OPSET, DEFAULT_STRATEGY, select_strategy
 from export.source import LoadedModel, from_file, from_seed
 from export.verify import BATCH_SIZES, PROVIDER, TOLERANCE, Difference, differences_table, verify
 from models.variants import Variant
@@ -61,7 +61,7 @@ class ExportJob:
     image_size: tuple[int, int] | None = None
     window: int | None = None
     labels: Path | None = None
-    sampling: str = "gridsample"
+    sampling: str = DEFAULT_STRATEGY
     opset: int = DEFAULT_OPSET
     dynamic_size: bool = False
 

@@ -36,6 +36,43 @@ class SpatialConv(nn.Conv2d):
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+class ResidualDepthwiseConv(SpatialConv):
+    """The 3x3 depthwise convolution of the perception units and the convolutional MLP, and the skip around it.
+
+    `fold_skip` moves the skip into the weights, where it costs nothing; a second call raises ValueError.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, kernel_size=3, padding=1, groups=channels)
+        self.has_skip = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, height, width, channels) to the same."""
+        return x + super().forward(x) if self.has_skip else super().forward(x)
+
+    def fold_skip(self) -> None:
+        """Have the kernel's centre add what the skip did."""
+        if not self.has_skip:
+            raise ValueError("the skip is in the weights already")
+        with torch.no_grad():
+            self.weight[:, :, 1, 1] += 1
+        self.has_skip = False
+
+
+class PatchConv(nn.Conv2d):
+    """A convolution of patches that do not overlap, as one matrix product over them."""
+
+    def __init__(self, in_channels: int, out_channels: int, side: int, *, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, side, side, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, height, width, in), whose sides are multiples of the patch's, to (batch, height', width', out)."""
+        side, (height, width, channels) = self.kernel_size[0], x.shape[1:]
+        patches = x.reshape(-1, height // side, side, width // side, side, channels).transpose(2, 3)
+        patches = patches.reshape(-1, height // side, width // side, side * side * channels)
+        return F.linear(patches, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
+
+
 class PointwiseConv(nn.Conv2d):
     """A 1x1 convolution as a matrix product over the last axis."""
 
@@ -48,7 +85,7 @@ class PointwiseConv(nn.Conv2d):
 
 
 def depthwise_conv(channels: int) -> SpatialConv:
-    """Return the 3x3 depthwise convolution of the perception units and the convolutional MLP."""
+    """Return the 3x3 depthwise convolution that some variants have for a position bias."""
     return SpatialConv(channels, channels, kernel_size=3, padding=1, groups=channels)
 
 
@@ -88,20 +125,18 @@ class ConvMLP(nn.Module):
         super().__init__()
         hidden = channels * expansion
         self.linear1 = nn.Sequential(PointwiseConv(channels, hidden))
-        self.dwc = depthwise_conv(hidden)
+        self.dwc = ResidualDepthwiseConv(hidden)
         self.linear2 = nn.Sequential(PointwiseConv(hidden, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, channels) to the same."""
-        hidden = self.linear1(x)
-        hidden = hidden + self.dwc(hidden)
-        return cast(Tensor, self.linear2(F.gelu(hidden)))
+        return cast(Tensor, self.linear2(F.gelu(self.dwc(self.linear1(x)))))
 
 
 def patch_embedding(dim_stem: int, patch_size: int, *, convolutional: bool) -> nn.Sequential:
     """Return the stem: (batch, H, W, 3) to (batch, H / patch_size, W / patch_size, dim_stem)."""
     if not convolutional:
-        return nn.Sequential(SpatialConv(3, dim_stem, patch_size, patch_size), ChannelNorm(dim_stem))
+        return nn.Sequential(PatchConv(3, dim_stem, patch_size), ChannelNorm(dim_stem))
     stride = patch_size // 2
     return nn.Sequential(
         SpatialConv(3, dim_stem // 2, 3, stride, padding=1),
@@ -117,6 +152,6 @@ def down_projection(dim_in: int, dim_out: int, *, convolutional: bool) -> nn.Seq
     conv = (
         SpatialConv(dim_in, dim_out, 3, 2, padding=1, bias=False)
         if convolutional
-        else SpatialConv(dim_in, dim_out, 2, 2, bias=False)
+        else PatchConv(dim_in, dim_out, 2, bias=False)
     )
     return nn.Sequential(conv, ChannelNorm(dim_out))
