@@ -12,16 +12,21 @@ import copy
 import torch
 from torch import nn
 
+from export.fused_attention import fuse_attention
 from models.dat import DAT, Stage
 from models.deformable_attention import DeformableAttention
-from models.layers import ConvMLP, LayerScale, ResidualDepthwiseConv
+from models.layers import MLP, ConvMLP, LayerScale, ResidualDepthwiseConv
 from models.neighborhood_attention import NeighborhoodAttention
 from models.sampling import BilinearSampling
 from models.window_attention import WindowAttention
 
 
-def inference_form(model: DAT, sampling: BilinearSampling) -> DAT:
-    """Return a copy that computes what `model` does, and samples as `sampling` has it."""
+def inference_form(model: DAT, sampling: BilinearSampling, *, tuned_for_cpu: bool = False) -> DAT:
+    """Return a copy that computes what `model` does, and samples as `sampling` has it.
+
+    `tuned_for_cpu` takes what ONNX Runtime's CPU provider has the faster code for: its own attention operator, and
+    blocked convolutions for the products of the MLPs. Such a copy can be exported, and not be run by torch.
+    """
     model = copy.deepcopy(model).requires_grad_(False)
     model.sample_with(sampling)
     for module in list(model.modules()):
@@ -37,8 +42,12 @@ def inference_form(model: DAT, sampling: BilinearSampling) -> DAT:
             case NeighborhoodAttention():
                 _scale_rows(module.qkv, module.scale, module.qkv.in_features)
                 module.scale = 1.0
+            case MLP() | ConvMLP():
+                module.channels_first = tuned_for_cpu
             case Stage():
                 _fold_layer_scales(module)
+    if tuned_for_cpu:
+        fuse_attention(model)
     return model
 
 
@@ -61,9 +70,14 @@ def _last_projection(branch: nn.Module) -> nn.Linear | nn.Conv2d:
     """Return the layer whose outputs a residual branch ends with."""
     match branch:
         case DeformableAttention() | WindowAttention():
-            return branch.proj_out
+            last: nn.Module = branch.proj_out
         case NeighborhoodAttention():
-            return branch.proj
+            last = branch.proj
         case ConvMLP():
-            return branch.linear2[0]
-    return branch.chunk["linear2"]
+            last = branch.linear2[0]
+        case MLP():
+            last = branch.chunk["linear2"]
+        case _:
+            raise TypeError(f"{type(branch).__name__} is no residual branch")
+    assert isinstance(last, nn.Linear | nn.Conv2d)
+    return last

@@ -20,7 +20,7 @@ only graphs in which the strategy was used for every sampling of the model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -54,9 +54,9 @@ op20: Any = onnxscript.opset20
 class Strategy:
     """One way to write sampling, for a range of opsets (both ends included).
 
-    The model samples in `form`. Where that calls the sampler, `translate` writes each call as `nodes_per_sampling` nodes
-    of `operator`, among others; where `translate` is None, the sampler must not be called. `mode` is the attribute of
-    GridSample where that is the operator, and None where the graph must not contain GridSample at all.
+    The model samples in `form`. Where that calls the sampler, `translate` writes each call as `nodes_per_sampling`
+    nodes of `operator`, among others; where `translate` is None, the sampler must not be called. `mode` is the
+    attribute of GridSample where that is the operator, and None where the graph must not contain GridSample at all.
     """
 
     name: str
@@ -225,20 +225,25 @@ def count_samplings(program: torch.export.ExportedProgram) -> int:
     )
 
 
-def check_graph(model: onnx.ModelProto, *, strategy: Strategy, opset: int, samplings: int) -> None:
+def check_graph(
+    model: onnx.ModelProto, *, strategy: Strategy, opset: int, samplings: int, domains: Mapping[str, int]
+) -> None:
     """Raise ExportError unless `model` samples `samplings` times in the way of `strategy`, at `opset`, and purely.
 
-    Purely: only operators of the default domain, no functions, and the opset that was asked for. torch.onnx keeps
-    another opset, with a warning only, where it cannot convert.
+    Purely: only operators of the default domain and of `domains`, by their versions, no functions, and the opset that
+    was asked for. torch.onnx keeps another opset, with a warning only, where it cannot convert.
     """
     imports = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
-    if imports != {"ai.onnx": opset}:
-        raise ExportError(f"the exported graph declares {imports} instead of opset {opset} alone")
+    foreign = {domain: version for domain, version in imports.items() if domain != "ai.onnx"}
+    if imports.get("ai.onnx") != opset or not foreign.items() <= domains.items():
+        raise ExportError(f"the exported graph declares {imports} instead of opset {opset} and {dict(domains)}")
     if model.functions:
         raise ExportError(f"the exported graph holds functions: {', '.join(f.name for f in model.functions)}")
-    foreign = sorted({f"{node.domain}::{node.op_type}" for node in model.graph.node if node.domain})
-    if foreign:
-        raise ExportError(f"the exported graph holds operators outside the ONNX standard: {', '.join(foreign)}")
+    undeclared = sorted(
+        {f"{node.domain}::{node.op_type}" for node in model.graph.node if node.domain not in ("", *foreign)}
+    )
+    if undeclared:
+        raise ExportError(f"the exported graph holds operators outside the ONNX standard: {', '.join(undeclared)}")
     counts = Counter(node.op_type for node in model.graph.node)
     grid_samples = samplings if strategy.mode else 0
     if counts["GridSample"] != grid_samples:

@@ -241,7 +241,7 @@ class DeformableAttention(nn.Module):
             queries = grid(geometry.query_rows, geometry.query_columns).reshape(1, -1, 1, 2)
             displacement = queries - position.flatten(0, 1).flatten(1, 2)[:, None]
             bias = self._table_module()(log_displacement(displacement)).permute(0, 3, 1, 2)
-            return bias.reshape(-1, self.heads, *bias.shape[-2:])  # type: ignore[no-any-return]
+            return bias.reshape(-1, self.heads, *bias.shape[-2:])
         return None
 
 

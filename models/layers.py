@@ -48,7 +48,12 @@ class ResidualDepthwiseConv(SpatialConv):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, channels) to the same."""
-        return x + super().forward(x) if self.has_skip else super().forward(x)
+        return self.convolve(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """(batch, channels, height, width) to the same."""
+        convolved = F.conv2d(x, self.weight, self.bias, padding=1, groups=self.groups)
+        return x + convolved if self.has_skip else convolved
 
     def fold_skip(self) -> None:
         """Have the kernel's centre add what the skip did."""
@@ -57,20 +62,6 @@ class ResidualDepthwiseConv(SpatialConv):
         with torch.no_grad():
             self.weight[:, :, 1, 1] += 1
         self.has_skip = False
-
-
-class PatchConv(nn.Conv2d):
-    """A convolution of patches that do not overlap, as one matrix product over them."""
-
-    def __init__(self, in_channels: int, out_channels: int, side: int, *, bias: bool = True) -> None:
-        super().__init__(in_channels, out_channels, side, side, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, height, width, in), whose sides are multiples of the patch's, to (batch, height', width', out)."""
-        side, (height, width, channels) = self.kernel_size[0], x.shape[1:]
-        patches = x.reshape(-1, height // side, side, width // side, side, channels).transpose(2, 3)
-        patches = patches.reshape(-1, height // side, width // side, side * side * channels)
-        return F.linear(patches, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
 
 
 class PointwiseConv(nn.Conv2d):
@@ -102,7 +93,13 @@ class LayerScale(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with an exact GELU between them."""
+    """Two linear layers with an exact GELU between them.
+
+    With `channels_first` the layers are 1x1 convolutions on (batch, channels, height, width): the same function, which
+    some runtimes have the faster code for.
+    """
+
+    channels_first = False
 
     def __init__(self, channels: int, expansion: int) -> None:
         super().__init__()
@@ -114,12 +111,21 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., channels) to the same."""
-        return cast(Tensor, self.chunk["linear2"](F.gelu(self.chunk["linear1"](x))))
+        """(batch, height, width, channels) to the same."""
+        first, second = cast(nn.Linear, self.chunk["linear1"]), cast(nn.Linear, self.chunk["linear2"])
+        if self.channels_first:
+            hidden = F.gelu(pointwise(x.permute(0, 3, 1, 2), first))
+            return pointwise(hidden, second).permute(0, 2, 3, 1)
+        return cast(Tensor, second(F.gelu(first(x))))
 
 
 class ConvMLP(nn.Module):
-    """The MLP of generation 2: a depthwise convolution, with a skip around it, before the activation."""
+    """The MLP of generation 2: a depthwise convolution, with a skip around it, before the activation.
+
+    `channels_first` is as in `MLP`.
+    """
+
+    channels_first = False
 
     def __init__(self, channels: int, expansion: int) -> None:
         super().__init__()
@@ -130,13 +136,22 @@ class ConvMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, channels) to the same."""
+        if self.channels_first:
+            hidden = pointwise(x.permute(0, 3, 1, 2), cast(PointwiseConv, self.linear1[0]))
+            hidden = F.gelu(self.dwc.convolve(hidden))
+            return pointwise(hidden, cast(PointwiseConv, self.linear2[0])).permute(0, 2, 3, 1)
         return cast(Tensor, self.linear2(F.gelu(self.dwc(self.linear1(x)))))
+
+
+def pointwise(x: Tensor, layer: nn.Linear | PointwiseConv) -> Tensor:
+    """Apply a linear layer to (batch, channels, height, width) as a 1x1 convolution."""
+    return F.conv2d(x, layer.weight.reshape(*layer.weight.shape[:2], 1, 1), layer.bias)
 
 
 def patch_embedding(dim_stem: int, patch_size: int, *, convolutional: bool) -> nn.Sequential:
     """Return the stem: (batch, H, W, 3) to (batch, H / patch_size, W / patch_size, dim_stem)."""
     if not convolutional:
-        return nn.Sequential(PatchConv(3, dim_stem, patch_size), ChannelNorm(dim_stem))
+        return nn.Sequential(SpatialConv(3, dim_stem, patch_size, patch_size), ChannelNorm(dim_stem))
     stride = patch_size // 2
     return nn.Sequential(
         SpatialConv(3, dim_stem // 2, 3, stride, padding=1),
@@ -152,6 +167,6 @@ def down_projection(dim_in: int, dim_out: int, *, convolutional: bool) -> nn.Seq
     conv = (
         SpatialConv(dim_in, dim_out, 3, 2, padding=1, bias=False)
         if convolutional
-        else PatchConv(dim_in, dim_out, 2, bias=False)
+        else SpatialConv(dim_in, dim_out, 2, 2, bias=False)
     )
     return nn.Sequential(conv, ChannelNorm(dim_out))

@@ -73,8 +73,9 @@ class _Separable(BilinearSampling):
         by_row = table.transpose(1, 2).reshape(groups, table_height, heads * table_width)
         bias = along_y.reshape(-1, groups, keys * height, table_height) @ by_row
         bias = bias.reshape(-1, groups, keys, height * heads, table_width) @ along_x.transpose(-1, -2)
-        bias = bias.reshape(-1, groups, keys, height, heads, width).permute(0, 1, 4, 3, 5, 2)
-        return bias.reshape(-1, groups * heads, height * width, keys)
+        # two permutations that move rows, and then whole matrices, take half the time of one that moves single values
+        bias = bias.reshape(-1, groups, keys, height, heads, width).permute(0, 1, 4, 2, 3, 5)
+        return bias.reshape(-1, groups * heads, keys, height * width).transpose(-1, -2)
 
 
 GRID: BilinearSampling = _Grid()
@@ -87,7 +88,7 @@ def _sample(image: Tensor, position: Tensor) -> Tensor:
 
 
 def _weights(from_edge: Tensor, length: int) -> Tensor:
-    """Return the weights of an axis's `length` pixels at places whose distance from pixel 0 is `from_edge`, 2 being all.
+    """Return the weights of an axis's `length` pixels at places `from_edge` away from pixel 0, 2 being the whole axis.
 
     (...) to (..., length): 1 less the distance in pixels, and 0 from a whole pixel on.
     """
