@@ -18,10 +18,12 @@ from typing import Final
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxscript.optimizer
 from onnx_ir.passes import common as passes
 
 from export.errors import ExportError
 
+_ANY_SIZE: Final = 2**31
 _MOVES: Final = frozenset(
     [
         "Concat",
@@ -59,9 +61,15 @@ def half(graph: onnx.ModelProto, islands: Iterable[Island] | None = None) -> onn
     Raises ExportError where a weight is too large for float16.
     """
     model = passes.ShapeInferencePass()(ir.from_proto(graph)).model
+    # the runtime folds with its CPU kernels, and has few for float16: what is constant would be computed in every run
+    onnxscript.optimizer.fold_constants(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
     single = {node for island in (ISLANDS if islands is None else islands) for node in island.nodes(model.graph)}
     _Conversion(model.graph, single).run()
-    for cleaning in (passes.RemoveUnusedNodesPass(), passes.NameFixPass()):
+    for cleaning in (
+        passes.RemoveUnusedNodesPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.NameFixPass(),
+    ):
         cleaning(model)
     proto: onnx.ModelProto = ir.to_proto(model)
     onnx.checker.check_model(proto)
@@ -134,8 +142,8 @@ _SUFFIX: Final = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16"}
 
 def _dtype(node: ir.Node, value: ir.Value) -> ir.DataType | None:
     """Return the type of what a node makes; where inference does not know the operator, that of its first input."""
-    if value.dtype is None and node.inputs and node.inputs[0] is not None:
-        value.dtype = node.inputs[0].dtype
+    if value.dtype is None and node.inputs and (first := node.inputs[0]) is not None and first.dtype is not None:
+        value.dtype = first.dtype
     return value.dtype
 
 
