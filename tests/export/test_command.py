@@ -35,7 +35,7 @@ def everything(directory: Path) -> list[str]:
 def demo_graph() -> onnx.ModelProto:
     """The graph of the demo variant with random weights of seed 0."""
     model = from_seed(0, DEMO.config, image_size=DEMO_SIZE).model
-    strategy = select_strategy("gridsample", 18)
+    strategy = select_strategy("separable", 18)
     return export_graph(model, Normalisation(DEMO.mean, DEMO.std), strategy=strategy, opset=18, example_size=DEMO_SIZE)
 
 
@@ -65,7 +65,7 @@ def test_export_makes_a_directory_that_the_service_opens(tmp_path: Path, capsys:
     opened = open_model(path)
     manifest = opened.manifest
     assert (manifest.variant, manifest.name, manifest.version) == ("dat_demo", "digits", 1)
-    assert (manifest.precision, manifest.opset, manifest.sampling) == ("fp32", 18, "gridsample")
+    assert (manifest.precision, manifest.opset, manifest.sampling) == ("fp32", 18, "separable")
     assert (manifest.input.height, manifest.input.width) == DEMO_SIZE
     assert (manifest.preprocess.resize_height, manifest.preprocess.resize_width) == (DEMO.resize, DEMO.resize)
     assert manifest.weights_source == "random weights of seed 0"
@@ -87,9 +87,9 @@ def test_export_makes_a_directory_that_the_service_opens(tmp_path: Path, capsys:
 def test_float16_export_is_verified_by_its_own_bound_and_recorded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    form = ("--precision", "fp16", "--target", "tensorrt", "--sampling", "gridsample")
+    form = ("--precision", "fp16", "--target", "tensorrt")
     assert export("dat_demo", "--random-weights", 0, *form, repository=tmp_path) == 0
-    assert "target tensorrt, opset 18, sampling gridsample, fp16" in capsys.readouterr().err
+    assert "target tensorrt, opset 18, sampling separable, fp16" in capsys.readouterr().err
     opened = open_model(tmp_path / "dat_demo" / "1")
     manifest = opened.manifest
     assert (manifest.precision, manifest.target, manifest.contrib_operators) == ("fp16", "tensorrt", ())
