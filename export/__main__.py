@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="the model's name in the repository (default: the variant)")
     parser.add_argument("--version", type=int, metavar="N", help="default: the next free number")
     parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
+    parser.add_argument("--calibration", type=Path, metavar="FOLDER", help="photos that int8 takes its ranges from")
     parser.add_argument("--image-size", type=_image_size, metavar="N|HxW", help="default: that of the variant")
     parser.add_argument("--window-size", type=int, metavar="N", help="window of first-generation models")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names: a table, or one name a line")
@@ -108,6 +109,7 @@ def _job(arguments: argparse.Namespace) -> ExportJob:
         sampling=arguments.sampling,
         opset=arguments.opset,
         dynamic_size=arguments.dynamic_size,
+        calibration=arguments.calibration,
     )
 
 

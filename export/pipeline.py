@@ -13,11 +13,13 @@ from pathlib import Path
 
 import onnx
 
+from export.calibration import INT8_TOLERANCE, Calibration, judge, photos, samples, service_preprocessing
 from export.errors import ExportError
 from export.graph import INPUT_NAME, SIZE_MULTIPLE, Normalisation, export_graph
 from export.labels import bundled_labels, labels_from_file, labels_table, numbered_labels
 from export.progress import Progress
 from export.publish import check_free, new_version, next_version
+from export.quantization import quantize
 from export.sampling import DEFAULT_OPSET, DEFAULT_STRATEGY, select_strategy
 from export.source import LoadedModel, from_file, from_seed
 from export.verify import BATCH_SIZES, PROVIDER, TOLERANCE, Difference, differences_table, verify
@@ -32,12 +34,13 @@ from service.repository import (
     Manifest,
     OutputRecord,
     PreprocessRecord,
+    QuantizationRecord,
     VerificationRecord,
     open_model,
     sha256_of,
 )
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "int8")
 """Precisions that can be exported."""
 
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime")
@@ -64,6 +67,8 @@ class ExportJob:
     sampling: str = DEFAULT_STRATEGY
     opset: int = DEFAULT_OPSET
     dynamic_size: bool = False
+    calibration: Path | None = None
+    """A folder of photos for int8."""
 
     @property
     def model_name(self) -> str:
@@ -110,10 +115,46 @@ def run(job: ExportJob, progress: Progress) -> Path:
                 directory / MODEL_FILE, loaded.model, job.normalisation, image_sizes=_verified_sizes(job)
             )
         progress.note(differences_table(differences))
-        manifest = _manifest(job, version, loaded, graph, differences, directory)
+        quantization = None
+        if job.precision == "int8":
+            quantization, differences = _quantize(job, loaded, graph, directory / MODEL_FILE, progress)
+        manifest = _manifest(job, version, loaded, graph, differences, directory, quantization)
         (directory / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         open_model(directory)
     return job.repository / job.model_name / str(version)
+
+
+def _quantize(
+    job: ExportJob, loaded: LoadedModel, graph: onnx.ModelProto, path: Path, progress: Progress
+) -> tuple[QuantizationRecord, tuple[Difference, ...]]:
+    """Write the verified graph anew in int8, and return what that changed."""
+    calibration = _calibration(job, progress)
+    with progress.step(f"quantising to int8 with {len(calibration.images)} of {calibration.source}"):
+        onnx.save(quantize(graph, calibration.images), path)
+    with progress.step(f"judging int8 by the other {len(calibration.held_out)}"):
+        error = judge(path, loaded.model, job.normalisation, calibration.held_out)
+    progress.note(f"  {error}")
+    record = QuantizationRecord(
+        calibration=calibration.source,
+        calibration_images=len(calibration.images),
+        held_out_images=len(calibration.held_out),
+        logits_error=error.logits_error,
+        top1_agreement=error.top1_agreement,
+    )
+    return record, error.differences
+
+
+def _calibration(job: ExportJob, progress: Progress) -> Calibration:
+    if job.calibration is None:
+        progress.note(
+            "int8 without photos: ranges come from seeded sample images; give photos of your own with --calibration, "
+            "and check the accuracy with others"
+        )
+        return samples(job.input_size)
+    height, width = job.input_size
+    resize = resized(height, job.variant), resized(width, job.variant)
+    with progress.step(f"reading the photos in {job.calibration}"):
+        return photos(job.calibration, service_preprocessing(resize, job.input_size))
 
 
 def _check_job(job: ExportJob) -> None:
@@ -122,6 +163,8 @@ def _check_job(job: ExportJob) -> None:
         raise ExportError(f"precision {job.precision} is not available; available: {', '.join(PRECISIONS)}")
     if (job.weights is None) == (job.seed is None):
         raise ExportError("give either a weight file or a seed for random weights")
+    if job.calibration is not None and job.precision != "int8":
+        raise ExportError(f"--calibration is for --precision int8 alone, not {job.precision}")
     config = job.variant.config
     if job.dynamic_size and not config.can_be_dynamic:
         raise ExportError(
@@ -177,6 +220,7 @@ def _manifest(
     graph: onnx.ModelProto,
     differences: tuple[Difference, ...],
     directory: Path,
+    quantization: QuantizationRecord | None,
 ) -> Manifest:
     height, width = job.input_size
     variant = job.variant
@@ -185,7 +229,7 @@ def _manifest(
         version=version,
         variant=variant.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        precision="fp32",
+        precision="fp32" if quantization is None else "int8",
         opset=job.opset,
         sampling=job.sampling,
         num_classes=loaded.model.config.num_classes,
@@ -206,7 +250,11 @@ def _manifest(
         weights_source=loaded.weights_source,
         weights_sha256=loaded.weights_sha256,
         files={name: _file_record(directory / name) for name in (MODEL_FILE, LABELS_FILE)},
-        verification=VerificationRecord(batch_sizes=BATCH_SIZES, provider=PROVIDER, tolerance=TOLERANCE),
+        verification=VerificationRecord(batch_sizes=BATCH_SIZES, provider=PROVIDER, tolerance=TOLERANCE)
+        if quantization is None
+        else VerificationRecord(
+            batch_sizes=BATCH_SIZES, provider=PROVIDER, tolerance=INT8_TOLERANCE, quantization=quantization
+        ),
         exporter={tool: metadata.version(tool) for tool in _TOOLS},
     )
 

@@ -77,6 +77,18 @@ class OutputRecord(_Record):
     """Standard deviation of that output in the torch model, the scale to read the difference by."""
 
 
+class QuantizationRecord(_Record):
+    """What int8 changed, on images that its ranges were not taken from."""
+
+    calibration: str
+    """What the images are; never a path."""
+    calibration_images: int = Field(gt=0)
+    held_out_images: int = Field(gt=0)
+    logits_error: float = Field(ge=0)
+    """Root mean square of the logits' differences to the torch model, over their standard deviation."""
+    top1_agreement: float = Field(ge=0, le=1)
+
+
 class VerificationRecord(_Record):
     """How the graph was compared with the torch model before it was put in place."""
 
@@ -84,6 +96,8 @@ class VerificationRecord(_Record):
     provider: str
     tolerance: float = Field(gt=0)
     """Allowed difference as a multiple of max(1, reference_std)."""
+    quantization: QuantizationRecord | None = None
+    """For int8, whose float32 graph was verified at these batch sizes, by the tolerance of fp32, before."""
 
 
 class Manifest(_Record):
