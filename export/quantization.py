@@ -13,31 +13,28 @@ MatMulIntegerToFloat adds the bias in the product's last step, where the runtime
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper
 from onnxscript.optimizer import fold_constants
 
 from export.errors import ExportError
 from export.graph import INPUT_NAME
+from export.integer_graph import IntegerWriter, MLPConv, Wiring
 from export.verify import PROVIDER, Images
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read by the import below
 
 import onnxruntime
 
-CONTRIB: Final = "com.microsoft"
 _CHANNELS_LAST, _CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 _NARROW: Final = 16
 _CALIBRATION_BATCH: Final = 4
-_UINT8_LEVELS, _INT8_LIMIT = 255, 127
 
 
 class Kind(Enum):
@@ -88,11 +85,77 @@ def quantize(graph: onnx.ModelProto, calibration: Images) -> onnx.ModelProto:
     """
     if not len(calibration):
         raise ExportError("int8 needs at least one calibration image")
-    rewriter = _Rewriter(_with_constant_weights(graph))
-    if not rewriter.linears:
+    graph = _with_constant_weights(graph)
+    wiring = Wiring(graph)
+    kinds = [(node, kind_of(node, wiring)) for node in wiring.nodes]
+    chosen = [node for node, kind in kinds if kind is not None and CHOICES[kind].quantized]
+    linears = [node for node in chosen if node.op_type == "MatMul"]
+    convs = {id(node): conv for node in chosen if (conv := mlp_conv(node, wiring)) is not None}
+    if not linears:
         raise ExportError("the graph has no matrix product with constant weights that int8 could take over")
-    ranges = _ranges(rewriter.graph, rewriter.calibrated(), calibration)
-    return rewriter.rewrite(ranges)
+    names = {node.input[0] for node in linears} | {
+        name for each in convs.values() for name in (each.source, each.result)
+    }
+    writer = IntegerWriter(wiring, _ranges(graph, sorted(names), calibration))
+    return writer.rewritten({id(node) for node in linears}, convs)
+
+
+def kind_of(node: NodeProto, wiring: Wiring) -> Kind | None:
+    """Return what a node is, None where it has no constant weights."""
+    if len(node.input) < 2 or node.input[1] not in wiring.constants or node.domain not in ("", "ai.onnx"):
+        return None
+    shape = wiring.constants[node.input[1]].dims
+    if node.op_type == "MatMul" and len(shape) == 2 and node.input[0] not in wiring.constants:
+        return Kind.LINEAR if shape[1] >= _NARROW else Kind.NARROW_LINEAR
+    if node.op_type == "Gemm":
+        return Kind.CLASSIFIER
+    if node.op_type == "Conv":
+        return Kind.MLP_CONV if mlp_conv(node, wiring) is not None else Kind.OTHER_CONV
+    return None
+
+
+def mlp_conv(node: NodeProto, wiring: Wiring) -> MLPConv | None:
+    """Return a depthwise convolution's surroundings, where it lies between transposes and before a GELU."""
+    if node.op_type != "Conv" or node.input[1] not in wiring.constants:
+        return None
+    before, after = wiring.producer.get(node.input[0]), wiring.only_consumer(node.output[0])
+    if wiring.constants[node.input[1]].dims[1] != 1 or before is None or after is None:
+        return None
+    if _permutation(before) != _CHANNELS_FIRST or _permutation(after) != _CHANNELS_LAST:
+        return None
+    result = after.output[0]
+    consumers = wiring.consumers[result]
+    if len(consumers) == 1 and consumers[0].op_type == "Gelu":
+        return MLPConv(before.input[0], result, consumers[0], (after, consumers[0]))
+    gelu = _gelu_from_erf(result, wiring)
+    if not gelu:
+        return None
+    made = helper.make_node("Gelu", [result], [gelu[-1].output[0]], domain="com.microsoft")
+    return MLPConv(before.input[0], result, made, (after, *gelu))
+
+
+def _gelu_from_erf(name: str, wiring: Wiring) -> list[NodeProto]:
+    """Return the nodes of x * (1 + erf(x / sqrt(2))) * 0.5, as exports below opset 20 have it; none if not that.
+
+    A GELU is one operator here since the runtime, which would fuse it, no longer finds it once its input has two
+    DequantizeLinear, one for each of the two nodes that read it.
+    """
+    nodes: list[NodeProto] = []
+    readers = wiring.consumers[name]
+    node = next((each for each in readers if each.op_type == "Div"), None) if len(readers) == 2 else None
+    for wanted in ("Div", "Erf", "Add", "Mul", "Mul"):
+        if node is None or node.op_type != wanted:
+            return []
+        nodes.append(node)
+        node = wiring.only_consumer(node.output[0])
+    values = [wiring.scalar(each, 1) for each in (nodes[0], nodes[2], nodes[4])]
+    is_gelu = name in nodes[3].input and nodes[3] in readers and np.allclose(values, [2**0.5, 1, 0.5], rtol=1e-6)
+    return nodes if is_gelu else []
+
+
+def _permutation(node: NodeProto) -> tuple[int, ...]:
+    """Return the order of axes that a Transpose gives; empty for another operator."""
+    return tuple(node.attribute[0].ints) if node.op_type == "Transpose" and node.attribute else ()
 
 
 def _with_constant_weights(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -125,225 +188,3 @@ def _ranges(graph: onnx.ModelProto, names: list[str], images: Images) -> dict[st
         raise ExportError("the model gives values that are not finite for the calibration images")
     lows, highs = found[:, 0::2].min(0), found[:, 1::2].max(0)
     return {name: (float(low), float(high)) for name, low, high in zip(names, lows, highs, strict=True)}
-
-
-@dataclass(slots=True)
-class _Conv:
-    """A convolution that is quantised, with the tensors before and after its transposes, and the GELU that follows."""
-
-    source: str
-    result: str
-    gelu: list[NodeProto]
-    absorbed: list[NodeProto]
-
-
-@dataclass(slots=True)
-class _Rewriter:
-    """One graph on its way; nodes are known by `id`, since a graph keeps them."""
-
-    graph: onnx.ModelProto
-    linears: dict[int, NodeProto] = field(default_factory=dict)
-    convs: dict[int, _Conv] = field(default_factory=dict)
-    _nodes: list[NodeProto] = field(default_factory=list)
-    _made: dict[str, TensorProto] = field(default_factory=dict)
-    _quantized: set[str] = field(default_factory=set)
-    _weights: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    _producer: dict[str, NodeProto] = field(default_factory=dict)
-    _consumers: dict[str, list[NodeProto]] = field(default_factory=lambda: defaultdict(list))
-    _constants: dict[str, TensorProto] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._constants = {each.name: each for each in self.graph.graph.initializer}
-        self._nodes = list(self.graph.graph.node)
-        for node in self._nodes:
-            self._producer.update(dict.fromkeys(node.output, node))
-            for name in node.input:
-                self._consumers[name].append(node)
-        for node in self._nodes:
-            kind = self._kind(node)
-            if kind is None or not CHOICES[kind].quantized:
-                continue
-            if kind is Kind.LINEAR:
-                self.linears[id(node)] = node
-            else:
-                conv = self._mlp_conv(node)
-                assert conv is not None  # _kind
-                self.convs[id(node)] = conv
-
-    def calibrated(self) -> list[str]:
-        """Return the tensors whose ranges `rewrite` needs."""
-        names = {node.input[0] for node in self.linears.values()}
-        names |= {name for conv in self.convs.values() for name in (conv.source, conv.result)}
-        return sorted(names)
-
-    def rewrite(self, ranges: dict[str, tuple[float, float]]) -> onnx.ModelProto:
-        """Return the graph with its chosen nodes replaced."""
-        scales = {name: self._activation_scale(name, *ends) for name, ends in ranges.items()}
-        written: list[NodeProto] = []
-        absorbed: set[int] = set()
-        for node in self._nodes:
-            if id(node) in absorbed:
-                continue
-            if id(node) in self.linears:
-                written += self._integer_linear(node, absorbed)
-            elif id(node) in self.convs:
-                written += self._integer_conv(node, scales, absorbed)
-            else:
-                written.append(node)
-        return self._assembled(written)
-
-    def _kind(self, node: NodeProto) -> Kind | None:
-        """Return what a node is, None where it has no constant weights."""
-        if len(node.input) < 2 or node.input[1] not in self._constants or node.domain not in ("", "ai.onnx"):
-            return None
-        shape = self._constants[node.input[1]].dims
-        if node.op_type == "MatMul" and len(shape) == 2 and node.input[0] not in self._constants:
-            return Kind.LINEAR if shape[1] >= _NARROW else Kind.NARROW_LINEAR
-        if node.op_type == "Gemm":
-            return Kind.CLASSIFIER
-        if node.op_type == "Conv":
-            return Kind.MLP_CONV if self._mlp_conv(node) is not None else Kind.OTHER_CONV
-        return None
-
-    def _mlp_conv(self, node: NodeProto) -> _Conv | None:
-        """Return a depthwise convolution's surroundings, where it lies between transposes and before a GELU."""
-        before, after = self._producer.get(node.input[0]), self._only_consumer(node.output[0])
-        if self._constants[node.input[1]].dims[1] != 1 or before is None or after is None:
-            return None
-        if _permutation(before) != _CHANNELS_FIRST or _permutation(after) != _CHANNELS_LAST:
-            return None
-        result = after.output[0]
-        consumers = self._consumers[result]
-        if len(consumers) == 1 and consumers[0].op_type == "Gelu":
-            return _Conv(before.input[0], result, [consumers[0]], [after])
-        gelu = self._gelu_from_erf(result)
-        if not gelu:
-            return None
-        made = helper.make_node("Gelu", [result], [gelu[-1].output[0]], domain=CONTRIB)
-        return _Conv(before.input[0], result, [made], [after, *gelu])
-
-    def _gelu_from_erf(self, name: str) -> list[NodeProto]:
-        """Return the nodes of x * (1 + erf(x / sqrt(2))) * 0.5, as exports below opset 20 have it; none if not that.
-
-        A GELU is one operator here since the runtime, which would fuse it, no longer finds it once its input has two
-        DequantizeLinear, one for each of the two nodes that read it.
-        """
-        nodes: list[NodeProto] = []
-        readers = self._consumers[name]
-        node = next((each for each in readers if each.op_type == "Div"), None) if len(readers) == 2 else None
-        for wanted in ("Div", "Erf", "Add", "Mul", "Mul"):
-            if node is None or node.op_type != wanted:
-                return []
-            nodes.append(node)
-            node = self._only_consumer(node.output[0])
-        values = [self._scalar(each, 1) for each in (nodes[0], nodes[2], nodes[4])]
-        is_gelu = name in nodes[3].input and nodes[3] in readers and np.allclose(values, [2**0.5, 1, 0.5], rtol=1e-6)
-        return nodes if is_gelu else []
-
-    def _scalar(self, node: NodeProto, place: int) -> float:
-        constant = self._constants.get(node.input[place])
-        value = None if constant is None else numpy_helper.to_array(constant)
-        return float(value) if value is not None and value.size == 1 else float("nan")
-
-    def _only_consumer(self, name: str) -> NodeProto | None:
-        consumers = self._consumers[name]
-        is_output = any(output.name == name for output in self.graph.graph.output)
-        return consumers[0] if len(consumers) == 1 and not is_output else None
-
-    def _integer_linear(self, node: NodeProto, absorbed: set[int]) -> list[NodeProto]:
-        source, weight = node.input
-        self._integer_weight(weight, axis=1)
-        bias, result = self._bias_after(node, absorbed)
-        parameters = [f"{source}/scale", f"{weight}/scale", f"{source}/zero", f"{weight}/zero"]
-        inputs = [f"{source}/uint8", f"{weight}/int8", *parameters, *bias]
-        return [
-            *self._quantize_once(source),
-            helper.make_node("MatMulIntegerToFloat", inputs, [result], name=node.name, domain=CONTRIB),
-        ]
-
-    def _bias_after(self, node: NodeProto, absorbed: set[int]) -> tuple[list[str], str]:
-        """Return the bias that alone is added to a product, if any, and the name of the result."""
-        result = node.output[0]
-        follower = self._only_consumer(result)
-        if follower is None or follower.op_type != "Add":
-            return [], result
-        (other,) = (name for name in follower.input if name != result)
-        columns = self._constants[node.input[1]].dims[1]
-        if other not in self._constants or list(self._constants[other].dims) != [columns]:
-            return [], result
-        absorbed.add(id(follower))
-        return [other], follower.output[0]
-
-    def _integer_conv(self, node: NodeProto, scales: dict[str, np.float32], absorbed: set[int]) -> list[NodeProto]:
-        conv, weight = self.convs[id(node)], node.input[1]
-        absorbed.update(id(each) for each in (*conv.absorbed, *conv.gelu))
-        weight_scales = self._integer_weight(weight, axis=0)
-        source, result = conv.source, conv.result
-        inputs = [f"{source}/uint8", f"{source}/scale", f"{source}/zero"]
-        inputs += [f"{weight}/int8", f"{weight}/scale", f"{weight}/zero", f"{result}/scale", f"{result}/zero"]
-        if len(node.input) > 2:
-            bias = numpy_helper.to_array(self._constants[node.input[2]]) / (scales[source] * weight_scales)
-            inputs.append(f"{node.output[0]}/bias")
-            self._keep(inputs[-1], np.rint(bias).astype(np.int32))
-        integer = helper.make_node("QLinearConv", inputs, [f"{result}/uint8"], name=node.name, domain=CONTRIB)
-        integer.attribute.extend(each for each in node.attribute if each.name != "auto_pad")
-        integer.attribute.append(helper.make_attribute("channels_last", 1))
-        back = helper.make_node(
-            "DequantizeLinear", [f"{result}/{each}" for each in ("uint8", "scale", "zero")], [result]
-        )
-        return [*self._quantize_once(source), integer, back, *conv.gelu]
-
-    def _quantize_once(self, name: str) -> list[NodeProto]:
-        """Return the node that makes a tensor uint8, for the first that reads it."""
-        if name in self._quantized:
-            return []
-        self._quantized.add(name)
-        return [helper.make_node("QuantizeLinear", [name, f"{name}/scale", f"{name}/zero"], [f"{name}/uint8"])]
-
-    def _activation_scale(self, name: str, low: float, high: float) -> np.float32:
-        """Keep a tensor's scale and zero point, for which zero itself is exact, and return the scale."""
-        low, high = min(low, 0.0), max(high, 0.0)
-        scale = np.float32((high - low) / _UINT8_LEVELS) or np.float32(1)
-        self._keep(f"{name}/scale", np.asarray(scale))
-        self._keep(f"{name}/zero", np.asarray(np.uint8(round(-low / float(scale)))))
-        return scale
-
-    def _integer_weight(self, name: str, *, axis: int) -> npt.NDArray[np.float32]:
-        """Keep a weight in int8 with a scale for each index of `axis`, and return these."""
-        if name not in self._weights:
-            weight = numpy_helper.to_array(self._constants[name])
-            others = tuple(each for each in range(weight.ndim) if each != axis)
-            scales = (np.abs(weight).max(others, keepdims=True) / _INT8_LIMIT).astype(np.float32)
-            scales[scales == 0] = 1
-            self._keep(f"{name}/int8", np.rint(weight / scales).astype(np.int8))
-            self._keep(f"{name}/scale", scales.ravel())
-            self._keep(f"{name}/zero", np.zeros(scales.size, np.int8))
-            self._weights[name] = scales.ravel()
-        return self._weights[name]
-
-    def _keep(self, name: str, values: npt.NDArray[Any]) -> None:
-        self._made[name] = numpy_helper.from_array(values, name)
-
-    def _assembled(self, nodes: list[NodeProto]) -> onnx.ModelProto:
-        """Return a model of those nodes and constants that its outputs need."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self.graph)
-        needed = {output.name for output in model.graph.output}
-        alive = []
-        for node in reversed(nodes):
-            if needed.intersection(node.output):
-                alive.append(node)
-                needed.update(node.input)
-        constants = [each for each in (self._constants | self._made).values() if each.name in needed]
-        for values, kept in ((model.graph.node, alive[::-1]), (model.graph.initializer, constants)):
-            del values[:]
-            values.extend(kept)
-        del model.graph.value_info[:]  # tells of tensors that are gone
-        if all(each.domain != CONTRIB for each in model.opset_import):
-            model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
-        return model
-
-
-def _permutation(node: NodeProto) -> tuple[int, ...]:
-    """Return the order of axes that a Transpose gives; empty for another operator."""
-    return tuple(node.attribute[0].ints) if node.op_type == "Transpose" and node.attribute else ()
