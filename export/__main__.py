@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=tuple(TARGETS),
         help="what will run it, which decides --sampling and --opset (default: cuda on a machine with a GPU, else cpu)",
     )
+    parser.add_argument("--calibration", type=Path, metavar="FOLDER", help="photos that int8 takes its ranges from")
     parser.add_argument("--image-size", type=_image_size, metavar="N|HxW", help="default: that of the variant")
     parser.add_argument("--window-size", type=int, metavar="N", help="window of first-generation models")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names: a table, or one name a line")
@@ -112,6 +113,7 @@ def _job(arguments: argparse.Namespace) -> ExportJob:
         sampling=arguments.sampling,
         opset=arguments.opset,
         dynamic_size=arguments.dynamic_size,
+        calibration=arguments.calibration,
     )
 
 

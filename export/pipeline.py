@@ -7,7 +7,6 @@ output and the service's own reader has accepted it.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -15,12 +14,14 @@ from typing import Final
 
 import onnx
 
+from export.calibration import Calibration, judge, photos, samples, service_preprocessing
 from export.errors import ExportError
 from export.graph import INPUT_NAME, SIZE_MULTIPLE, Normalisation, export_graph
 from export.labels import bundled_labels, labels_from_file, labels_table, numbered_labels
 from export.precision import half
 from export.progress import Progress
 from export.publish import check_free, new_version, next_version
+from export.quantization import quantize
 from export.sampling import Strategy, select_strategy
 from export.source import LoadedModel, from_file, from_seed
 from export.targets import Target, contrib_operators, find_target
@@ -36,16 +37,14 @@ from service.repository import (
     Manifest,
     OutputRecord,
     PreprocessRecord,
+    QuantizationRecord,
     VerificationRecord,
     open_model,
     sha256_of,
 )
 
-PRECISIONS: Final[Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]]] = {
-    "fp32": lambda graph: graph,
-    "fp16": half,
-}
-"""Precisions that can be exported, with what makes them of a float32 graph."""
+PRECISIONS: Final = ("fp32", "fp16", "int8")
+"""Precisions that can be exported."""
 
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime")
 
@@ -73,6 +72,8 @@ class ExportJob:
     sampling: str | None = None
     opset: int | None = None
     dynamic_size: bool = False
+    calibration: Path | None = None
+    """A folder of photos for int8."""
 
     @property
     def model_name(self) -> str:
@@ -123,10 +124,13 @@ def run(job: ExportJob, progress: Progress) -> Path:
                 loaded.model,
                 job.normalisation,
                 image_sizes=_verified_sizes(job),
-                precision=job.precision,
+                precision="fp16" if job.precision == "fp16" else "fp32",
             )
         progress.note(differences_table(differences))
-        manifest = _manifest(job, version, loaded, graph, differences, directory)
+        quantization = None
+        if job.precision == "int8":
+            graph, quantization, differences = _quantize(job, loaded, graph, directory / MODEL_FILE, progress)
+        manifest = _manifest(job, version, loaded, graph, differences, directory, quantization)
         (directory / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         open_model(directory)
     return job.repository / job.model_name / str(version)
@@ -137,14 +141,57 @@ def _form(job: ExportJob) -> str:
 
 
 def _graph(job: ExportJob, loaded: LoadedModel) -> onnx.ModelProto:
-    """Return the graph in the form that the job's target takes, and in its precision."""
+    """Return the graph in the form that the job's target takes, in fp16 or fp32; int8 is made of the latter.
+
+    What is tuned for the CPU has no place in the other precisions: integer products are found as MatMul nodes, and
+    float16 is for GPUs.
+    """
     graph = export_graph(
-        loaded.model, job.normalisation, strategy=job.strategy, opset=job.graph_opset, example_size=job.input_size
+        loaded.model,
+        job.normalisation,
+        strategy=job.strategy,
+        opset=job.graph_opset,
+        example_size=job.input_size,
+        tuned_for_cpu=job.target.tuned_for_cpu and job.precision == "fp32",
     )
-    # where `job.target.fuses`, nodes are fused here, in float32: what follows takes the operators as they come
-    graph = PRECISIONS[job.precision](graph)
+    if job.precision == "fp16":
+        graph = half(graph)
     job.target.check(graph)
     return graph
+
+
+def _quantize(
+    job: ExportJob, loaded: LoadedModel, graph: onnx.ModelProto, path: Path, progress: Progress
+) -> tuple[onnx.ModelProto, QuantizationRecord, tuple[Difference, ...]]:
+    """Write the verified graph anew in int8, and return it with what that changed."""
+    calibration = _calibration(job, progress)
+    with progress.step(f"quantising to int8 with {len(calibration.images)} of {calibration.source}"):
+        graph = quantize(graph, calibration.images)
+        onnx.save(graph, path)
+    with progress.step(f"judging int8 by the other {len(calibration.held_out)}"):
+        error = judge(path, loaded.model, job.normalisation, calibration.held_out)
+    progress.note(f"  {error}")
+    record = QuantizationRecord(
+        calibration=calibration.source,
+        calibration_images=len(calibration.images),
+        held_out_images=len(calibration.held_out),
+        logits_error=error.logits_error,
+        top1_agreement=error.top1_agreement,
+    )
+    return graph, record, error.differences
+
+
+def _calibration(job: ExportJob, progress: Progress) -> Calibration:
+    if job.calibration is None:
+        progress.note(
+            "int8 without photos: ranges come from seeded sample images; give photos of your own with --calibration, "
+            "and check the accuracy with others"
+        )
+        return samples(job.input_size)
+    height, width = job.input_size
+    resize = resized(height, job.variant), resized(width, job.variant)
+    with progress.step(f"reading the photos in {job.calibration}"):
+        return photos(job.calibration, service_preprocessing(resize, job.input_size))
 
 
 def _check_job(job: ExportJob) -> None:
@@ -153,8 +200,12 @@ def _check_job(job: ExportJob) -> None:
     job.target.check_opset(job.graph_opset)
     if job.precision not in PRECISIONS:
         raise ExportError(f"precision {job.precision} is not available; available: {', '.join(PRECISIONS)}")
+    if job.precision == "int8" and job.target.name != "cpu":
+        raise ExportError(f"int8 is for CPUs, and the target is {job.target.name}; give --target cpu")
     if (job.weights is None) == (job.seed is None):
         raise ExportError("give either a weight file or a seed for random weights")
+    if job.calibration is not None and job.precision != "int8":
+        raise ExportError(f"--calibration is for --precision int8 alone, not {job.precision}")
     config = job.variant.config
     if job.dynamic_size and not config.can_be_dynamic:
         raise ExportError(
@@ -210,6 +261,7 @@ def _manifest(
     graph: onnx.ModelProto,
     differences: tuple[Difference, ...],
     directory: Path,
+    quantization: QuantizationRecord | None,
 ) -> Manifest:
     height, width = job.input_size
     variant = job.variant
@@ -242,7 +294,10 @@ def _manifest(
         weights_sha256=loaded.weights_sha256,
         files={name: _file_record(directory / name) for name in (MODEL_FILE, LABELS_FILE)},
         verification=VerificationRecord(
-            batch_sizes=BATCH_SIZES, provider=PROVIDER, tolerance=TOLERANCES[job.precision].rms
+            batch_sizes=BATCH_SIZES,
+            provider=PROVIDER,
+            tolerance=TOLERANCES[job.precision].rms,
+            quantization=quantization,
         ),
         exporter={tool: metadata.version(tool) for tool in _TOOLS},
     )

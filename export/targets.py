@@ -27,8 +27,10 @@ class Target:
     max_opset: int
     max_opset_reason: str
     sampling: str
-    fuses: bool
-    """Whether nodes may be fused into ONNX Runtime's own operators."""
+    has_contrib_operators: bool
+    """Whether ONNX Runtime's own operators may be used."""
+    tuned_for_cpu: bool = False
+    """Whether float32 graphs take the form that ONNX Runtime's CPU provider has the faster code for."""
 
     def check_opset(self, opset: int) -> None:
         """Raise ExportError unless graphs of this opset are read rightly."""
@@ -40,7 +42,7 @@ class Target:
 
     def check(self, graph: onnx.ModelProto) -> None:
         """Raise ExportError where a finished graph holds operators that this target does not have."""
-        domains = {"", "ai.onnx", CONTRIB} if self.fuses else {"", "ai.onnx"}
+        domains = {"", "ai.onnx", CONTRIB} if self.has_contrib_operators else {"", "ai.onnx"}
         unknown = sorted({f"{node.domain}::{node.op_type}" for node in graph.graph.node if node.domain not in domains})
         if unknown:
             raise ExportError(f"target {self.name} has no operators {', '.join(unknown)}, which the graph holds")
@@ -49,15 +51,30 @@ class Target:
 TARGETS: Final = {
     target.name: target
     for target in (
-        Target("cpu", DEFAULT_OPSET, MAX_OPSET, "torch.onnx promises no newer one", DEFAULT_STRATEGY, fuses=True),
-        Target("cuda", DEFAULT_OPSET, MAX_OPSET, "torch.onnx promises no newer one", DEFAULT_STRATEGY, fuses=True),
+        Target(
+            "cpu",
+            DEFAULT_OPSET,
+            MAX_OPSET,
+            "torch.onnx promises no newer one",
+            DEFAULT_STRATEGY,
+            has_contrib_operators=True,
+            tuned_for_cpu=True,
+        ),
+        Target(
+            "cuda",
+            DEFAULT_OPSET,
+            MAX_OPSET,
+            "torch.onnx promises no newer one",
+            DEFAULT_STRATEGY,
+            has_contrib_operators=True,
+        ),
         Target(
             "tensorrt",
             DEFAULT_OPSET,
             19,
             "its parser has taken the GridSample of later ones for another interpolation, without an error",
             DEFAULT_STRATEGY,
-            fuses=False,
+            has_contrib_operators=False,
         ),
     )
 }

@@ -79,6 +79,18 @@ class OutputRecord(_Record):
     """Root mean square of the differences to the torch model; None in older manifests."""
 
 
+class QuantizationRecord(_Record):
+    """What int8 changed, on images that its ranges were not taken from."""
+
+    calibration: str
+    """What the images are; never a path."""
+    calibration_images: int = Field(gt=0)
+    held_out_images: int = Field(gt=0)
+    logits_error: float = Field(ge=0)
+    """Root mean square of the logits' differences to the torch model, over their standard deviation."""
+    top1_agreement: float = Field(ge=0, le=1)
+
+
 class VerificationRecord(_Record):
     """How the graph was compared with the torch model before it was put in place."""
 
@@ -87,6 +99,8 @@ class VerificationRecord(_Record):
     tolerance: float = Field(gt=0)
     """Allowed difference: in fp32 the largest, as a multiple of max(1, reference_std); otherwise the root mean square,
     as a multiple of reference_std."""
+    quantization: QuantizationRecord | None = None
+    """For int8, whose float32 graph was verified at these batch sizes, by the tolerance of fp32, before."""
 
 
 class Manifest(_Record):

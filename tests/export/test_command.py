@@ -106,8 +106,7 @@ def test_float16_export_is_verified_by_its_own_bound_and_recorded(
 def test_float16_graph_beyond_its_bound_is_not_published(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    coarse = {**pipeline.PRECISIONS, "fp16": coarsened}
-    monkeypatch.setattr(pipeline, "PRECISIONS", coarse)
+    monkeypatch.setattr(pipeline, "half", coarsened)
     assert export("dat_demo", "--random-weights", 0, "--precision", "fp16", repository=tmp_path / "models") == 1
     assert "too large" in capsys.readouterr().err
     assert everything(tmp_path) == []
