@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     timeout_ms: Milliseconds = 30_000
     """Longest time from a request's arrival to its answer; a request can only ask for less."""
     receive_timeout_ms: Milliseconds = 10_000
-    """Longest time in which a request's body must arrive."""
+    """Longest time in which a request's head must arrive, and then its body."""
     drain_timeout_ms: Milliseconds = 30_000
     """Longest time to finish what is in flight after SIGTERM."""
     hang_timeout_ms: Milliseconds = 60_000
