@@ -121,6 +121,7 @@ async def test_successor_of_a_worker_gets_answers_of_its_own_though_its_predeces
     async with linked(session, buckets=(1,)) as served:
         geometry = served.geometry
         ends, memories = [], []
+        await served.client.wait_ready()  # else a run of the warm-up would be held
         session.hold()
         for number, value in enumerate((5, 9)):
             descriptor = SlotMemory.create(geometry)
