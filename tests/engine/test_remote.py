@@ -29,6 +29,7 @@ from tests.engine.fakes import (
     engine_for,
     linked,
     paint,
+    until_idle,
     until_queued,
 )
 
@@ -187,7 +188,7 @@ async def test_large_results_that_nobody_waits_for_leave_no_memory_behind() -> N
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
         session.let_go()
-        assert await served.client.drain(PATIENCE_S)
+        await until_idle(served.client)
         assert os.fstat(served.memory).st_blocks * 512 < LARGE_BYTES
 
 
