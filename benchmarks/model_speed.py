@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--graph",
         action="append",
-        type=_named,
+        type=_graph,
         default=[],
         metavar="NAME=PATH",
         help="a graph from elsewhere, of the same weights; its error is reported, whatever it is",
@@ -92,6 +92,13 @@ def _named(text: str) -> tuple[str, str]:
     if not equals or not name or name in ("plain", "ours"):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE with a name other than plain and ours")
     return name, value
+
+
+def _graph(text: str) -> tuple[str, str]:
+    name, path = _named(text)
+    if not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {path!r}")
+    return name, path
 
 
 def _compare(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -170,9 +177,9 @@ def _our_graph(name: str, export_args: str, subject: Subject, seed: int, folder:
     variant = subject.variant.name
     command = [sys.executable, "-m", "export", variant, "--random-weights", str(seed), "--repository", str(folder)]
     _say(f"exporting {name}: {' '.join(command[2:6])} {export_args}")
-    made = subprocess.run(
-        [*command, "--name", name, *shlex.split(export_args)], stdout=subprocess.PIPE, text=True, check=True
-    )
+    made = subprocess.run([*command, "--name", name, *shlex.split(export_args)], stdout=subprocess.PIPE, text=True)
+    if made.returncode:
+        raise SystemExit(f"the export of {name} failed, as it says above")
     directory = Path(made.stdout.strip())
     return Graph(directory / MODEL_FILE, exact=open_model(directory).manifest.precision == "fp32")
 
