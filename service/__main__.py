@@ -113,7 +113,12 @@ def _serve_alone(settings: Settings, model: ModelDirectory) -> int:
         observer=metrics,
     )
     app = create_app(settings, model, engine, metrics=metrics, on_failed_start=lambda error: server.fail(error))
-    server = Server(app, drain_timeout_s=settings.drain_timeout_ms / 1000, give_up=engine.stop)
+    server = Server(
+        app,
+        receive_timeout_s=settings.receive_timeout_ms / 1000,
+        drain_timeout_s=settings.drain_timeout_ms / 1000,
+        give_up=engine.stop,
+    )
     _log_listening(listener, model, device=device, buckets=buckets)
     server.serve_on(listener)
     return 0

@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
+from service.decoding import DecodePool
 from service.engine.calls import EngineClient
 from service.errors import StartupError
 from service.imaging import Preprocessing, prepare_pillow
@@ -63,7 +63,7 @@ def create_app(
         preprocessing=Preprocessing.of(
             model.manifest, max_pixels=settings.max_image_pixels, exif_orientation=settings.exif_orientation
         ),
-        decode_pool=ThreadPoolExecutor(settings.decode_thread_count, thread_name_prefix="decode"),
+        decode_pool=DecodePool(settings.decode_thread_count),
     )
     app = FastAPIOffline(
         redoc_url=None,
@@ -110,7 +110,7 @@ async def _lifespan(
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         await service.engine.stop()
-        service.decode_pool.shutdown(wait=True, cancel_futures=True)
+        service.decode_pool.shutdown()
 
 
 def _document(app: FastAPI, *, secured: bool) -> None:

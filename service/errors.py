@@ -3,7 +3,7 @@
     ServiceError
     ├── RequestError              the caller can mend it
     │   ├── MalformedRequest      the body or its framing cannot be read
-    │   │   └── ReceiveTimeout    the body did not arrive in time
+    │   │   └── ReceiveTimeout    the head or body did not arrive in time
     │   ├── Unauthorized          no valid API key
     │   ├── UnknownModel          no model of that name is served
     │   ├── UnsupportedMediaType  a content type that is not taken
@@ -50,7 +50,7 @@ class MalformedRequest(RequestError):
 
 
 class ReceiveTimeout(MalformedRequest):
-    """The body did not arrive within the time allowed."""
+    """The head of the request, or its body, did not arrive within the time allowed."""
 
     code = "receive_timeout"
 

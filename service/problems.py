@@ -45,7 +45,7 @@ KINDS: Mapping[type[ServiceError], Kind] = dict(
         (errors.ServiceError, INTERNAL),
         _kind(errors.RequestError, 400, "Bad request"),
         _kind(errors.MalformedRequest, 400, "Malformed request"),
-        _kind(errors.ReceiveTimeout, 408, "Body not received in time"),
+        _kind(errors.ReceiveTimeout, 408, "Request not received in time"),
         _kind(errors.Unauthorized, 401, "Not authorized"),
         _kind(errors.UnknownModel, 404, "Unknown model"),
         _kind(errors.UnsupportedMediaType, 415, "Unsupported media type"),

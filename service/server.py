@@ -31,7 +31,9 @@ BACKLOG = 2048
 class Server(uvicorn.Server):
     """Serves one application on one socket until a signal, or `fail`, ends it."""
 
-    def __init__(self, app: FastAPI, *, drain_timeout_s: float, give_up: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, app: FastAPI, *, receive_timeout_s: float, drain_timeout_s: float, give_up: Callable[[], Awaitable[None]]
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -43,7 +45,7 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=int(drain_timeout_s) + LAST_ANSWERS_S,
-                http=Protocol,
+                http=Protocol.within(receive_timeout_s),
                 loop="uvloop",
             )
         )

@@ -89,13 +89,15 @@ class Settings(BaseSettings):
     timeout_ms: Milliseconds = 30_000
     """Longest time from a request's arrival to its answer; a request can only ask for less."""
     receive_timeout_ms: Milliseconds = 10_000
-    """Longest time in which a request's body must arrive."""
+    """Longest time in which a request's head must arrive, and then its body."""
     drain_timeout_ms: Milliseconds = 30_000
     """Longest time to finish what is in flight after SIGTERM."""
     hang_timeout_ms: Milliseconds = 60_000
-    """A single run of the model that takes longer counts as hung, and the engine as dead."""
+    """A single run of the model that takes longer counts as hung, and the engine as dead; so does an engine process
+    that computes nothing for so long while it loads."""
     heartbeat_timeout_ms: Milliseconds = 10_000
-    """With several processes: one that is not running the model and is not heard of for so long is replaced."""
+    """With several processes: one that is neither loading nor running the model and is not heard of for so long is
+    replaced."""
     max_restart_delay_ms: Milliseconds = 5_000
     """With several processes: longest wait before one that keeps ending is started again; the first waits 0.1 s."""
     exif_orientation: bool = False

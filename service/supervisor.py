@@ -5,7 +5,8 @@ and an engine gets a socket of its own; when one of the two is started anew, so 
 
     dead    the process has ended                                                   started again, after a delay
     hung    a ping was not answered for `heartbeat_timeout_ms`, or, by an engine    killed, and then as above
-            that runs the model, for `hang_timeout_ms`; while it loads it may take its time
+            that runs the model, for `hang_timeout_ms`; one that loads may take its time,
+            but not compute nothing at all for `hang_timeout_ms`
 
 The delay doubles with each end, from 0.1 s up to `max_restart_delay_ms`, and begins anew after a healthy minute. A
 process that ends before it was ever ready ends the service: it would not come up the next time either.
@@ -23,115 +24,25 @@ import signal
 import socket
 import subprocess
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from service.engine.control import Attach, ControlSocket, End, Failed, Ping, Pong, Ready, Start
-from service.engine.shared import Board, EngineRow, SlotMemory, WorkerRow, engine_name, worker_name
-from service.engine.types import EngineState
+from service.engine.control import Attach, ControlSocket, End, Failed, Ping, Pong, Ready
+from service.engine.shared import Board
 from service.errors import StartupError
 from service.metrics_directory import VARIABLE
-from service.plan import Plan, run_engine
+from service.places import Child, EnginePlace, Place, WorkerPlace
+from service.plan import Plan
 from service.server import LAST_ANSWERS_S
-from service.worker import run_worker
 
 _log = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 1.0
 _FIRST_DELAY_S = 0.1
 _HEALTHY_S = 60.0
-_STARTING_S = 60.0
-"""For a worker to begin to answer pings."""
 _LEAVING_S = 5.0
 """For a process that has nothing left to do but to end."""
-
-
-class _Child:
-    """A process and what it has told. `missed` counts the heartbeats since a ping that it has not answered."""
-
-    def __init__(self, process: asyncio.subprocess.Process, control: ControlSocket) -> None:
-        self.process = process
-        self.control = control
-        self.missed = 0
-        self.was_heard = False
-        self.failure: str | None = None
-
-    def kill(self) -> None:
-        if self.process.returncode is None:
-            self.process.kill()
-
-
-class _Place(ABC):
-    """What a process of the service is for; whichever fills it now is `child`."""
-
-    name: str
-    row: EngineRow | WorkerRow
-
-    def __init__(self) -> None:
-        self.child: _Child | None = None
-        self.was_ready = False
-
-    @abstractmethod
-    def begin(self) -> tuple[Start, list[int]]:
-        """Return what a new process is told first, and the descriptors that it gets."""
-
-    def end(self) -> None:
-        """Forget the process that has ended."""
-        self.row.clear()
-
-    @abstractmethod
-    def patience_s(self) -> float | None:
-        """Return how long the process may leave a ping unanswered at present; None for as long as it takes."""
-
-
-class _EnginePlace(_Place):
-    """The place of one engine."""
-
-    row: EngineRow
-
-    def __init__(self, plan: Plan, number: int, board: Board, board_descriptor: int) -> None:
-        super().__init__()
-        self.name, self.number, self.row = engine_name(number), number, board.engines[number]
-        self._plan, self._board = plan, board_descriptor
-
-    def begin(self) -> tuple[Start, list[int]]:
-        return Start(run_engine, (self._plan, self.number)), [self._board]
-
-    def patience_s(self) -> float | None:
-        if self.row.state is not EngineState.READY:
-            return None
-        settings = self._plan.settings
-        is_busy = self.row.busy_since_s is not None
-        return (settings.hang_timeout_ms if is_busy else settings.heartbeat_timeout_ms) / 1000
-
-
-class _WorkerPlace(_Place):
-    """The place of one worker, and the memory of the process that fills it."""
-
-    row: WorkerRow
-
-    def __init__(self, plan: Plan, number: int, board: Board, board_descriptor: int, listener: socket.socket) -> None:
-        super().__init__()
-        self.name, self.number, self.row = worker_name(number), number, board.workers[number]
-        self._plan, self._board, self._listener = plan, board_descriptor, listener
-        self.memory: int | None = None
-
-    def begin(self) -> tuple[Start, list[int]]:
-        self.memory = SlotMemory.create(self._plan.geometry)
-        return Start(run_worker, (self._plan, self.number)), [self._board, self.memory, self._listener.fileno()]
-
-    def end(self) -> None:
-        super().end()
-        if self.memory is not None:
-            os.close(self.memory)
-            self.memory = None
-
-    def patience_s(self) -> float | None:
-        heartbeat_timeout_s = self._plan.settings.heartbeat_timeout_ms / 1000
-        is_starting = self.child is not None and not self.child.was_heard
-        return max(heartbeat_timeout_s, _STARTING_S) if is_starting else heartbeat_timeout_s
 
 
 class Supervisor:
@@ -142,9 +53,9 @@ class Supervisor:
         self._listener = listener
         self._settings = plan.settings
         board, descriptor = Board.create(workers=self._settings.workers, engines=len(plan.devices))
-        self._engines = [_EnginePlace(plan, number, board, descriptor) for number in range(len(plan.devices))]
+        self._engines = [EnginePlace(plan, number, board, descriptor) for number in range(len(plan.devices))]
         self._workers = [
-            _WorkerPlace(plan, number, board, descriptor, listener) for number in range(self._settings.workers)
+            WorkerPlace(plan, number, board, descriptor, listener) for number in range(self._settings.workers)
         ]
         self._ending: asyncio.Event
         self._is_up = False
@@ -177,7 +88,7 @@ class Supervisor:
                     await place.child.process.wait()
 
     @property
-    def _places(self) -> Sequence[_Place]:
+    def _places(self) -> Sequence[Place]:
         return [*self._engines, *self._workers]
 
     def _on_signal(self, number: int) -> None:
@@ -190,7 +101,7 @@ class Supervisor:
             if place.child is not None:
                 place.child.kill()
 
-    async def _keep(self, place: _Place) -> None:
+    async def _keep(self, place: Place) -> None:
         """Have a process in its place for ever; raises StartupError where none was ever ready there."""
         loop = asyncio.get_running_loop()
         delay_s = _FIRST_DELAY_S
@@ -199,18 +110,19 @@ class Supervisor:
             started_s = loop.time()
             status = await self._watch(place, child)
             self._forget(place, child)
+            how = child.failure or _said(status)
             if not place.was_ready:
-                raise StartupError(child.failure or f"{place.name} {_said(status)} before it was ready")
+                raise StartupError(child.sentence or f"{place.name} {how} before it was ready")
             if loop.time() - started_s >= _HEALTHY_S:
                 delay_s = _FIRST_DELAY_S
             _log.error(
                 "a process has ended, and is started again",
-                extra={"fields": {"name": place.name, "how": child.failure or _said(status), "delay_s": delay_s}},
+                extra={"fields": {"name": place.name, "how": child.sentence or how, "delay_s": delay_s}},
             )
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, max(self._settings.max_restart_delay_ms / 1000, _FIRST_DELAY_S))
 
-    async def _start(self, place: _Place) -> _Child:
+    async def _start(self, place: Place) -> Child:
         ours, theirs = ControlSocket.pair()
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "service.child", str(theirs.fileno()), str(os.getpid()),
@@ -218,7 +130,7 @@ class Supervisor:
             env=os.environ | {VARIABLE: str(self._plan.metrics_directory)},
         )  # fmt: skip
         theirs.close()
-        child = place.child = _Child(process, ours)
+        child = place.child = Child(process, ours)
         start, descriptors = place.begin()
         ours.send(start, descriptors)
         asyncio.get_running_loop().add_reader(ours.fileno(), self._hear, place, child)
@@ -226,7 +138,7 @@ class Supervisor:
         _log.info("started", extra={"fields": {"name": place.name, "pid": process.pid}})
         return child
 
-    def _link(self, place: _Place) -> None:
+    def _link(self, place: Place) -> None:
         """Give a new process its links to all of the other kind that are there."""
         for engine in self._engines:
             for worker in self._workers:
@@ -236,7 +148,7 @@ class Supervisor:
                         engine.child.control.send(Attach(worker.number), [for_engine.fileno(), worker.memory])
                         worker.child.control.send(Attach(engine.number), [for_worker.fileno()])
 
-    def _hear(self, place: _Place, child: _Child) -> bool:
+    def _hear(self, place: Place, child: Child) -> bool:
         """Take in one message; false where there will be no more."""
         received = child.control.receive()
         if received is None:  # it has ended, or is about to
@@ -247,7 +159,7 @@ class Supervisor:
             case Pong():
                 child.missed = 0
             case Failed(sentence):
-                child.failure = sentence
+                child.sentence = sentence
             case Ready():
                 place.was_ready = True
                 _log.info("process ready", extra={"fields": {"name": place.name}})
@@ -256,7 +168,7 @@ class Supervisor:
                     _log.info("ready")
         return True
 
-    async def _watch(self, place: _Place, child: _Child) -> int:
+    async def _watch(self, place: Place, child: Child) -> int:
         """Return the status of a process when it has ended; kills one that hangs."""
         ended = asyncio.create_task(child.process.wait())
         heartbeat_s = min(
@@ -266,17 +178,17 @@ class Supervisor:
             while not (await asyncio.wait({ended}, timeout=heartbeat_s))[0]:
                 if child.missed == 0:
                     child.control.send(Ping())
-                child.missed += 1
+                child.missed = 1 if place.shows_life() else child.missed + 1
                 # Heartbeats are counted, not timed: had the whole machine stood still, nobody would be to blame.
                 patience_s = place.patience_s()
-                if patience_s is not None and (child.missed - 1) * heartbeat_s >= patience_s:
+                if (child.missed - 1) * heartbeat_s >= patience_s:
                     child.failure = f"did not answer for {patience_s:g} s"
                     child.kill()
             return await ended
         finally:
             ended.cancel()
 
-    def _forget(self, place: _Place, child: _Child) -> None:
+    def _forget(self, place: Place, child: Child) -> None:
         while self._hear(place, child):  # its last words
             pass
         asyncio.get_running_loop().remove_reader(child.control.fileno())
@@ -292,7 +204,7 @@ class Supervisor:
         await self._end(self._workers, self._settings.drain_timeout_ms / 1000 + LAST_ANSWERS_S + _LEAVING_S)
         await self._end(self._engines, _LEAVING_S)
 
-    async def _end(self, places: Sequence[_Place], timeout_s: float) -> None:
+    async def _end(self, places: Sequence[Place], timeout_s: float) -> None:
         children = [place.child for place in places if place.child is not None]
         for child in children:
             child.control.send(End())

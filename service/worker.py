@@ -50,6 +50,7 @@ def run_worker(control: ControlSocket, descriptors: Sequence[int], plan: Plan, n
     )
     server = _WorkerServer(
         app,
+        receive_timeout_s=settings.receive_timeout_ms / 1000,
         drain_timeout_s=settings.drain_timeout_ms / 1000,
         give_up=engine.stop,
         control=control,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from service.engine.turns import BULK_EVERY
 from service.engine.types import Priority
 
 _MEMORY_S = 4.0
@@ -88,7 +89,7 @@ class Admission:
     wait longer for its turn, however patient its caller is.
     """
 
-    def __init__(self, *, largest_batch: int, max_wait_s: float = 0.0, bulk_every: int = 8) -> None:
+    def __init__(self, *, largest_batch: int, max_wait_s: float = 0.0, bulk_every: int = BULK_EVERY) -> None:
         self._largest_batch = largest_batch
         self._max_wait_s = max_wait_s
         self._slowed_by_bulk = bulk_every / (bulk_every - 1)

@@ -5,8 +5,7 @@ that batches grow with the load and nobody waits on an idle device (unless `max_
 
 Invariants: an image that was added leaves exactly once, in a batch, as expired, or by `cancel`; a batch is never
 larger than its bucket; within a priority images leave in the order they came; an image past its deadline is never in
-a batch; of the images taken while both priorities wait, every `bulk_every`-th is bulk, so that neither can starve or
-crowd out the other.
+a batch; while both priorities wait they are taken by `turns`, so that neither can starve or crowd out the other.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from service.engine.turns import BULK_EVERY, Turns
 from service.engine.types import Priority, WorkItem
 
 _NEWEST_WEIGHT = 0.2
@@ -120,13 +120,10 @@ class Batcher:
     `max_delay_s` lets the oldest image wait that long for company while fewer than the largest bucket wait.
     """
 
-    def __init__(self, costs: BucketCosts, *, max_delay_s: float = 0.0, bulk_every: int = 8) -> None:
-        if bulk_every < 2:
-            raise ValueError(f"bulk_every must be at least 2, not {bulk_every}")
+    def __init__(self, costs: BucketCosts, *, max_delay_s: float = 0.0, bulk_every: int = BULK_EVERY) -> None:
         self.costs = costs
         self._max_delay_s = max_delay_s
-        self._bulk_every = bulk_every
-        self._since_bulk = 0
+        self._turns = Turns(bulk_every)
         self._queues: dict[Priority, OrderedDict[int, WorkItem]] = {priority: OrderedDict() for priority in Priority}
 
     def __len__(self) -> int:
@@ -171,9 +168,5 @@ class Batcher:
 
     def _take(self) -> WorkItem:
         interactive, bulk = self._queues[Priority.INTERACTIVE], self._queues[Priority.BULK]
-        bulk_is_due = self._since_bulk >= self._bulk_every - 1
-        if bulk and (bulk_is_due or not interactive):
-            self._since_bulk = 0
-            return bulk.popitem(last=False)[1]
-        self._since_bulk = self._since_bulk + 1 if bulk else 0
-        return interactive.popitem(last=False)[1]
+        priority = self._turns.take(interactive=bool(interactive), bulk=bool(bulk))
+        return self._queues[priority].popitem(last=False)[1]

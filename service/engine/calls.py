@@ -1,4 +1,4 @@
-"""The event loop's side of an engine, wherever the engine runs: free slots, calls that wait, deadlines and draining.
+"""The event loop's side of an engine, wherever the engine runs: free slots, calls that wait, and deadlines.
 
 What differs between an engine in this process (`client`) and engines in others (`remote`) is carriage alone: how
 images are submitted and taken back, and how their ends arrive. All else is here, so that both shapes behave alike.
@@ -32,7 +32,6 @@ _LATE = "The deadline passed before the answer was there."
 REFUSALS = {
     EngineState.LOADING: "The model is still being loaded.",
     EngineState.READY: "The engine is ready.",
-    EngineState.DRAINING: "The service is shutting down and takes no new work.",
     EngineState.DEAD: "The inference engine is not running.",
 }
 
@@ -86,9 +85,6 @@ class EngineClient(ABC):
         self._tickets = itertools.count()
         self._loaded = asyncio.Event()
         """Set when LOADING is over, however it ended."""
-        self._idle = asyncio.Event()
-        """Set while every slot is free, and for good when the client is stopped or its only engine dead."""
-        self._idle.set()
 
     @property
     def state(self) -> EngineState:
@@ -122,11 +118,6 @@ class EngineClient(ABC):
 
     @property
     @abstractmethod
-    def last_inference_age_s(self) -> float | None:
-        """Time since a run, one of the warm-up included, last succeeded; None before the first."""
-
-    @property
-    @abstractmethod
     def images_per_s(self) -> float | None:
         """The best rate that the engine has shown, or several have together; None before the first run."""
 
@@ -155,18 +146,6 @@ class EngineClient(ABC):
             raise self._cause
         if self._state is not EngineState.READY:
             raise StartupError(self._failure or "The service was stopped before its model was loaded.")
-
-    async def drain(self, timeout_s: float) -> bool:
-        """Refuse new reservations and let those that exist finish; whether they all did in time."""
-        if self._state in (EngineState.LOADING, EngineState.READY):
-            self._state = EngineState.DRAINING
-            self._loaded.set()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return self._pool is None or self._pool.in_use == 0
 
     @property
     def backlog(self) -> Backlog:
@@ -203,14 +182,13 @@ class EngineClient(ABC):
     ) -> Reservation:
         """Take room for `n` images whose answers are due by `deadline_s`, a time on the engine's clock.
 
-        Raises Overloaded where there is no room or the answers would come too late, and NotReady while loading,
-        draining or dead.
+        Raises Overloaded where there is no room or the answers would come too late, and NotReady while loading
+        or dead.
         """
         self.check_room(n, priority=priority, deadline_s=deadline_s)
         slots = self._require(EngineState.READY).acquire(n)
         if priority is Priority.BULK:
             self._bulk_slots.update(slots)
-        self._idle.clear()
         self._room_changed()
         return Reservation(self, slots)
 
@@ -231,8 +209,6 @@ class EngineClient(ABC):
         pool.release(slots)
         self._bulk_slots.difference_update(slots)
         self._room_changed()
-        if pool.in_use == 0:
-            self._idle.set()
 
     def release_from_thread(self, slots: Sequence[int]) -> None:
         """Take back slots that are FILLING; any thread."""
@@ -240,8 +216,7 @@ class EngineClient(ABC):
 
     def check_call(self, outputs: frozenset[str], deadline_s: float) -> None:
         """Raise what `infer` would raise at once."""
-        # A reservation is a promise: while draining, those that were made are kept.
-        self._require(EngineState.READY, EngineState.DRAINING)
+        self._require(EngineState.READY)
         known = self.output_names
         if not outputs or not outputs <= set(known):
             asked = ", ".join(sorted(outputs)) or "nothing"
@@ -253,7 +228,7 @@ class EngineClient(ABC):
         self, slots: Sequence[int], *, outputs: frozenset[str], priority: Priority, deadline_s: float
     ) -> list[Answer]:
         """Take the slots over, FILLING, and return their answers; `check_call` has just passed."""
-        pool = self._require(EngineState.READY, EngineState.DRAINING)
+        pool = self._require(EngineState.READY)
         if not slots:
             return []
         now_s = self._clock()

@@ -82,12 +82,6 @@ class InProcessEngine(EngineClient):
         return None if since_s is None else self._clock() - since_s
 
     @property
-    def last_inference_age_s(self) -> float | None:
-        """Time since a run, one of the warm-up included, last succeeded; None before the first."""
-        last_s = self._core.last_success_s if self._core else None
-        return None if last_s is None else self._clock() - last_s
-
-    @property
     def images_per_s(self) -> float | None:
         """The best rate that the engine has shown; None before the first run."""
         return self._batcher.costs.images_per_s
@@ -172,7 +166,6 @@ class InProcessEngine(EngineClient):
             self._watchdog.cancel()
         self._fail_calls(list(self._calls))
         self._loaded.set()
-        self._idle.set()
 
     def _watch(self) -> None:
         """Have the engine looked at when a step that begins now would have lasted too long."""

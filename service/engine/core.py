@@ -121,8 +121,6 @@ class EngineCore:
             else np.zeros((largest, *session.input_shape), np.uint8)
         )
         self._ended: list[Completion] = []
-        self.last_success_s: float | None = None
-        """When a run last succeeded, warm-up included."""
         self.last_failure_s: float | None = None
         """When a run last failed."""
         self.failures_in_a_row = 0
@@ -146,7 +144,6 @@ class EngineCore:
                 self._batcher.costs.observe(bucket, self._measure(bucket, outputs[:1]))
             except Exception as error:
                 raise StartupError(f"The model failed to run a batch of {bucket} while warming up: {error}") from error
-        self.last_success_s = self._clock()
 
     def _measure(self, bucket: int, outputs: tuple[str, ...]) -> float:
         """Return the shortest time of a few runs, in seconds."""
@@ -232,7 +229,6 @@ class EngineCore:
             raise
         except Exception:
             return self._fail_batch(items, bucket)
-        self.last_success_s = ended_s
         self.failures_in_a_row = 0
         inference_s = ended_s - started_s
         self._batcher.costs.observe(bucket, inference_s)

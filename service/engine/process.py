@@ -166,8 +166,7 @@ class EngineProcess:
 
     def _publish(self, core: EngineCore) -> None:
         row = self._row
-        row.last_success_s, row.last_failure_s = core.last_success_s, core.last_failure_s
-        row.failures_in_a_row = core.failures_in_a_row
+        row.last_failure_s, row.failures_in_a_row = core.last_failure_s, core.failures_in_a_row
         row.images_per_s = self._batcher.costs.images_per_s
 
     def _read_control(self, core: EngineCore) -> None:

@@ -89,12 +89,6 @@ class RemoteEngine(EngineClient):
         return sum(self._board.waiting(engine) for engine in range(len(self._board.engines)))
 
     @property
-    def last_inference_age_s(self) -> float | None:
-        """Time since a run of any engine last succeeded; None before the first."""
-        times_s = [row.last_success_s for row in self._board.engines if row.last_success_s is not None]
-        return self._clock() - max(times_s) if times_s else None
-
-    @property
     def images_per_s(self) -> float | None:
         """The best rates that the engines have shown, together; None before the first run."""
         rates = [row.images_per_s for row in self._board.engines if row.images_per_s is not None]
@@ -126,7 +120,6 @@ class RemoteEngine(EngineClient):
         self._state, self._failure = EngineState.DEAD, "The engine was stopped."
         self._fail_calls(list(self._calls))
         self._loaded.set()
-        self._idle.set()
 
     def attach(self, engine: int, end: socket.socket) -> None:
         """Take a link to an engine, in place of one to its predecessor, whose process has ended."""
@@ -267,6 +260,4 @@ class RemoteEngine(EngineClient):
             self._pool.reclaim(item.slot for item in items)
             self._bulk_slots.difference_update(item.slot for item in items)
             self._room_changed()
-            if self._pool.in_use == 0:
-                self._idle.set()
         self._fail_calls(item.ticket for item in items)

@@ -155,10 +155,9 @@ class EngineRow(_Row):
     _state = _Number(1)
     busy_since_s = _Number(2)
     """When the present step began; None between steps."""
-    last_success_s = _Number(3)
-    last_failure_s = _Number(4)
-    failures_in_a_row = _Number(5)
-    images_per_s = _Number(6)
+    last_failure_s = _Number(3)
+    failures_in_a_row = _Number(4)
+    images_per_s = _Number(5)
     """The best rate that it has shown."""
 
     @property
@@ -251,7 +250,7 @@ def engine_name(number: int) -> str:
 
 
 def _columns(engines: int) -> int:
-    return max(7, _WAITING + engines)
+    return max(6, _WAITING + engines)
 
 
 def _bytes(shape: Sequence[int]) -> int:

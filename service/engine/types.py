@@ -32,7 +32,6 @@ class EngineState(enum.Enum):
 
     LOADING = "loading"
     READY = "ready"
-    DRAINING = "draining"
     DEAD = "dead"
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hmac
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.decoding import DecodePool
 from service.engine.calls import EngineClient
 from service.errors import Unauthorized, UnknownModel
 from service.imaging import Preprocessing
@@ -26,7 +26,7 @@ class Service:
     engine: EngineClient
     metrics: Metrics
     preprocessing: Preprocessing
-    decode_pool: ThreadPoolExecutor
+    decode_pool: DecodePool
 
     def check_model(self, name: str | None) -> None:
         """Raise UnknownModel unless `name` is the served model's, or None."""

@@ -16,7 +16,7 @@ from typing import TypeVar
 from fastapi import Request
 
 from service.engine.reservation import Reservation
-from service.engine.types import Answer
+from service.engine.types import Answer, Priority
 from service.errors import BadImages, Cancelled, DeadlineExceeded, ImageFault
 from service.imaging import ImageTimings, Preprocessing, UnusableImage, decode_into
 from service.middleware import context_of
@@ -76,7 +76,7 @@ async def _decode_and_infer(
 ) -> Inferred:
     priority = parameters.engine_priority
     with service.engine.reserve(len(uploads), priority=priority, deadline_s=deadline_s) as reservation:
-        decoding, faults = await _decode(service, reservation, uploads, deadline_s=deadline_s)
+        decoding, faults = await _decode(service, reservation, uploads, priority=priority, deadline_s=deadline_s)
         for fault in faults.values():
             service.metrics.images_ended(fault.code)
         if faults and parameters.on_error == "fail":
@@ -89,17 +89,12 @@ async def _decode_and_infer(
 
 
 async def _decode(
-    service: Service, reservation: Reservation, uploads: Sequence[Upload], *, deadline_s: float
+    service: Service, reservation: Reservation, uploads: Sequence[Upload], *, priority: Priority, deadline_s: float
 ) -> tuple[dict[int, ImageTimings], dict[int, ImageFault]]:
     """Decode every image into its slot, as many at once as the pool has threads."""
-    loop = asyncio.get_running_loop()
+    run, preprocessing = service.decode_pool.run, service.preprocessing
     ends = await asyncio.gather(
-        *(
-            loop.run_in_executor(
-                service.decode_pool, _decode_one, upload, reservation, service.preprocessing, deadline_s
-            )
-            for upload in uploads
-        )
+        *(run(priority, _decode_one, upload, reservation, preprocessing, deadline_s) for upload in uploads)
     )
     decoding = {upload.index: end for upload, end in zip(uploads, ends, strict=True) if isinstance(end, ImageTimings)}
     faults = {end.index: end for end in ends if isinstance(end, ImageFault)}

@@ -32,7 +32,7 @@ async def live() -> Health:
     "/health/ready", operation_id="ready", summary="Would a request be answered?", responses=openapi.READINESS_PROBLEMS
 )
 async def ready(service: ServiceDependency) -> Health:
-    """Answer 200 while the engine has loaded and is well, and 503 while it loads, drains, hangs, fails or is dead."""
+    """Answer 200 while the engine has loaded and is well, and 503 while it loads, hangs, fails or is dead."""
     engine = service.engine
     if engine.healthy:
         return Health(status="ready")

@@ -178,6 +178,22 @@ async def until_queued(engine: EngineClient, images: int) -> None:
     assert engine.queue_depth == images
 
 
+async def until_idle(engine: EngineClient) -> None:
+    """Return when every slot is free."""
+    changed, room_changed = asyncio.Event(), engine._room_changed
+
+    def noting() -> None:
+        room_changed()
+        changed.set()
+
+    engine._room_changed = noting  # type: ignore[method-assign]
+    async with asyncio.timeout(PATIENCE_S):
+        while engine.slots_in_use:
+            changed.clear()
+            await changed.wait()
+    engine._room_changed = room_changed  # type: ignore[method-assign]
+
+
 class Running(Protocol):
     """A way to run an engine: a context of a warmed-up one, stopped afterwards.
 

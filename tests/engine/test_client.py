@@ -26,6 +26,7 @@ from tests.engine.fakes import (
     in_s,
     paint,
     running_in_thread,
+    until_idle,
     until_queued,
 )
 
@@ -97,7 +98,7 @@ async def test_a_waiting_request_that_is_cancelled_does_not_fail_its_batch(
             await gone
         session.let_go()
         assert [colour(answer) for answer in (*await first, *await kept)] == [1, 3]
-        assert await engine.drain(PATIENCE_S)
+        await until_idle(engine)
         assert sum(images for _, images in observer.batches) == 2
         assert observer.drops == [(DropReason.CANCELLED, 1)]
 
@@ -116,7 +117,7 @@ async def test_a_request_cancelled_during_its_run_keeps_its_slot_until_the_run_h
         with pytest.raises(Overloaded):
             engine.reserve(1)
         session.let_go()
-        assert await engine.drain(PATIENCE_S)
+        await until_idle(engine)
         assert engine.slots_in_use == 0
 
 
@@ -133,7 +134,7 @@ async def test_a_deadline_that_passes_in_the_queue_is_told_while_the_device_is_b
         assert not first.done()
         session.let_go()
         assert colour((await first)[0]) == 1
-        assert await engine.drain(PATIENCE_S)
+        await until_idle(engine)
         assert session.runs == [(1, ("logits",))]
         assert DropReason.CANCELLED not in dict(observer.drops)
 
@@ -144,7 +145,7 @@ async def test_a_deadline_that_passes_in_the_run_is_told_at_once(session: Script
         with pytest.raises(DeadlineExceeded):
             await classify(engine, 1, deadline_s=in_s(0.02))
         session.let_go()
-        assert await engine.drain(PATIENCE_S)
+        await until_idle(engine)
         assert engine.slots_in_use == 0
 
 
@@ -313,38 +314,8 @@ async def test_a_loading_engine_refuses_until_its_warm_up_is_over(session: Scrip
     engine.check_room()
     assert before == (EngineState.LOADING, False)
     assert (engine.state, engine.healthy) == (EngineState.READY, True)
-    assert engine.last_inference_age_s is not None
     assert {bucket for bucket, _ in session.runs} == {1, 2}
     await engine.stop()
-
-
-async def test_draining_finishes_what_was_admitted_and_refuses_what_is_new(
-    session: ScriptedSession, running: Running
-) -> None:
-    async with running(session) as engine:
-        session.hold()
-        admitted = asyncio.create_task(classify(engine, 1))
-        await session.run_started()
-        with engine.reserve(1) as reservation:
-            draining = asyncio.create_task(engine.drain(PATIENCE_S))
-            await asyncio.sleep(0)
-            assert engine.state is EngineState.DRAINING
-            assert not engine.healthy
-            with pytest.raises(NotReady, match="shutting down"):
-                engine.reserve(1)
-            session.let_go()
-            assert colour((await admitted)[0]) == 1
-            paint(reservation, 0, 2)
-            (answer,) = await reservation.infer([0], outputs=LOGITS, deadline_s=math.inf)
-            assert colour(answer) == 2
-        assert await draining
-
-
-async def test_draining_gives_up_when_its_time_is_over(session: ScriptedSession, running: Running) -> None:
-    async with running(session) as engine:
-        with engine.reserve(1):
-            assert not await engine.drain(0.01)
-        assert await engine.drain(PATIENCE_S)
 
 
 async def test_stopping_fails_what_still_waits_and_frees_its_slots(session: ScriptedSession) -> None:
@@ -375,41 +346,13 @@ async def test_an_engine_stopped_while_loading_tells_those_who_wait_for_it(sessi
     engine = InProcessEngine(load, buckets=(1,))
     await engine.start()
     waiting = asyncio.create_task(engine.wait_ready())
-    assert await engine.drain(PATIENCE_S)
-    with pytest.raises(StartupError, match="stopped before its model was loaded"):
+    stopping = asyncio.create_task(engine.stop(PATIENCE_S))
+    with pytest.raises(StartupError, match="was stopped"):
         await waiting
     may_load.set()
-    await engine.stop()
+    await stopping
+    assert engine.output_names == session.output_names  # its loading ended after all, and changes nothing
     assert engine.state is EngineState.DEAD
-
-
-async def test_an_engine_drained_while_loading_does_not_become_ready(
-    session: ScriptedSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop = asyncio.get_running_loop()
-    call_soon_threadsafe, told = loop.call_soon_threadsafe, asyncio.Event()
-    may_load = threading.Event()
-
-    def load() -> ScriptedSession:
-        assert may_load.wait(PATIENCE_S)
-        return session
-
-    def telling(callback: Callable[..., object], *args: object, **options: Context) -> asyncio.Handle:
-        handle = call_soon_threadsafe(callback, *args, **options)
-        if threading.current_thread().name == "engine":
-            call_soon_threadsafe(told.set)
-        return handle
-
-    monkeypatch.setattr(loop, "call_soon_threadsafe", telling)
-    engine = InProcessEngine(load, buckets=(1,))
-    await engine.start()
-    assert await engine.drain(PATIENCE_S)
-    may_load.set()
-    await told.wait()
-    assert engine.output_names == session.output_names
-    with pytest.raises(NotReady, match="shutting down"):
-        engine.reserve(1)
-    await engine.stop()
 
 
 async def test_a_step_wakes_the_event_loop_once_however_many_images_it_ends(

@@ -29,6 +29,7 @@ from tests.engine.fakes import (
     engine_for,
     linked,
     paint,
+    until_idle,
     until_queued,
 )
 
@@ -121,6 +122,7 @@ async def test_successor_of_a_worker_gets_answers_of_its_own_though_its_predeces
     async with linked(session, buckets=(1,)) as served:
         geometry = served.geometry
         ends, memories = [], []
+        await served.client.wait_ready()  # else a run of the warm-up would be held
         session.hold()
         for number, value in enumerate((5, 9)):
             descriptor = SlotMemory.create(geometry)
@@ -186,7 +188,7 @@ async def test_large_results_that_nobody_waits_for_leave_no_memory_behind() -> N
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
         session.let_go()
-        assert await served.client.drain(PATIENCE_S)
+        await until_idle(served.client)
         assert os.fstat(served.memory).st_blocks * 512 < LARGE_BYTES
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -34,6 +34,7 @@ from tests.engine.fakes import (
     in_s,
     paint,
     running_in_thread,
+    until_idle,
     until_queued,
 )
 
@@ -75,7 +76,7 @@ async def test_one_failed_batch_fails_a_request_whole_and_drops_what_it_still_ha
         with pytest.raises(InferenceFailed):
             await request
         session.let_go()
-        assert await engine.drain(PATIENCE_S)
+        await until_idle(engine)
         assert observer.failed == [(2, 2)]
         # The next batch may have begun before the caller could take its images back; the others are dropped.
         assert observer.batches in ([], [(2, 2)])
@@ -123,7 +124,6 @@ async def test_a_dead_thread_fails_everything_at_once_and_for_good(session: Scri
         with pytest.raises(NotReady):
             engine.reserve(1)
         assert engine.slots_in_use == 0
-        assert await engine.drain(PATIENCE_S)
 
 
 async def test_an_exception_outside_the_session_is_death_too(session: ScriptedSession) -> None:
@@ -154,9 +154,18 @@ async def test_a_hanging_run_is_death_and_its_late_result_harms_nobody(session: 
         assert session.runs == [(1, ("logits",))]
 
 
-async def test_a_hanging_run_is_noticed_though_its_caller_has_gone(session: ScriptedSession) -> None:
+async def test_a_hanging_run_is_noticed_though_its_caller_has_gone(
+    session: ScriptedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = session.clock = FakeClock()
     async with running_in_thread(session, hang_after_s=0.05) as engine:
+        died, fail_calls = asyncio.Event(), engine._fail_calls
+
+        def noting(tickets: Iterable[int]) -> None:
+            fail_calls(tickets)
+            died.set()
+
+        monkeypatch.setattr(engine, "_fail_calls", noting)
         session.hold()
         gone = asyncio.create_task(classify(engine, 1))
         await session.run_started()
@@ -169,7 +178,8 @@ async def test_a_hanging_run_is_noticed_though_its_caller_has_gone(session: Scri
         clock.now_s += 1
         healths.append(engine.healthy)
         assert healths == [True, False]
-        assert not await engine.drain(PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            await died.wait()
         assert "hangs" in (engine.failure or "")
 
 
@@ -264,10 +274,10 @@ async def test_slots_never_leak_and_answers_never_mix(
                     await asyncio.sleep(0)
                 task.cancel()
         ends = await asyncio.gather(*tasks, return_exceptions=True)
-        assert await engine.drain(PATIENCE_S)
+        await until_idle(engine)
         assert engine.slots_in_use == 0
         assert engine.queue_depth == 0
-        assert engine.state is EngineState.DRAINING
+        assert engine.state is EngineState.READY
         for end in ends:
             if isinstance(end, BaseException):
                 assert isinstance(end, (asyncio.CancelledError, ServiceError)), end

@@ -108,6 +108,19 @@ def test_process_that_hangs_is_replaced(repository: Path, name: str) -> None:
         until(lambda: classify(process.port).status_code == 200)
 
 
+def test_engine_that_is_stopped_while_it_loads_is_replaced(repository: Path) -> None:
+    with service_process(repository, *SHAPE, *QUICK_TO_NOTICE) as process:
+        os.kill(pid_of(process, "engine-0"), signal.SIGKILL)
+        process.wait_for("a process has ended, and is started again")
+        loading = process.wait_for("started")
+        assert loading["name"] == "engine-0"
+        os.kill(loading["pid"], signal.SIGSTOP)
+        ended = process.wait_for("a process has ended, and is started again")
+        assert (ended["name"], ended["how"]) == ("engine-0", "did not answer for 2 s")
+        wait_for_process(process, "engine-0")
+        until(lambda: classify(process.port).status_code == 200)
+
+
 def test_engine_that_hangs_holds_up_only_its_own_images(repository: Path) -> None:
     with (
         service_process(repository, "--devices", "cpu,cpu") as process,

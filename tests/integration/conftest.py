@@ -146,8 +146,13 @@ def service_thread(model: ModelDirectory, **settings: object) -> Iterator[Thread
         await serving
 
     parts = make_parts(model, lambda: session, **settings)
-    drain_timeout_s = parts.app.state.service.settings.drain_timeout_ms / 1000
-    server = Server(parts.app, drain_timeout_s=drain_timeout_s, give_up=parts.engine.stop)
+    chosen = parts.app.state.service.settings
+    server = Server(
+        parts.app,
+        receive_timeout_s=chosen.receive_timeout_ms / 1000,
+        drain_timeout_s=chosen.drain_timeout_ms / 1000,
+        give_up=parts.engine.stop,
+    )
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     thread = threading.Thread(target=lambda: asyncio.run(serve()))

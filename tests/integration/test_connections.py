@@ -182,3 +182,12 @@ def test_answer_without_a_body_is_sent(process: Process) -> None:
         assert connection.response_head()[0] in (200, 405)
         connection.head("/health/live", method="GET")
         assert connection.response()[0] == 200
+
+
+def test_head_that_does_not_arrive_in_time_is_408(process: Process) -> None:
+    with Connection(process.port) as connection:
+        connection.send(b"GET /health/live HTTP/1.1\r\nHost: serv")
+        status, headers, problem = connection.response()
+        assert (status, problem["code"], headers["connection"]) == (408, "receive_timeout", "close")
+        assert headers["x-request-id"] == problem["request_id"]
+        assert connection.closed()

@@ -228,7 +228,7 @@ async def test_engine_that_cannot_load_is_reported_and_never_ready(model: ModelD
     assert [str(error) for error in parts.failed_starts] == ["the graph is broken"]
 
 
-async def test_priority_reaches_the_engine(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_priority_reaches_decoding_and_the_engine(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Priority] = []
     infer = Reservation.infer
 
@@ -236,10 +236,19 @@ async def test_priority_reaches_the_engine(served: Served, monkeypatch: pytest.M
         given.append(priority)
         return await infer(self, indices, priority=priority, **arguments)
 
+    pool = served.app.state.service.decode_pool
+    decode = pool.run
+
+    def decoding(priority: Priority, *work: Any) -> asyncio.Future[Any]:
+        given.append(priority)
+        future: asyncio.Future[Any] = decode(priority, *work)
+        return future
+
     monkeypatch.setattr(Reservation, "infer", spy)
+    monkeypatch.setattr(pool, "run", decoding)
     for query in ("", "?priority=bulk", "?priority=interactive"):
         assert (await served.http.post(f"{CLASSIFY}{query}", **RAW)).status_code == 200
-    assert given == [Priority.INTERACTIVE, Priority.BULK, Priority.INTERACTIVE]
+    assert given == [priority for priority in (Priority.INTERACTIVE, Priority.BULK, Priority.INTERACTIVE) for _ in "12"]
 
 
 async def test_work_that_cannot_be_in_time_is_429_before_its_body_is_read(

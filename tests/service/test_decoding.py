@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from service.decoding import DecodePool
+from service.engine.turns import BULK_EVERY
+from service.engine.types import Priority
+
+PATIENCE_S = 60
+
+
+@contextmanager
+def held(pool: DecodePool) -> Iterator[asyncio.Future[bool]]:
+    """Keep the pool's one thread busy until the block ends."""
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def wait() -> bool:
+        has_begun.set()
+        return may_end.wait(PATIENCE_S)
+
+    try:
+        ended = pool.run(Priority.INTERACTIVE, wait)
+        assert has_begun.wait(PATIENCE_S)
+        yield ended
+    finally:
+        may_end.set()
+
+
+@pytest.fixture
+def pool() -> Iterator[DecodePool]:
+    made = DecodePool(1)
+    yield made
+    made.shutdown()
+
+
+async def test_interactive_work_goes_before_bulk_that_came_first_and_every_eighth_is_bulk(pool: DecodePool) -> None:
+    begun: list[Priority] = []
+    with held(pool):
+        ends = [pool.run(Priority.BULK, begun.append, Priority.BULK) for _ in range(20)]
+        ends += [pool.run(Priority.INTERACTIVE, begun.append, Priority.INTERACTIVE) for _ in range(3 * BULK_EVERY)]
+    await asyncio.gather(*ends)
+    while_both_wait, rest = begun[: 3 * BULK_EVERY], begun[4 * BULK_EVERY :]
+    assert while_both_wait == ([Priority.INTERACTIVE] * (BULK_EVERY - 1) + [Priority.BULK]) * 3
+    assert rest == [Priority.BULK] * len(rest)
+    assert len(begun) == 20 + 3 * BULK_EVERY
+
+
+@pytest.mark.parametrize("priority", Priority)
+async def test_work_of_one_priority_begins_in_the_order_it_came(pool: DecodePool, priority: Priority) -> None:
+    begun: list[int] = []
+    with held(pool):
+        ends = [pool.run(priority, begun.append, number) for number in range(20)]
+    await asyncio.gather(*ends)
+    assert begun == list(range(20))
+
+
+async def test_cancelled_work_is_not_begun_and_holds_nobody_up(pool: DecodePool) -> None:
+    begun: list[str] = []
+    with held(pool):
+        gone = pool.run(Priority.INTERACTIVE, begun.append, "gone")
+        kept = pool.run(Priority.BULK, begun.append, "kept")
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+    await kept
+    assert begun == ["kept"]
+
+
+async def test_exception_is_the_callers_and_the_thread_goes_on(pool: DecodePool) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await pool.run(Priority.BULK, divmod, 1, 0)
+    assert await pool.run(Priority.BULK, divmod, 7, 2) == (3, 1)
+
+
+async def test_work_that_failed_is_not_kept_alive_by_its_exception(pool: DecodePool) -> None:
+    class Image:
+        def decode(self) -> None:
+            raise ValueError("undecodable")
+
+    image = Image()
+    alive = weakref.ref(image)
+    gc.disable()
+    try:
+        ended = pool.run(Priority.INTERACTIVE, image.decode)
+        del image
+        await asyncio.gather(ended, return_exceptions=True)
+        await pool.run(Priority.INTERACTIVE, int)  # the thread has let go of the work before
+        del ended
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+async def test_shutdown_finishes_what_has_begun_and_cancels_the_rest() -> None:
+    pool = DecodePool(1)
+    begun: list[str] = []
+    with held(pool) as first:
+        waiting = pool.run(Priority.BULK, begun.append, "waiting")
+        stopping = asyncio.create_task(asyncio.to_thread(pool.shutdown))
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert not stopping.done()
+    assert await first
+    await stopping
+    assert begun == []
+    with pytest.raises(RuntimeError):
+        pool.run(Priority.BULK, begun.append, "late")

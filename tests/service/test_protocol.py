@@ -1,0 +1,172 @@
+"""Connections that fall silent, on a socket; the loop's clock is turned forward in place of waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from service.protocol import Protocol
+
+RECEIVE_TIMEOUT_S = 10
+KEEP_ALIVE_S = 30
+PATIENCE_S = 60
+REQUEST = b"GET / HTTP/1.1\r\nHost: service\r\n\r\n"
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+class Served:
+    """A server of one small application, a client's connection to it, and the timers that it has set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.timers: list[tuple[asyncio.TimerHandle, float, Callable[..., object]]] = []
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self._received: asyncio.Queue[int] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        call_later = loop.call_later
+
+        def noting(delay_s: float, callback: Callable[..., object], *args: Any, **options: Any) -> asyncio.TimerHandle:
+            timer = call_later(delay_s, callback, *args, **options)
+            if isinstance(getattr(callback, "__self__", None), Protocol):
+                self.timers.append((timer, delay_s, callback))
+            return timer
+
+        monkeypatch.setattr(loop, "call_later", noting)
+
+    async def application(self, _: Scope, __: Receive, send: Send) -> None:
+        await self.may_answer.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    def connection(self) -> Protocol:
+        received = self._received
+
+        class Noticing(Protocol.within(RECEIVE_TIMEOUT_S)):  # type: ignore[misc]
+            def data_received(self, data: bytes) -> None:
+                super().data_received(data)
+                received.put_nowait(len(data))
+
+        config = uvicorn.Config(
+            self.application, interface="asgi3", timeout_keep_alive=KEEP_ALIVE_S, log_config=None, lifespan="off"
+        )
+        connection: Protocol = Noticing(config, ServerState(), {})
+        return connection
+
+    async def send(self, data: bytes) -> None:
+        """Send, and return when the server has taken it in."""
+        self.writer.write(data)
+        missing = len(data)
+        while missing:
+            missing -= await asyncio.wait_for(self._received.get(), PATIENCE_S)
+
+    async def answered(self) -> None:
+        """Read one answer of the application."""
+        assert await asyncio.wait_for(self.reader.readexactly(len(ANSWER)), PATIENCE_S) == ANSWER
+
+    def running(self) -> list[float]:
+        """The times of the timers that run."""
+        return [delay_s for timer, delay_s, _ in self.timers if not timer.cancelled()]
+
+    def time_passes(self) -> None:
+        """Let the one timer that runs be due."""
+        ((timer, callback),) = [(timer, callback) for timer, _, callback in self.timers if not timer.cancelled()]
+        timer.cancel()
+        callback()
+
+    async def last_words(self) -> bytes:
+        """Read until the server closes."""
+        return await asyncio.wait_for(self.reader.read(), PATIENCE_S)
+
+
+@pytest.fixture
+async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    made = Served(monkeypatch)
+    accepted = asyncio.Event()
+
+    def accept() -> Protocol:
+        asyncio.get_running_loop().call_soon(accepted.set)
+        return made.connection()
+
+    server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
+    made.reader, made.writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    await asyncio.wait_for(accepted.wait(), PATIENCE_S)
+    yield made
+    made.may_answer.set()
+    made.writer.close()
+    server.close()
+
+
+def problem_in(answer: bytes) -> dict[str, Any]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    assert lines[0] == "HTTP/1.1 408 Request Timeout"
+    headers = dict(line.split(": ", 1) for line in lines[1:])
+    assert (headers["connection"], headers["content-type"]) == ("close", "application/problem+json")
+    assert int(headers["content-length"]) == len(body)
+    problem: dict[str, Any] = json.loads(body)
+    assert problem["request_id"] == headers["x-request-id"]
+    return problem
+
+
+async def test_connection_that_says_nothing_is_closed_after_the_keep_alive_time(served: Served) -> None:
+    assert served.running() == [KEEP_ALIVE_S]
+    served.time_passes()
+    assert await served.last_words() == b""
+
+
+@pytest.mark.parametrize("beginning", [b"G", REQUEST[:-1], b"\r\n"])
+@pytest.mark.parametrize("requests_before", [0, 2])
+async def test_head_that_stays_incomplete_is_408(served: Served, beginning: bytes, requests_before: int) -> None:
+    for _ in range(requests_before):
+        await served.send(REQUEST)
+        await served.answered()
+    await served.send(beginning)
+    assert served.running() == [RECEIVE_TIMEOUT_S]
+    served.time_passes()
+    problem = problem_in(await served.last_words())
+    assert (problem["code"], problem["detail"]) == (
+        "receive_timeout",
+        "The head of the request did not arrive within 10 s.",
+    )
+
+
+async def test_time_for_a_head_runs_from_its_first_byte_however_slowly_the_rest_comes(served: Served) -> None:
+    for byte in REQUEST[:-1]:
+        await served.send(bytes((byte,)))
+    assert [delay_s for _, delay_s, _ in served.timers] == [KEEP_ALIVE_S, RECEIVE_TIMEOUT_S]
+    await served.send(REQUEST[-1:])
+    await served.answered()
+    assert served.running() == [KEEP_ALIVE_S]
+
+
+async def test_heads_that_arrive_in_one_piece_need_no_timer_of_their_own(served: Served) -> None:
+    for _ in range(3):
+        await served.send(REQUEST)
+        await served.answered()
+    assert RECEIVE_TIMEOUT_S not in [delay_s for _, delay_s, _ in served.timers]
+
+
+async def test_head_behind_a_request_that_is_being_answered_has_until_then(served: Served) -> None:
+    served.may_answer.clear()
+    await served.send(REQUEST + REQUEST[:10])
+    for _ in range(3):
+        assert served.running() == [RECEIVE_TIMEOUT_S]
+        served.time_passes()
+    served.may_answer.set()
+    await served.answered()
+    await served.send(REQUEST[10:])
+    await served.answered()
+
+
+async def test_each_head_has_its_own_time(served: Served) -> None:
+    await served.send(REQUEST[:10])
+    await served.send(REQUEST[10:] + REQUEST[:10])
+    await served.answered()
+    assert [delay_s for _, delay_s, _ in served.timers].count(RECEIVE_TIMEOUT_S) == 2
