@@ -191,7 +191,6 @@ class TestRepository:
         (("dat_tiny", "--weights", "nowhere.pth"), "the weights nowhere.pth do not exist"),
         (("dat_tiny", "--random-weights", 0, "--opset", 16), "opset 16 is not supported; choose one of: 18"),
         (("dat_tiny", "--random-weights", 0, "--sampling", "magic"), "unknown sampling strategy 'magic'"),
-        (("dat_tiny", "--random-weights", 0, "--precision", "int8"), "precision int8 is not available"),
         (("dat_tiny", "--random-weights", 0, "--target", "tensorrt", "--opset", 20), "takes opsets up to 19, not 20"),
         (("dat_tiny", "--random-weights", 0, "--image-size", 225), "225x225 cannot work"),
         (("dat_tiny", "--random-weights", 0, "--image-size", "224x225"), "224x225 cannot work"),
