@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -195,6 +196,9 @@ def _openvino(subject: Subject, name: str, precision: str) -> Contender:
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ContenderUnavailable("OpenVINO computes in bfloat16 on processors that can, and this one cannot")
     graph = subject.graphs[name]
+    nodes = onnx.load(graph.path).graph.node
+    if foreign := sorted({node.domain for node in nodes} - {"", "ai.onnx"}):
+        raise ContenderUnavailable(f"{name} has operators of {', '.join(foreign)}, which OpenVINO misreads or lacks")
     properties = {
         "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
