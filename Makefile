@@ -1,5 +1,6 @@
 # One environment a purpose, all below .venv:
-#   .venv          torch, the exporter, and with `make test` or `make check` the development tools
+#   .venv          torch, the exporter, with `make test` or `make check` the development tools, and with
+#                  `make bench-model` what models are compared with
 #   .venv/serve    what serves, without torch (.venv/serve-cuda with SET=cuda)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -9,6 +10,7 @@ SET ?= cpu
 HOST ?= 127.0.0.1
 PORT ?= 8000
 WORKERS ?= 2
+VARIANTS ?= dat_tiny dat_pp_tiny
 
 SERVE_ENV = .venv/serve$(if $(filter-out cpu,$(SET)),-$(SET))
 VENV_BIN = .venv/bin
@@ -33,7 +35,7 @@ TORCH_LOCK_SOURCE ?= --torch-backend cpu
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export test test-full check format bench lock clean demo
+.PHONY: help serve export test test-full check format bench bench-model lock clean demo
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "%-12s%s\n", $$1, $$2}'
@@ -68,6 +70,9 @@ format: .venv/.dev  ## Format the code and apply the safe fixes.
 bench: .venv/.dev $(REPOSITORY)/$(MODEL)  ## Measure MODEL over HTTP beside the bare session and decoder; ARGS names scenarios.
 	$(VENV_BIN)/python -m benchmarks --repository $(REPOSITORY) --model $(MODEL) $(ARGS)
 
+bench-model: .venv/.bench  ## Measure the graphs of VARIANTS beside torch, OpenVINO and their matrix products; ARGS is passed on.
+	$(VENV_BIN)/python -m benchmarks.model_speed $(VARIANTS) $(ARGS)
+
 demo: .venv/.export  ## Train the demo model again.
 	$(VENV_BIN)/python -m models.demo.train
 
@@ -75,7 +80,7 @@ lock: .venv/.dev  ## Resolve the requirements anew, within what the .in files al
 	cd requirements && $(COMPILE) --universal --generate-hashes serve-cpu.in -o serve-cpu.txt
 	cd requirements && $(COMPILE) --upgrade --python-platform x86_64-unknown-linux-gnu $(TORCH_LOCK_SOURCE) torch.in -o torch.txt
 	sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements/torch.txt
-	cd requirements && for set in serve-cuda export dev; do \
+	cd requirements && for set in serve-cuda export dev bench; do \
 	  $(COMPILE) --universal --generate-hashes $$set.in -o $$set.txt || exit 1; \
 	done
 
@@ -94,6 +99,10 @@ clean:  ## Remove the environments and caches; models stay.
 
 .venv/.dev: requirements/dev.txt .venv/.export
 	$(VENV_BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	touch $@
+
+.venv/.bench: requirements/bench.txt .venv/.dev
+	$(VENV_BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/bench.txt
 	touch $@
 
 $(SERVE_ENV)/bin/python: | .venv/bin/python

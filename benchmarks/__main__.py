@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks import null_model
 from benchmarks.machine import describe
 from benchmarks.scenarios import SCENARIOS, Bench, Result, write_photos
+from benchmarks.tables import table
 
 
 def main() -> None:
@@ -64,11 +65,7 @@ def _show(name: str, bench: Bench, result: Result) -> None:
     for key, value in result.items():
         if key != "rows":
             print(f"  {key}: {value}")
-    rows = [_flat(row) for row in result["rows"]]
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    widths = [max(len(column), *(len(_text(row.get(column))) for row in rows)) for column in columns]
-    for cells in (columns, *([_text(row.get(column)) for column in columns] for row in rows)):
-        print("  " + "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
+    print(table([_flat(row) for row in result["rows"]]))
 
 
 def _served(name: str, bench: Bench) -> str:
@@ -89,10 +86,6 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
-
-
-def _text(value: object) -> str:
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _write(folder: Path, name: str, bench: Bench, result: Result) -> None:

@@ -7,15 +7,18 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("fastapi", "httptools", "numpy", "onnxruntime", "pillow", "simplejpeg", "uvicorn", "uvloop")
 
 
-def describe() -> dict[str, Any]:
-    """Return the processor, its cores and their load, the memory, the versions, the commit and the time."""
+def describe(*packages: str) -> dict[str, Any]:
+    """Return the processor, its cores and their load, the memory, the versions, the commit and the time.
+
+    `packages` are those whose versions matter beside the server's own; of one that is not installed it is None.
+    """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -25,8 +28,15 @@ def describe() -> dict[str, Any]:
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "system": platform.platform(),
         "python": sys.version.split()[0],
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in sorted({*_PACKAGES, *packages})},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _field(path: str, name: str) -> str | None:

@@ -18,7 +18,8 @@ import torch
 from export.errors import ExportError
 from export.pipeline import ExportJob, run
 from export.progress import Progress
-from export.sampling import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, STRATEGY_NAMES
+from export.sampling import MAX_OPSET, MIN_OPSET, STRATEGY_NAMES
+from export.targets import TARGETS, find_target
 from models.checkpoint import CheckpointError
 from models.config import ConfigError, SizeError
 from models.dat import DAT
@@ -59,13 +60,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="the model's name in the repository (default: the variant)")
     parser.add_argument("--version", type=int, metavar="N", help="default: the next free number")
     parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
+    parser.add_argument(
+        "--target",
+        choices=tuple(TARGETS),
+        help="what will run it, which decides --sampling and --opset (default: cuda on a machine with a GPU, else cpu)",
+    )
+    parser.add_argument("--calibration", type=Path, metavar="FOLDER", help="photos that int8 takes its ranges from")
     parser.add_argument("--image-size", type=_image_size, metavar="N|HxW", help="default: that of the variant")
     parser.add_argument("--window-size", type=int, metavar="N", help="window of first-generation models")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names: a table, or one name a line")
-    parser.add_argument("--sampling", metavar="STRATEGY", default="gridsample", help=", ".join(STRATEGY_NAMES))
     parser.add_argument(
-        "--opset", type=int, metavar="N", default=DEFAULT_OPSET, help=f"{MIN_OPSET} to {MAX_OPSET}, %(default)s"
+        "--sampling",
+        metavar="STRATEGY",
+        help=f"{', '.join(STRATEGY_NAMES)} (default: the target's)",
     )
+    parser.add_argument("--opset", type=int, metavar="N", help=f"{MIN_OPSET} to {MAX_OPSET} (default: the target's)")
     parser.add_argument("--dynamic-size", action="store_true", help="any multiple of 32 (second generation)")
     return parser
 
@@ -100,9 +109,11 @@ def _job(arguments: argparse.Namespace) -> ExportJob:
         image_size=arguments.image_size,
         window=arguments.window_size,
         labels=arguments.labels,
+        target=find_target(arguments.target),
         sampling=arguments.sampling,
         opset=arguments.opset,
         dynamic_size=arguments.dynamic_size,
+        calibration=arguments.calibration,
     )
 
 

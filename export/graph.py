@@ -11,7 +11,8 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import onnx
@@ -23,6 +24,8 @@ from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 
 from export.errors import ExportError
+from export.fused_attention import DOMAIN, DOMAIN_VERSION
+from export.inference_form import inference_form
 from export.sampling import Strategy, check_graph, count_samplings
 from models.dat import DAT
 
@@ -48,21 +51,32 @@ class ImageModel(nn.Module):
     """A DAT that takes images as they are sent: uint8 (batch, height, width, 3), RGB.
 
     Its forward returns what `OUTPUT_NAMES` lists, in that order, stage features as (batch, channels, height, width).
+    The normalisation moves into the weights of the stem, which are changed in place; where the stem pads its input,
+    the mean is subtracted before, since what is padded is the normalised image.
     """
 
-    mean: Tensor
-    std: Tensor
+    shift: Tensor | None
 
     def __init__(self, model: DAT, normalisation: Normalisation) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.tensor(normalisation.mean).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(normalisation.std).reshape(1, 3, 1, 1), persistent=False)
+        stem = model.patch_proj[0]
+        assert isinstance(stem, nn.Conv2d)
+        assert stem.bias is not None
+        shift, scale = (torch.tensor(values) * 255 for values in normalisation)
+        pads = any(stem.padding)
+        with torch.no_grad():
+            stem.weight /= scale.reshape(1, 3, 1, 1)
+            if not pads:
+                stem.bias -= (stem.weight * shift.reshape(1, 3, 1, 1)).sum((1, 2, 3))
+        self.register_buffer("shift", shift if pads else None, persistent=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Normalise and run."""
-        normalised = (image.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        output = self.model(normalised)
+        """Run on pixels from 0 to 255."""
+        pixels = image.float()
+        if self.shift is not None:
+            pixels = pixels - self.shift
+        output = self.model(pixels.permute(0, 3, 1, 2))
         return output.logits, output.embedding, *output.stages
 
 
@@ -73,21 +87,24 @@ def export_graph(
     strategy: Strategy,
     opset: int,
     example_size: tuple[int, int],
+    tuned_for_cpu: bool = False,
 ) -> onnx.ModelProto:
     """Return the ONNX graph of `model`, checked to be what was asked for.
 
     Where the model was built for one image size, that is the graph's; otherwise height and width are dynamic and
-    `example_size` is only what is traced. Raises ExportError where the graph would not be exactly that.
+    `example_size` is only what is traced. `tuned_for_cpu` allows operators and layouts that only ONNX Runtime has, and
+    has on the CPU. Raises ExportError where the graph would not be exactly that.
     """
     size = model.image_size
     return translate(
-        ImageModel(model, normalisation).eval(),
+        ImageModel(inference_form(model, strategy.form, tuned_for_cpu=tuned_for_cpu), normalisation).eval(),
         (torch.zeros(_EXAMPLE_BATCH, *(size or example_size), 3, dtype=torch.uint8),),
         strategy=strategy,
         opset=opset,
         input_names=(INPUT_NAME,),
         output_names=OUTPUT_NAMES,
         dynamic_shapes=({0: "batch"} if size else {0: "batch", 1: "height", 2: "width"},),
+        domains={DOMAIN: DOMAIN_VERSION} if tuned_for_cpu else {},
     )
 
 
@@ -100,11 +117,13 @@ def translate(
     input_names: Sequence[str],
     output_names: Sequence[str],
     dynamic_shapes: tuple[dict[int, str], ...],
+    domains: Mapping[str, int] = MappingProxyType({}),
 ) -> onnx.ModelProto:
     """Trace a module in evaluation mode on example inputs and return its graph, simplified and checked.
 
-    `dynamic_shapes` names the dynamic axes of each input; their example lengths must be at least 2. Raises ExportError
-    where the module samples in a way that `strategy` is not exact for, and where the graph is not what was asked for.
+    `dynamic_shapes` names the dynamic axes of each input; their example lengths must be at least 2. Operators may be
+    standard, or of `domains`, by their versions. Raises ExportError where the module samples in a way that `strategy`
+    is not exact for, and where the graph is not what was asked for.
     """
     with _quiet_exporter():
         try:
@@ -127,7 +146,9 @@ def translate(
     _simplify(program.model)
     graph: onnx.ModelProto = program.model_proto
     _forget_origin(graph)
-    check_graph(graph, strategy=strategy, opset=opset, samplings=count_samplings(program.exported_program))
+    check_graph(
+        graph, strategy=strategy, opset=opset, samplings=count_samplings(program.exported_program), domains=domains
+    )
     onnx.checker.check_model(graph, full_check=True)
     return graph
 

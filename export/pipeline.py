@@ -7,20 +7,25 @@ output and the service's own reader has accepted it.
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Final
 
 import onnx
 
+from export.calibration import Calibration, judge, photos, samples, service_preprocessing
 from export.errors import ExportError
 from export.graph import INPUT_NAME, SIZE_MULTIPLE, Normalisation, export_graph
 from export.labels import bundled_labels, labels_from_file, labels_table, numbered_labels
+from export.precision import half
 from export.progress import Progress
 from export.publish import check_free, new_version, next_version
-from export.sampling import DEFAULT_OPSET, select_strategy
+from export.quantization import quantize
+from export.sampling import Strategy, select_strategy
 from export.source import LoadedModel, from_file, from_seed
-from export.verify import BATCH_SIZES, PROVIDER, TOLERANCE, Difference, differences_table, verify
+from export.targets import Target, contrib_operators, find_target
+from export.verify import BATCH_SIZES, PROVIDER, TOLERANCES, Difference, differences_table, verify
 from models.variants import Variant
 from service.repository import (
     LABELS_FILE,
@@ -32,12 +37,13 @@ from service.repository import (
     Manifest,
     OutputRecord,
     PreprocessRecord,
+    QuantizationRecord,
     VerificationRecord,
     open_model,
     sha256_of,
 )
 
-PRECISIONS = ("fp32",)
+PRECISIONS: Final = ("fp32", "fp16", "int8")
 """Precisions that can be exported."""
 
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime")
@@ -48,7 +54,8 @@ class ExportJob:
     """What to export and where to put it.
 
     Exactly one of `weights`, a file, and `seed`, for random weights, is given. `image_size` is height and width, by
-    default the variant's own; with `dynamic_size` it is the size that the service will send.
+    default the variant's own; with `dynamic_size` it is the size that the service will send. `target` is by default
+    what the machine has; it decides the sampling strategy and the opset where they are left open.
     """
 
     variant: Variant
@@ -61,9 +68,12 @@ class ExportJob:
     image_size: tuple[int, int] | None = None
     window: int | None = None
     labels: Path | None = None
-    sampling: str = "gridsample"
-    opset: int = DEFAULT_OPSET
+    target: Target = field(default_factory=lambda: find_target(None))
+    sampling: str | None = None
+    opset: int | None = None
     dynamic_size: bool = False
+    calibration: Path | None = None
+    """A folder of photos for int8."""
 
     @property
     def model_name(self) -> str:
@@ -76,6 +86,16 @@ class ExportJob:
         return self.image_size or (self.variant.input_size, self.variant.input_size)
 
     @property
+    def graph_opset(self) -> int:
+        """The opset asked for, or the target's."""
+        return self.opset if self.opset is not None else self.target.opset
+
+    @property
+    def strategy(self) -> Strategy:
+        """The sampling strategy asked for, or the target's; ExportError where there is none for the opset."""
+        return select_strategy(self.sampling if self.sampling is not None else self.target.sampling, self.graph_opset)
+
+    @property
     def normalisation(self) -> Normalisation:
         """What the graph does to pixels first."""
         return Normalisation(self.variant.mean, self.variant.std)
@@ -86,42 +106,106 @@ def run(job: ExportJob, progress: Progress) -> Path:
 
     Raises ExportError, and the errors of models and service.repository, each a sentence for the user.
     """
-    strategy = select_strategy(job.sampling, job.opset)
     _check_job(job)
     version = job.version if job.version is not None else next_version(job.repository, job.model_name)
     check_free(job.repository, job.model_name, version)
     with progress.step(f"loading {job.variant.name}"):
         loaded = _load(job)
     labels = _labels(job, loaded.model.config.num_classes, progress)
-    with progress.step(f"exporting the graph (opset {job.opset}, sampling {job.sampling})"):
-        graph = export_graph(
-            loaded.model,
-            job.normalisation,
-            strategy=strategy,
-            opset=job.opset,
-            example_size=job.input_size,
-        )
+    with progress.step(f"exporting the graph ({_form(job)})"):
+        graph = _graph(job, loaded)
     with new_version(job.repository, job.model_name, version) as directory:
         with progress.step("writing the model"):
             onnx.save(graph, directory / MODEL_FILE)
             (directory / LABELS_FILE).write_text(labels_table(labels), encoding="utf-8")
         with progress.step(f"verifying against torch at batch {', '.join(map(str, BATCH_SIZES))}"):
             differences = verify(
-                directory / MODEL_FILE, loaded.model, job.normalisation, image_sizes=_verified_sizes(job)
+                directory / MODEL_FILE,
+                loaded.model,
+                job.normalisation,
+                image_sizes=_verified_sizes(job),
+                precision="fp16" if job.precision == "fp16" else "fp32",
             )
         progress.note(differences_table(differences))
-        manifest = _manifest(job, version, loaded, graph, differences, directory)
+        quantization = None
+        if job.precision == "int8":
+            graph, quantization, differences = _quantize(job, loaded, graph, directory / MODEL_FILE, progress)
+        manifest = _manifest(job, version, loaded, graph, differences, directory, quantization)
         (directory / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         open_model(directory)
     return job.repository / job.model_name / str(version)
 
 
+def _form(job: ExportJob) -> str:
+    return f"target {job.target.name}, opset {job.graph_opset}, sampling {job.strategy.name}, {job.precision}"
+
+
+def _graph(job: ExportJob, loaded: LoadedModel) -> onnx.ModelProto:
+    """Return the graph in the form that the job's target takes, in fp16 or fp32; int8 is made of the latter.
+
+    What is tuned for the CPU has no place in the other precisions: integer products are found as MatMul nodes, and
+    float16 is for GPUs.
+    """
+    graph = export_graph(
+        loaded.model,
+        job.normalisation,
+        strategy=job.strategy,
+        opset=job.graph_opset,
+        example_size=job.input_size,
+        tuned_for_cpu=job.target.tuned_for_cpu and job.precision == "fp32",
+    )
+    if job.precision == "fp16":
+        graph = half(graph)
+    job.target.check(graph)
+    return graph
+
+
+def _quantize(
+    job: ExportJob, loaded: LoadedModel, graph: onnx.ModelProto, path: Path, progress: Progress
+) -> tuple[onnx.ModelProto, QuantizationRecord, tuple[Difference, ...]]:
+    """Write the verified graph anew in int8, and return it with what that changed."""
+    calibration = _calibration(job, progress)
+    with progress.step(f"quantising to int8 with {len(calibration.images)} of {calibration.source}"):
+        graph = quantize(graph, calibration.images)
+        onnx.save(graph, path)
+    with progress.step(f"judging int8 by the other {len(calibration.held_out)}"):
+        error = judge(path, loaded.model, job.normalisation, calibration.held_out)
+    progress.note(f"  {error}")
+    record = QuantizationRecord(
+        calibration=calibration.source,
+        calibration_images=len(calibration.images),
+        held_out_images=len(calibration.held_out),
+        logits_error=error.logits_error,
+        top1_agreement=error.top1_agreement,
+    )
+    return graph, record, error.differences
+
+
+def _calibration(job: ExportJob, progress: Progress) -> Calibration:
+    if job.calibration is None:
+        progress.note(
+            "int8 without photos: ranges come from seeded sample images; give photos of your own with --calibration, "
+            "and check the accuracy with others"
+        )
+        return samples(job.input_size)
+    height, width = job.input_size
+    resize = resized(height, job.variant), resized(width, job.variant)
+    with progress.step(f"reading the photos in {job.calibration}"):
+        return photos(job.calibration, service_preprocessing(resize, job.input_size))
+
+
 def _check_job(job: ExportJob) -> None:
     """Raise ExportError for what can be refused before anything is loaded."""
+    _ = job.strategy  # raises where there is none
+    job.target.check_opset(job.graph_opset)
     if job.precision not in PRECISIONS:
         raise ExportError(f"precision {job.precision} is not available; available: {', '.join(PRECISIONS)}")
+    if job.precision == "int8" and job.target.name != "cpu":
+        raise ExportError(f"int8 is for CPUs, and the target is {job.target.name}; give --target cpu")
     if (job.weights is None) == (job.seed is None):
         raise ExportError("give either a weight file or a seed for random weights")
+    if job.calibration is not None and job.precision != "int8":
+        raise ExportError(f"--calibration is for --precision int8 alone, not {job.precision}")
     config = job.variant.config
     if job.dynamic_size and not config.can_be_dynamic:
         raise ExportError(
@@ -177,6 +261,7 @@ def _manifest(
     graph: onnx.ModelProto,
     differences: tuple[Difference, ...],
     directory: Path,
+    quantization: QuantizationRecord | None,
 ) -> Manifest:
     height, width = job.input_size
     variant = job.variant
@@ -185,9 +270,11 @@ def _manifest(
         version=version,
         variant=variant.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        precision="fp32",
-        opset=job.opset,
-        sampling=job.sampling,
+        precision=job.precision,
+        opset=job.graph_opset,
+        sampling=job.strategy.name,
+        target=job.target.name,
+        contrib_operators=contrib_operators(graph),
         num_classes=loaded.model.config.num_classes,
         input=InputRecord(
             name=INPUT_NAME,
@@ -206,7 +293,12 @@ def _manifest(
         weights_source=loaded.weights_source,
         weights_sha256=loaded.weights_sha256,
         files={name: _file_record(directory / name) for name in (MODEL_FILE, LABELS_FILE)},
-        verification=VerificationRecord(batch_sizes=BATCH_SIZES, provider=PROVIDER, tolerance=TOLERANCE),
+        verification=VerificationRecord(
+            batch_sizes=BATCH_SIZES,
+            provider=PROVIDER,
+            tolerance=TOLERANCES[job.precision].rms,
+            quantization=quantization,
+        ),
         exporter={tool: metadata.version(tool) for tool in _TOOLS},
     )
 
@@ -234,6 +326,7 @@ def _output_records(graph: onnx.ModelProto, differences: tuple[Difference, ...])
             shape=shapes[each.name],
             max_abs_difference=each.max_abs,
             reference_std=each.reference_std,
+            rms_difference=each.rms,
         )
         for each in differences
     )

@@ -1,13 +1,15 @@
-"""How bilinear sampling is written in ONNX: one strategy, one translation.
+"""How bilinear sampling is written in ONNX: one strategy chooses the form in the model and its translation.
 
 Deformable attention samples its feature map and its position bias with `torch.nn.functional.grid_sample`, bilinear,
-`align_corners=True`, zero padding. A strategy replaces torch.onnx's own translation of the two ATen operators behind
-it, so that the operators in the file are chosen here and nowhere else:
+`align_corners=True`, zero padding, or in the separable form of `models.sampling`. A strategy has the model use one
+form, and replaces torch.onnx's own translation of the two ATen operators behind `grid_sample`, so that the operators
+in the file are chosen here and nowhere else:
 
+- `separable`: matrix products alone, and no operator for sampling; the fastest wherever it was measured;
 - `gridsample`: the GridSample operator, whose mode is spelled "bilinear" in opsets 16 to 19 and "linear" from 20 on;
 - `gather`: gathers and arithmetic, for runtimes where GridSample is missing or wrong.
 
-Invariants: both equal torch, positions outside the map included (`gather` for every finite position; GridSample as far
+Invariants: all equal torch, positions outside the map included (`gather` for every finite position; GridSample as far
 as the runtime's pixel index reaches, 2^62 in ONNX Runtime); any other kind of sampling (nearest, bicubic, border,
 reflection, unaligned corners, volumes) raises ExportError instead of becoming something else; `check_graph` accepts
 only graphs in which the strategy was used for every sampling of the model.
@@ -18,7 +20,7 @@ only graphs in which the strategy was used for every sampling of the model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +29,7 @@ import onnxscript
 import torch
 
 from export.errors import ExportError
+from models.sampling import GRID, SEPARABLE, BilinearSampling
 
 MIN_OPSET: Final = 18
 """The oldest opset that torch.onnx's translations are written for; conversion downwards is not dependable."""
@@ -51,21 +54,28 @@ op20: Any = onnxscript.opset20
 class Strategy:
     """One way to write sampling, for a range of opsets (both ends included).
 
-    One sampling becomes `nodes_per_sampling` nodes of `operator`, among others; `mode` is the attribute of GridSample
-    where that is the operator, and None where the graph must not contain GridSample at all.
+    The model samples in `form`. Where that calls the sampler, `translate` writes each call as `nodes_per_sampling`
+    nodes of `operator`, among others; where `translate` is None, the sampler must not be called. `mode` is the
+    attribute of GridSample where that is the operator, and None where the graph must not contain GridSample at all.
     """
 
     name: str
     min_opset: int
     max_opset: int
-    translate: Translation
-    operator: str
-    nodes_per_sampling: int
-    mode: str | None
+    form: BilinearSampling = GRID
+    translate: Translation | None = None
+    operator: str = ""
+    nodes_per_sampling: int = 0
+    mode: str | None = None
 
     def translations(self) -> dict[Callable[..., Any], Callable[..., Any]]:
         """Return the table to give to torch.onnx.export as `custom_translation_table`."""
-        return dict.fromkeys(SAMPLING_OPERATORS, self.translate)
+        return dict.fromkeys(SAMPLING_OPERATORS, self.translate or _refuse_sampler)
+
+
+def _refuse_sampler(*_: Any, **__: Any) -> Any:
+    """Refuse a call of the sampler in a model that should have none."""
+    raise ExportError("this model calls grid_sample itself, which the sampling strategy separable does not write")
 
 
 def _require_supported(data: Any, interpolation_mode: int, padding_mode: int, align_corners: bool) -> None:
@@ -184,10 +194,12 @@ def gather_bilinear(
 
 
 STRATEGIES: Final[tuple[Strategy, ...]] = (
-    Strategy("gridsample", MIN_OPSET, 19, gridsample_bilinear, "GridSample", 1, "bilinear"),
-    Strategy("gridsample", 20, MAX_OPSET, gridsample_linear, "GridSample", 1, "linear"),
-    Strategy("gather", MIN_OPSET, MAX_OPSET, gather_bilinear, "GatherND", 4, None),
+    Strategy("separable", MIN_OPSET, MAX_OPSET, SEPARABLE),
+    Strategy("gridsample", MIN_OPSET, 19, GRID, gridsample_bilinear, "GridSample", 1, "bilinear"),
+    Strategy("gridsample", 20, MAX_OPSET, GRID, gridsample_linear, "GridSample", 1, "linear"),
+    Strategy("gather", MIN_OPSET, MAX_OPSET, GRID, gather_bilinear, "GatherND", 4),
 )
+DEFAULT_STRATEGY: Final = "separable"
 STRATEGY_NAMES: Final = tuple(dict.fromkeys(strategy.name for strategy in STRATEGIES))
 
 
@@ -213,20 +225,25 @@ def count_samplings(program: torch.export.ExportedProgram) -> int:
     )
 
 
-def check_graph(model: onnx.ModelProto, *, strategy: Strategy, opset: int, samplings: int) -> None:
+def check_graph(
+    model: onnx.ModelProto, *, strategy: Strategy, opset: int, samplings: int, domains: Mapping[str, int]
+) -> None:
     """Raise ExportError unless `model` samples `samplings` times in the way of `strategy`, at `opset`, and purely.
 
-    Purely: only operators of the default domain, no functions, and the opset that was asked for. torch.onnx keeps
-    another opset, with a warning only, where it cannot convert.
+    Purely: only operators of the default domain and of `domains`, by their versions, no functions, and the opset that
+    was asked for. torch.onnx keeps another opset, with a warning only, where it cannot convert.
     """
     imports = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
-    if imports != {"ai.onnx": opset}:
-        raise ExportError(f"the exported graph declares {imports} instead of opset {opset} alone")
+    foreign = {domain: version for domain, version in imports.items() if domain != "ai.onnx"}
+    if imports.get("ai.onnx") != opset or not foreign.items() <= domains.items():
+        raise ExportError(f"the exported graph declares {imports} instead of opset {opset} and {dict(domains)}")
     if model.functions:
         raise ExportError(f"the exported graph holds functions: {', '.join(f.name for f in model.functions)}")
-    foreign = sorted({f"{node.domain}::{node.op_type}" for node in model.graph.node if node.domain})
-    if foreign:
-        raise ExportError(f"the exported graph holds operators outside the ONNX standard: {', '.join(foreign)}")
+    undeclared = sorted(
+        {f"{node.domain}::{node.op_type}" for node in model.graph.node if node.domain not in ("", *foreign)}
+    )
+    if undeclared:
+        raise ExportError(f"the exported graph holds operators outside the ONNX standard: {', '.join(undeclared)}")
     counts = Counter(node.op_type for node in model.graph.node)
     grid_samples = samplings if strategy.mode else 0
     if counts["GridSample"] != grid_samples:

@@ -2,34 +2,61 @@
 
 The reference is the torch model itself, fed with images that are normalised here and not by the graph's own front
 end, so that the graph's normalisation and layout are compared as well. ONNX Runtime runs on the CPU, without telemetry.
+
+The CPU computes a float16 graph in float32. Such a graph is therefore compared twice: as it is, and with each of its
+values rounded as a device with float16 arithmetic rounds them. The larger difference counts.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 
 from export.errors import ExportError
 from export.graph import INPUT_NAME, OUTPUT_NAMES, Normalisation
+from export.precision import rounded
 from models.dat import DAT
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read by the import below
 
 import onnxruntime
 
-TOLERANCE: Final = 1e-4
-"""Largest allowed difference, as a multiple of max(1, standard deviation of the output)."""
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Largest allowed differences of an output, as multiples of its standard deviation.
+
+    Rounding to float16 or int8 is noise, which the root mean square measures whatever the number of values; its
+    maximum grows with them, and has a bound of its own for what goes wrong in one place.
+    """
+
+    max: float
+    rms: float
+    least_std: float = 0.0
+    """Standard deviations below this count as this."""
+
+
+TOLERANCES: Final[Mapping[str, Tolerance]] = {
+    "fp32": Tolerance(max=1e-4, rms=1e-4, least_std=1.0),
+    "fp16": Tolerance(max=1e-1, rms=1e-2),
+    # one value in millions may be far off where an activation leaves the calibrated range
+    "int8": Tolerance(max=1.0, rms=1e-1, least_std=1.0),
+}
+"""By precision."""
 BATCH_SIZES: Final = (1, 2, 3)
 PROVIDER: Final = "CPUExecutionProvider"
 
 _BLOCK_PIXELS: Final = 16
+_ERRORS_ONLY: Final = 3  # it warns of each float16 node that it cannot fold
 
 Images = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
@@ -37,21 +64,39 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The largest difference found in one output, with the standard deviation of the reference it was found in."""
+    """The difference found in one output, with the standard deviation of the reference it was found in."""
 
     name: str
     max_abs: float
+    rms: float
     reference_std: float
+    tolerance: Tolerance
+
+    @property
+    def _unit(self) -> float:
+        return max(self.tolerance.least_std, self.reference_std)
 
     @property
     def allowed(self) -> float:
-        """Largest difference that passes."""
-        return TOLERANCE * max(1.0, self.reference_std)
+        """Largest difference of one value that passes."""
+        return self.tolerance.max * self._unit
+
+    @property
+    def allowed_rms(self) -> float:
+        """Largest root mean square that passes."""
+        return self.tolerance.rms * self._unit
+
+    @property
+    def share(self) -> float:
+        """How much of the allowance is used, 1 being all; not a number where the difference is not."""
+        if self._unit == 0:
+            return 0.0 if self.max_abs == 0 else math.inf
+        return float(np.maximum(self.max_abs / self.allowed, self.rms / self.allowed_rms))  # NaN prevails
 
     @property
     def passes(self) -> bool:
         """Whether the difference is allowed; one that is not a number is not."""
-        return self.max_abs <= self.allowed
+        return self.share <= 1
 
 
 class VerificationFailed(ExportError):
@@ -64,12 +109,11 @@ class VerificationFailed(ExportError):
 
 def differences_table(differences: Iterable[Difference]) -> str:
     """Return the differences as lines of text under a heading."""
-    lines = [f"  {'output':<10} {'max |diff|':>11} {'allowed':>11} {'std':>9}"]
+    lines = [f"  {'output':<10} {'max |diff|':>11} {'allowed':>11} {'rms':>11} {'allowed':>11} {'std':>9}"]
     for each in differences:
         verdict = "" if each.passes else "  too large"
-        lines.append(
-            f"  {each.name:<10} {each.max_abs:>11.3e} {each.allowed:>11.3e} {each.reference_std:>9.4f}{verdict}"
-        )
+        numbers = "".join(f" {number:>11.3e}" for number in (each.max_abs, each.allowed, each.rms, each.allowed_rms))
+        lines.append(f"  {each.name:<10}{numbers} {each.reference_std:>9.4f}{verdict}")
     return "\n".join(lines)
 
 
@@ -86,12 +130,13 @@ def sample_images(seed: int, count: int, height: int, width: int) -> Images:
     return noisy.round().clip(0, 255).astype(np.uint8)
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
+def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
     """Return an ONNX Runtime session on the CPU that leaves the cores alone between runs."""
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
+    return onnxruntime.InferenceSession(model, options, providers=[PROVIDER])
 
 
 def reference_outputs(model: DAT, normalisation: Normalisation, images: Images) -> tuple[FloatArray, ...]:
@@ -110,40 +155,46 @@ def verify(
     *,
     image_sizes: Sequence[tuple[int, int]],
     batch_sizes: Sequence[int] = BATCH_SIZES,
+    precision: str = "fp32",
 ) -> tuple[Difference, ...]:
     """Compare the graph at `path` with `model` and return the largest difference of each output.
 
-    Raises VerificationFailed where one is too large, ExportError where names, shapes or types differ.
+    Raises VerificationFailed where one is too large for the precision, ExportError where names, shapes or types differ.
     """
-    session = open_session(path)
-    names = tuple(output.name for output in session.get_outputs())
+    sessions = [open_session(path)]
+    names = tuple(output.name for output in sessions[0].get_outputs())
     if names != OUTPUT_NAMES:
         raise ExportError(f"the graph's outputs are {', '.join(names)} instead of {', '.join(OUTPUT_NAMES)}")
+    if precision == "fp16":
+        sessions.append(open_session(rounded(onnx.load(path)).SerializeToString()))
     worst: dict[str, Difference] = {}
     for height, width in image_sizes:
         for count in batch_sizes:
             images = sample_images(count, count, height, width)
-            computed = session.run(None, {INPUT_NAME: images})
             expected = reference_outputs(model, normalisation, images)
-            for name, actual, reference in zip(names, computed, expected, strict=True):
-                difference = compare(name, actual, reference)
-                if name not in worst or not _share(difference) <= _share(worst[name]):
-                    worst[name] = difference
+            for session in sessions:
+                computed = session.run(None, {INPUT_NAME: images})
+                for name, actual, reference in zip(names, computed, expected, strict=True):
+                    difference = compare(name, actual, reference, precision)
+                    if name not in worst or not difference.share <= worst[name].share:
+                        worst[name] = difference
     differences = tuple(worst.values())
     if not all(difference.passes for difference in differences):
         raise VerificationFailed(differences)
     return differences
 
 
-def compare(name: str, actual: FloatArray, reference: FloatArray) -> Difference:
+def compare(name: str, actual: FloatArray, reference: FloatArray, precision: str = "fp32") -> Difference:
     """Return the difference of one output; ExportError where it has another shape or type than float32."""
     if actual.shape != reference.shape or actual.dtype != np.float32:
         raise ExportError(
             f"output {name} is {actual.dtype} {actual.shape}, where the model gives float32 {reference.shape}"
         )
-    return Difference(name, float(np.abs(actual - reference).max()), float(reference.std()))
-
-
-def _share(difference: Difference) -> float:
-    """How much of the allowance a difference uses."""
-    return difference.max_abs / difference.allowed
+    gap = actual - reference
+    return Difference(
+        name,
+        max_abs=float(np.abs(gap).max()),
+        rms=float(np.sqrt(np.square(gap, dtype=np.float64).mean())),
+        reference_std=float(reference.std()),
+        tolerance=TOLERANCES[precision],
+    )

@@ -19,11 +19,12 @@ from models.layers import (
     ConvMLP,
     LayerScale,
     PointwiseConv,
-    depthwise_conv,
+    ResidualDepthwiseConv,
     down_projection,
     patch_embedding,
 )
 from models.neighborhood_attention import NeighborhoodAttention
+from models.sampling import BilinearSampling
 from models.window_attention import WindowAttention
 
 
@@ -59,17 +60,15 @@ class Stage(nn.Module):
             for _ in range(2 * len(blocks))
         )
         self.local_perception_units = nn.ModuleList(
-            depthwise_conv(stage.dim) if stage.lpu else nn.Identity() for _ in blocks
+            ResidualDepthwiseConv(stage.dim) if stage.lpu else nn.Identity() for _ in blocks
         )
-        self.has_lpu = stage.lpu
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Sampling]]:
         """(batch, height, width, dim_in) to (batch, height, width, dim), and the samplings of its D layers."""
         samplings = []
         x = self.proj(x)
         for block, (attn, mlp) in enumerate(zip(self.attns, self.mlps, strict=True)):
-            if self.has_lpu:
-                x = x + self.local_perception_units[block](x)
+            x = self.local_perception_units[block](x)
             branch = attn(self.layer_norms[2 * block](x))
             if isinstance(attn, DeformableAttention):
                 branch, sampling = branch
@@ -131,6 +130,12 @@ class DAT(nn.Module):
     def deformable_layers(self) -> tuple[str, ...]:
         """Names of the D layers in the order in which they run, such as `stages.2.attns.1`."""
         return tuple(name for name, module in self.named_modules() if isinstance(module, DeformableAttention))
+
+    def sample_with(self, sampling: BilinearSampling) -> None:
+        """Have every D layer interpolate in this form; a new network's is `models.sampling.GRID`."""
+        for module in self.modules():
+            if isinstance(module, DeformableAttention):
+                module.sampling = sampling
 
     def forward(self, image: Tensor) -> DATOutput:
         """Run normalised RGB, float32 (batch, 3, height, width)."""

@@ -1,7 +1,7 @@
 """Deformable attention (D): keys and values are sampled where the data says.
 
-All positions are (y, x) in the sampler's coordinates, -1 and 1 being the centres of the outermost pixels; axes are
-swapped only at the call of the sampler. Where the generations differ:
+All positions are (y, x), -1 and 1 being the centres of the outermost pixels. How maps and bias tables are interpolated
+there is `sampling`'s business; the layer's `sampling` says which of its forms is used. Where the generations differ:
 
                         generation 1                    generation 2
     reference points    2c / n - 1                      2c / (n - 1) - 1, the last beyond 1
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from models.config import StageConfig
 from models.layers import ChannelNorm, PointwiseConv, SpatialConv, depthwise_conv
+from models.sampling import GRID
 
 LOG_CPB_HIDDEN = 32
 
@@ -39,10 +40,15 @@ class Sampling(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """What follows from the map's size alone: float32 (1, 1, Hk, Wk, 2), (1, H W, 1, 2) and (2,), all (y, x)."""
+    """What follows from the map's size alone.
+
+    float32: the keys' reference points (1, 1, Hk, Wk, 2), the queries' coordinates along each axis (H,) and (W,), and
+    (2,).
+    """
 
     reference: Tensor
-    queries: Tensor
+    query_rows: Tensor
+    query_columns: Tensor
     cell: Tensor
     """The distance that an offset of 1 stands for, before the range factor."""
 
@@ -63,11 +69,6 @@ def query_coordinates(length: int, generation: int) -> Tensor:
 def grid(rows: Tensor, columns: Tensor) -> Tensor:
     """Return the (y, x) pairs of two axes: (rows, columns, 2)."""
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
-
-
-def sample(image: Tensor, position: Tensor) -> Tensor:
-    """Sample bilinearly, zero outside: (n, c, H, W) at (n, h, w, 2) in (y, x) gives (n, c, h, w)."""
-    return F.grid_sample(image, position.flip(-1), mode="bilinear", padding_mode="zeros", align_corners=True)
 
 
 class OffsetNetwork(nn.Sequential):
@@ -93,7 +94,8 @@ class DeformableAttention(nn.Module):
     """
 
     kept_reference: Tensor
-    kept_queries: Tensor
+    kept_query_rows: Tensor
+    kept_query_columns: Tensor
     kept_cell: Tensor
 
     def __init__(
@@ -110,6 +112,7 @@ class DeformableAttention(nn.Module):
         self.map_size = map_size
         self.heads, self.groups, self.head_dim = stage.heads, stage.groups, stage.head_dim
         self.scale = stage.head_dim**-0.5
+        self.sampling = GRID
         # the published second generation has a stride-sized kernel tile the map without overlap
         tiling = generation == 2 and stage.offset_kernel == stage.stride
         self.padding = 0 if tiling else stage.offset_kernel // 2
@@ -164,15 +167,15 @@ class DeformableAttention(nn.Module):
     def _geometry(self, height: int, width: int) -> Geometry:
         generation, (key_height, key_width) = self.generation, self.key_size(height, width)
         reference = grid(cell_centres(key_height, generation), cell_centres(key_width, generation))
-        queries = grid(query_coordinates(height, generation), query_coordinates(width, generation))
         cells = [n if generation == 1 else n - 1 for n in (key_height, key_width)]
         cell = 1 / torch.tensor(cells, dtype=torch.float32)
-        return Geometry(reference[None, None], queries.reshape(1, height * width, 1, 2), cell)
+        rows, columns = query_coordinates(height, generation), query_coordinates(width, generation)
+        return Geometry(reference[None, None], rows, columns, cell)
 
     def _geometry_of(self, height: int, width: int) -> Geometry:
         if self.map_size is None:
             return self._geometry(height, width)
-        return Geometry(self.kept_reference, self.kept_queries, self.kept_cell)
+        return Geometry(self.kept_reference, self.kept_query_rows, self.kept_query_columns, self.kept_cell)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Sampling]:
         """(batch, height, width, dim), normed, to the same, and where it was sampled."""
@@ -180,7 +183,7 @@ class DeformableAttention(nn.Module):
         geometry = self._geometry_of(height, width)
         query = self.proj_q(x)
         position = self._position(query, geometry, height, width)
-        sampled = self._sampled(x, position, height, width)
+        sampled = self._sampled(x, position)
         keys = self._split_heads(self.proj_k(sampled))
         values = self._split_heads(self.proj_v(sampled))
         scores = self._split_heads(query.flatten(1, 2)) * self.scale @ keys.transpose(-2, -1)
@@ -219,37 +222,27 @@ class DeformableAttention(nn.Module):
         grouped = query.reshape(-1, height, width, self.groups, channels).permute(0, 3, 1, 2, 4)
         return cast(Tensor, self.conv_offset(grouped.reshape(-1, height, width, channels)))
 
-    def _sampled(self, x: Tensor, position: Tensor, height: int, width: int) -> Tensor:
+    def _sampled(self, x: Tensor, position: Tensor) -> Tensor:
         """Return the map's features at the keys, (batch, keys, dim)."""
-        dim = self.stage.dim
-        channels_first = x.permute(0, 3, 1, 2)
-        key_height, key_width = self.key_size(height, width)
-        if self.pools:
-            sampled = F.avg_pool2d(channels_first, self.stage.stride, self.stage.stride)
-        else:
-            grouped = channels_first.reshape(-1, dim // self.groups, height, width)
-            sampled = sample(grouped, position.reshape(-1, key_height, key_width, 2))
-        return sampled.reshape(-1, dim, key_height * key_width).transpose(1, 2)
+        if not self.pools:
+            return self.sampling.features(x, position)
+        pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stage.stride, self.stage.stride)
+        return pooled.flatten(2).transpose(1, 2)
 
     def _bias(self, position: Tensor, geometry: Geometry) -> Tensor | None:
         """Return the position bias of the scores, (batch or 1, heads, queries, keys)."""
         if self.bias_kind == "fixed":
             return cast(Tensor, self.rpe_table)[None]
-        if self.bias_kind not in ("table", "log_cpb"):
-            return None
-        displacement = geometry.queries - position.flatten(0, 1).flatten(1, 2)[:, None]
+        if self.bias_kind == "table":
+            table = cast(Tensor, self.rpe_table)
+            table = table.reshape(self.groups, self.heads // self.groups, *table.shape[1:])
+            return self.sampling.bias(table, geometry.query_rows, geometry.query_columns, position)
         if self.bias_kind == "log_cpb":
+            queries = grid(geometry.query_rows, geometry.query_columns).reshape(1, -1, 1, 2)
+            displacement = queries - position.flatten(0, 1).flatten(1, 2)[:, None]
             bias = self._table_module()(log_displacement(displacement)).permute(0, 3, 1, 2)
-        else:
-            bias = self._table_bias(displacement / 2)
-        return bias.reshape(-1, self.heads, *bias.shape[-2:])
-
-    def _table_bias(self, displacement: Tensor) -> Tensor:
-        """(batch * groups, queries, keys, 2) to (batch * groups, heads per group, queries, keys)."""
-        table = cast(Tensor, self.rpe_table)
-        table = table.reshape(1, self.groups, self.heads // self.groups, *table.shape[1:])
-        batch = displacement.shape[0] // self.groups
-        return sample(table.expand(batch, -1, -1, -1, -1).flatten(0, 1), displacement)
+            return bias.reshape(-1, self.heads, *bias.shape[-2:])
+        return None
 
 
 def log_displacement(displacement: Tensor) -> Tensor:

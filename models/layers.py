@@ -36,6 +36,34 @@ class SpatialConv(nn.Conv2d):
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+class ResidualDepthwiseConv(SpatialConv):
+    """The 3x3 depthwise convolution of the perception units and the convolutional MLP, and the skip around it.
+
+    `fold_skip` moves the skip into the weights, where it costs nothing; a second call raises ValueError.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, kernel_size=3, padding=1, groups=channels)
+        self.has_skip = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, height, width, channels) to the same."""
+        return self.convolve(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """(batch, channels, height, width) to the same."""
+        convolved = F.conv2d(x, self.weight, self.bias, padding=1, groups=self.groups)
+        return x + convolved if self.has_skip else convolved
+
+    def fold_skip(self) -> None:
+        """Have the kernel's centre add what the skip did."""
+        if not self.has_skip:
+            raise ValueError("the skip is in the weights already")
+        with torch.no_grad():
+            self.weight[:, :, 1, 1] += 1
+        self.has_skip = False
+
+
 class PointwiseConv(nn.Conv2d):
     """A 1x1 convolution as a matrix product over the last axis."""
 
@@ -48,7 +76,7 @@ class PointwiseConv(nn.Conv2d):
 
 
 def depthwise_conv(channels: int) -> SpatialConv:
-    """Return the 3x3 depthwise convolution of the perception units and the convolutional MLP."""
+    """Return the 3x3 depthwise convolution that some variants have for a position bias."""
     return SpatialConv(channels, channels, kernel_size=3, padding=1, groups=channels)
 
 
@@ -65,7 +93,13 @@ class LayerScale(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with an exact GELU between them."""
+    """Two linear layers with an exact GELU between them.
+
+    With `channels_first` the layers are 1x1 convolutions on (batch, channels, height, width): the same function, which
+    some runtimes have the faster code for.
+    """
+
+    channels_first = False
 
     def __init__(self, channels: int, expansion: int) -> None:
         super().__init__()
@@ -77,25 +111,41 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., channels) to the same."""
-        return cast(Tensor, self.chunk["linear2"](F.gelu(self.chunk["linear1"](x))))
+        """(batch, height, width, channels) to the same."""
+        first, second = cast(nn.Linear, self.chunk["linear1"]), cast(nn.Linear, self.chunk["linear2"])
+        if self.channels_first:
+            hidden = F.gelu(pointwise(x.permute(0, 3, 1, 2), first))
+            return pointwise(hidden, second).permute(0, 2, 3, 1)
+        return cast(Tensor, second(F.gelu(first(x))))
 
 
 class ConvMLP(nn.Module):
-    """The MLP of generation 2: a depthwise convolution, with a skip around it, before the activation."""
+    """The MLP of generation 2: a depthwise convolution, with a skip around it, before the activation.
+
+    `channels_first` is as in `MLP`.
+    """
+
+    channels_first = False
 
     def __init__(self, channels: int, expansion: int) -> None:
         super().__init__()
         hidden = channels * expansion
         self.linear1 = nn.Sequential(PointwiseConv(channels, hidden))
-        self.dwc = depthwise_conv(hidden)
+        self.dwc = ResidualDepthwiseConv(hidden)
         self.linear2 = nn.Sequential(PointwiseConv(hidden, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, channels) to the same."""
-        hidden = self.linear1(x)
-        hidden = hidden + self.dwc(hidden)
-        return cast(Tensor, self.linear2(F.gelu(hidden)))
+        if self.channels_first:
+            hidden = pointwise(x.permute(0, 3, 1, 2), cast(PointwiseConv, self.linear1[0]))
+            hidden = F.gelu(self.dwc.convolve(hidden))
+            return pointwise(hidden, cast(PointwiseConv, self.linear2[0])).permute(0, 2, 3, 1)
+        return cast(Tensor, self.linear2(F.gelu(self.dwc(self.linear1(x)))))
+
+
+def pointwise(x: Tensor, layer: nn.Linear | PointwiseConv) -> Tensor:
+    """Apply a linear layer to (batch, channels, height, width) as a 1x1 convolution."""
+    return F.conv2d(x, layer.weight.reshape(*layer.weight.shape[:2], 1, 1), layer.bias)
 
 
 def patch_embedding(dim_stem: int, patch_size: int, *, convolutional: bool) -> nn.Sequential:

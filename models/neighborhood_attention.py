@@ -103,7 +103,13 @@ class NeighborhoodAttention(nn.Module):
             for name in ("key_index", "bias_index", "mask"):
                 self.register_buffer(f"{name}_{axis}", getattr(tiles, name), persistent=False)
 
-    def _tiles(self, height: int, width: int) -> tuple[AxisTiles, AxisTiles]:
+    @property
+    def is_dense(self) -> bool:
+        """Whether every query meets every key: the map has a fixed size, neither padded nor cut into tiles."""
+        return self._static is not None and self.map_size == tuple(queries for _, queries, _ in self._static)
+
+    def tiles(self, height: int, width: int) -> tuple[AxisTiles, AxisTiles]:
+        """Return how the rows and the columns of a map are cut."""
         if self._static is None:
             return axis_tiles(height, self.kernel, LARGEST_TILE), axis_tiles(width, self.kernel, LARGEST_TILE)
         kept = (
@@ -124,7 +130,7 @@ class NeighborhoodAttention(nn.Module):
         return self._attend(x, height, width)
 
     def _attend(self, x: Tensor, height: int, width: int) -> Tensor:
-        rows, columns = self._tiles(height, width)
+        rows, columns = self.tiles(height, width)
         dim = x.shape[-1]
         qkv = self.qkv(x)
         query = self._query_tiles(qkv[..., :dim] * self.scale, rows, columns, height, width)

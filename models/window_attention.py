@@ -59,19 +59,19 @@ class WindowAttention(nn.Module):
             x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
         if self.shift:
             x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
-        x = self._merge(self._attend(self._split(x)))
+        x = self._merge(self._attend(self.split(x)))
         if self.shift:
             x = torch.roll(x, (self.shift, self.shift), (1, 2))
         return x[:, :height, :width]
 
-    def _split(self, x: Tensor) -> Tensor:
+    def split(self, x: Tensor) -> Tensor:
         """(batch, H, W, dim) to (batch, windows, window^2, dim)."""
         size, (height, width), dim = self.window, self.padded_size, x.shape[-1]
         x = x.reshape(-1, height // size, size, width // size, size, dim).permute(0, 1, 3, 2, 4, 5)
         return x.reshape(-1, (height // size) * (width // size), size * size, dim)
 
     def _merge(self, x: Tensor) -> Tensor:
-        """The inverse of `_split`."""
+        """The inverse of `split`."""
         size, (height, width), dim = self.window, self.padded_size, x.shape[-1]
         x = x.reshape(-1, height // size, width // size, size, size, dim).permute(0, 1, 3, 2, 4, 5)
         return x.reshape(-1, height, width, dim)

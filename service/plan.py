@@ -5,6 +5,7 @@ Nothing of HTTP is imported here: an engine that was lost is back the sooner.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from service.logs import configure_logging
 from service.metrics import Metrics
 from service.repository import InputRecord, ModelDirectory, OutputRecord
 from service.settings import Settings
+from service.suitability import drawbacks
+
+_log = logging.getLogger(__name__)
 
 ENGINE_CACHE = "tensorrt"
 """Folder of a model directory in which TensorRT keeps the engines that it has built."""
@@ -75,8 +79,13 @@ def _shape(record: OutputRecord, image: InputRecord) -> tuple[int, ...]:
 
 
 def load_session(model: ModelDirectory, device: str, settings: Settings, *, threads: int | None = None) -> OnnxSession:
-    """Load the model on a device as the settings say, but with `threads` where given; raises StartupError."""
+    """Load the model on a device as the settings say, but with `threads` where given; raises StartupError.
+
+    Warns of what makes the model slow on that device.
+    """
     manifest = model.manifest
+    for drawback in drawbacks(manifest, device):
+        _log.warning(drawback)
     options = DeviceOptions(
         device=device,
         threads=settings.threads if threads is None else threads,

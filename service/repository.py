@@ -75,6 +75,20 @@ class OutputRecord(_Record):
     """Largest absolute difference to the torch model that the exporter measured."""
     reference_std: float = Field(ge=0)
     """Standard deviation of that output in the torch model, the scale to read the difference by."""
+    rms_difference: float | None = Field(default=None, ge=0)
+    """Root mean square of the differences to the torch model; None in older manifests."""
+
+
+class QuantizationRecord(_Record):
+    """What int8 changed, on images that its ranges were not taken from."""
+
+    calibration: str
+    """What the images are; never a path."""
+    calibration_images: int = Field(gt=0)
+    held_out_images: int = Field(gt=0)
+    logits_error: float = Field(ge=0)
+    """Root mean square of the logits' differences to the torch model, over their standard deviation."""
+    top1_agreement: float = Field(ge=0, le=1)
 
 
 class VerificationRecord(_Record):
@@ -83,7 +97,10 @@ class VerificationRecord(_Record):
     batch_sizes: tuple[Side, ...]
     provider: str
     tolerance: float = Field(gt=0)
-    """Allowed difference as a multiple of max(1, reference_std)."""
+    """Allowed difference: in fp32 the largest, as a multiple of max(1, reference_std); otherwise the root mean square,
+    as a multiple of reference_std."""
+    quantization: QuantizationRecord | None = None
+    """For int8, whose float32 graph was verified at these batch sizes, by the tolerance of fp32, before."""
 
 
 class Manifest(_Record):
@@ -99,6 +116,10 @@ class Manifest(_Record):
     opset: int
     sampling: str
     """The sampling strategy that the graph uses."""
+    target: Literal["cpu", "cuda", "tensorrt"] | None = None
+    """What the graph was made for; None in older manifests."""
+    contrib_operators: tuple[str, ...] = ()
+    """Operators in the graph that ONNX Runtime has beyond the standard; TensorRT has none of them."""
     num_classes: int = Field(gt=0)
     input: InputRecord
     preprocess: PreprocessRecord

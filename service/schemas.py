@@ -246,6 +246,8 @@ class ModelDetails(_Answer):
     """ONNX opset of the graph."""
     sampling: str
     """How the graph samples at deformed points."""
+    target: str | None
+    """Kind of device that the graph was made for, where it is known."""
     weights_source: str
     """The file that the weights came from."""
     weights_sha256: str
@@ -260,7 +262,7 @@ class ModelDetails(_Answer):
         return cls(
             **manifest.model_dump(
                 include={
-                    "name", "version", "variant", "precision", "created", "num_classes", "opset", "sampling",
+                    "name", "version", "variant", "precision", "created", "num_classes", "opset", "sampling", "target",
                     "weights_source", "weights_sha256",
                 }
             ),

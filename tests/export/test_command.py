@@ -15,7 +15,7 @@ from export.graph import Normalisation, export_graph
 from export.pipeline import resized
 from export.sampling import select_strategy
 from export.source import from_seed
-from export.verify import open_session
+from export.verify import TOLERANCES, open_session
 from models.variants import VARIANTS
 from service.repository import find_models, open_model
 
@@ -35,7 +35,7 @@ def everything(directory: Path) -> list[str]:
 def demo_graph() -> onnx.ModelProto:
     """The graph of the demo variant with random weights of seed 0."""
     model = from_seed(0, DEMO.config, image_size=DEMO_SIZE).model
-    strategy = select_strategy("gridsample", 18)
+    strategy = select_strategy("separable", 18)
     return export_graph(model, Normalisation(DEMO.mean, DEMO.std), strategy=strategy, opset=18, example_size=DEMO_SIZE)
 
 
@@ -65,7 +65,7 @@ def test_export_makes_a_directory_that_the_service_opens(tmp_path: Path, capsys:
     opened = open_model(path)
     manifest = opened.manifest
     assert (manifest.variant, manifest.name, manifest.version) == ("dat_demo", "digits", 1)
-    assert (manifest.precision, manifest.opset, manifest.sampling) == ("fp32", 18, "gridsample")
+    assert (manifest.precision, manifest.opset, manifest.sampling) == ("fp32", 18, "separable")
     assert (manifest.input.height, manifest.input.width) == DEMO_SIZE
     assert (manifest.preprocess.resize_height, manifest.preprocess.resize_width) == (DEMO.resize, DEMO.resize)
     assert manifest.weights_source == "random weights of seed 0"
@@ -81,6 +81,47 @@ def test_export_makes_a_directory_that_the_service_opens(tmp_path: Path, capsys:
     assert {name: output.shape[1:] for name, output in outputs.items()} == {
         record.name: record.shape for record in manifest.outputs
     }
+
+
+@pytest.mark.usefixtures("exported_before")
+def test_float16_export_is_verified_by_its_own_bound_and_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    form = ("--precision", "fp16", "--target", "tensorrt")
+    assert export("dat_demo", "--random-weights", 0, *form, repository=tmp_path) == 0
+    assert "target tensorrt, opset 18, sampling separable, fp16" in capsys.readouterr().err
+    opened = open_model(tmp_path / "dat_demo" / "1")
+    manifest = opened.manifest
+    assert (manifest.precision, manifest.target, manifest.contrib_operators) == ("fp16", "tensorrt", ())
+    assert manifest.verification.tolerance == TOLERANCES["fp16"].rms
+    for record in manifest.outputs:
+        assert record.rms_difference is not None
+        assert 0 < record.rms_difference <= 1e-2 * record.reference_std
+        assert record.rms_difference < record.max_abs_difference
+    graph = onnx.load(opened.model_path).graph
+    assert {weight.data_type for weight in graph.initializer} >= {onnx.TensorProto.FLOAT16}
+
+
+@pytest.mark.usefixtures("exported_before")
+def test_float16_graph_beyond_its_bound_is_not_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "half", coarsened)
+    assert export("dat_demo", "--random-weights", 0, "--precision", "fp16", repository=tmp_path / "models") == 1
+    assert "too large" in capsys.readouterr().err
+    assert everything(tmp_path) == []
+
+
+def coarsened(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph whose weights keep three bits after the first."""
+    coarse = onnx.ModelProto()
+    coarse.CopyFrom(graph)
+    for weight in coarse.graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT:
+            mantissa, exponent = np.frexp(onnx.numpy_helper.to_array(weight))
+            values = np.ldexp(np.round(mantissa * 16) / 16, exponent)
+            weight.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), weight.name))
+    return coarse
 
 
 @pytest.mark.usefixtures("exported_before")
@@ -150,7 +191,7 @@ class TestRepository:
         (("dat_tiny", "--weights", "nowhere.pth"), "the weights nowhere.pth do not exist"),
         (("dat_tiny", "--random-weights", 0, "--opset", 16), "opset 16 is not supported; choose one of: 18"),
         (("dat_tiny", "--random-weights", 0, "--sampling", "magic"), "unknown sampling strategy 'magic'"),
-        (("dat_tiny", "--random-weights", 0, "--precision", "fp16"), "precision fp16 is not available"),
+        (("dat_tiny", "--random-weights", 0, "--target", "tensorrt", "--opset", 20), "takes opsets up to 19, not 20"),
         (("dat_tiny", "--random-weights", 0, "--image-size", 225), "225x225 cannot work"),
         (("dat_tiny", "--random-weights", 0, "--image-size", "224x225"), "224x225 cannot work"),
         (("dat_tiny", "--random-weights", 0, "--dynamic-size"), "only second-generation models can"),
@@ -180,7 +221,14 @@ def test_file_that_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--image-size", "big"), ("--opset", "new"), ("--precision", "fp8"), ("--weights", "a", "--sharp")]
+    "arguments",
+    [
+        ("--image-size", "big"),
+        ("--opset", "new"),
+        ("--precision", "fp8"),
+        ("--target", "tpu"),
+        ("--weights", "a", "--sharp"),
+    ],
 )
 def test_wrong_command_line_is_explained(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from export.graph import OUTPUT_NAMES, export_graph
 from export.sampling import select_strategy
@@ -15,16 +17,32 @@ from export.verify import verify
 from models.config import DATConfig, SizeError
 from models.dat import DAT
 from tests.export.conftest import NORMALISATION, Exported
-from tests.export.networks import NETWORKS, SIZE, dynamic, first_generation
+from tests.export.networks import NETWORKS, SIZE, dynamic, first_generation, second_generation
+
+# A layer of windows takes one, a shifted one four: its windows inside, on either border, and in the corner. One of
+# neighbourhoods takes one where its map is small, and not padded.
+FUSED_ATTENTIONS = {
+    "first_generation": 11,
+    "first_generation_biases": 0,
+    "second_generation": 1,
+    "second_generation_biases": 5,
+}
 
 
 def network(config: DATConfig, image_size: tuple[int, int] | None = SIZE) -> DAT:
     return from_seed(0, config, image_size=image_size).model
 
 
-def exported(model: DAT, path: Path, *, sampling: str = "gridsample", opset: int = 18) -> onnx.ModelProto:
+def exported(
+    model: DAT, path: Path, *, sampling: str = "gridsample", opset: int = 18, tuned_for_cpu: bool = False
+) -> onnx.ModelProto:
     graph = export_graph(
-        model, NORMALISATION, strategy=select_strategy(sampling, opset), opset=opset, example_size=SIZE
+        model,
+        NORMALISATION,
+        strategy=select_strategy(sampling, opset),
+        opset=opset,
+        example_size=SIZE,
+        tuned_for_cpu=tuned_for_cpu,
     )
     onnx.save(graph, path)
     return graph
@@ -34,7 +52,7 @@ def axes(value: onnx.ValueInfoProto) -> list[int | str]:
     return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
 
 
-@pytest.mark.parametrize(("sampling", "opset"), [("gridsample", 18), ("gather", 20)])
+@pytest.mark.parametrize(("sampling", "opset"), [("gridsample", 18), ("gather", 20), ("separable", 19)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_layer_kind_and_switch_computes_what_torch_computes(
     name: str, sampling: str, opset: int, tmp_path: Path
@@ -48,7 +66,34 @@ def test_every_layer_kind_and_switch_computes_what_torch_computes(
     assert {node.domain for node in graph.graph.node} == {""}
 
 
-@pytest.mark.parametrize("sampling", ["gather", pytest.param("gridsample", marks=pytest.mark.full)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_graph_tuned_for_the_cpu_computes_what_torch_computes(name: str, tmp_path: Path) -> None:
+    model = network(NETWORKS[name]())
+    path = tmp_path / "model.onnx"
+    graph = exported(model, path, sampling="separable", tuned_for_cpu=True)
+    verify(path, model, NORMALISATION, image_sizes=[SIZE])
+    operators = Counter((node.domain, node.op_type) for node in graph.graph.node)
+    assert {domain for domain, _ in operators} <= {"", "com.microsoft"}
+    assert operators["com.microsoft", "Attention"] == FUSED_ATTENTIONS[name]
+
+
+def test_network_whose_windows_fill_up_with_padding_is_tuned_too(tmp_path: Path) -> None:
+    model = network(first_generation(), image_size=(96, 64))
+    path = tmp_path / "model.onnx"
+    exported(model, path, sampling="separable", tuned_for_cpu=True)
+    verify(path, model, NORMALISATION, image_sizes=[(96, 64)])
+
+
+def test_exporting_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model = network(second_generation())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    exported(model, tmp_path / "model.onnx", sampling="separable", tuned_for_cpu=True)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("sampling", ["separable", "gather", pytest.param("gridsample", marks=pytest.mark.full)])
 def test_dynamic_graph_takes_other_sizes_and_shapes(sampling: str, tmp_path: Path) -> None:
     model = network(dynamic(), image_size=None)
     path = tmp_path / "model.onnx"

@@ -19,6 +19,7 @@ from export.graph import translate
 from export.sampling import MAX_OPSET, MIN_OPSET, STRATEGY_NAMES, check_graph, select_strategy
 
 OPSETS = range(MIN_OPSET, MAX_OPSET + 1)
+SAMPLERS = tuple(name for name in STRATEGY_NAMES if name != "separable")
 # Beyond 2^62 pixels ONNX Runtime's GridSample overflows its pixel index; the gathers clamp before they convert.
 FARTHEST_EXPONENT = {"gridsample": 16, "gather": 30}
 EXACT = {"mode": "bilinear", "padding_mode": "zeros", "align_corners": True}
@@ -91,7 +92,7 @@ def samplings(draw: st.DrawFn, farthest_exponent: int) -> tuple[np.ndarray, np.n
 
 
 @pytest.mark.parametrize("opset", [18, 20])
-@pytest.mark.parametrize("name", STRATEGY_NAMES)
+@pytest.mark.parametrize("name", SAMPLERS)
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_strategy_equals_torch_at_any_size_and_position(name: str, opset: int, data: st.DataObject) -> None:
@@ -101,7 +102,7 @@ def test_strategy_equals_torch_at_any_size_and_position(name: str, opset: int, d
     np.testing.assert_allclose(computed, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", STRATEGY_NAMES)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_positions_on_pixels_give_the_pixels_and_beyond_the_border_zero(name: str) -> None:
     image = np.arange(1, 13, dtype=np.float32).reshape(1, 1, 3, 4)
     rows, columns = np.linspace(-2, 2, 5), np.linspace(-1 - 2 / 3, 1 + 2 / 3, 6)  # one pixel beyond on every side
@@ -111,7 +112,7 @@ def test_positions_on_pixels_give_the_pixels_and_beyond_the_border_zero(name: st
 
 
 @pytest.mark.parametrize("opset", OPSETS)
-@pytest.mark.parametrize("name", STRATEGY_NAMES)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_graph_declares_the_opset_asked_for_and_standard_operators_only(name: str, opset: int) -> None:
     graph = exact_graph(name, opset)
     assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", opset)]
@@ -143,7 +144,7 @@ def test_other_samplings_are_refused(name: str, opset: int, arguments: dict[str,
         sampler_graph(name, opset, **arguments)
 
 
-@pytest.mark.parametrize("name", STRATEGY_NAMES)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_sampling_of_volumes_is_refused(name: str) -> None:
     with pytest.raises(ExportError, match="supported: 4-D input"):
         translate(
@@ -157,6 +158,11 @@ def test_sampling_of_volumes_is_refused(name: str) -> None:
         )
 
 
+def test_separable_refuses_a_model_that_calls_the_sampler() -> None:
+    with pytest.raises(ExportError, match="calls grid_sample itself, which the sampling strategy separable does not"):
+        sampler_graph("separable", MIN_OPSET)
+
+
 @pytest.mark.parametrize("opset", [16, 17, 24])
 @pytest.mark.parametrize("name", STRATEGY_NAMES)
 def test_unsupported_opset_is_refused_with_those_supported(name: str, opset: int) -> None:
@@ -165,7 +171,9 @@ def test_unsupported_opset_is_refused_with_those_supported(name: str, opset: int
 
 
 def test_unknown_strategy_is_refused_with_those_known() -> None:
-    with pytest.raises(ExportError, match="unknown sampling strategy 'plugin'; choose one of: gridsample, gather"):
+    with pytest.raises(
+        ExportError, match="unknown sampling strategy 'plugin'; choose one of: separable, gridsample, gather"
+    ):
         select_strategy("plugin", 18)
 
 
@@ -176,7 +184,7 @@ def tampered(name: str, opset: int = 18) -> onnx.ModelProto:
 
 
 def check(graph: onnx.ModelProto, name: str, *, opset: int = 18, samplings: int = 1) -> None:
-    check_graph(graph, strategy=select_strategy(name, opset), opset=opset, samplings=samplings)
+    check_graph(graph, strategy=select_strategy(name, opset), opset=opset, samplings=samplings, domains={})
 
 
 @pytest.mark.parametrize(("attribute", "value"), [("mode", "nearest"), ("padding_mode", "border")])
@@ -196,7 +204,7 @@ def test_mode_of_another_opset_is_refused() -> None:
 
 
 def test_graph_that_keeps_another_opset_is_refused() -> None:
-    with pytest.raises(ExportError, match="instead of opset 19 alone"):
+    with pytest.raises(ExportError, match="instead of opset 19"):
         check(tampered("gridsample", 18), "gridsample", opset=19)
 
 

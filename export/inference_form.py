@@ -1,0 +1,83 @@
+"""A network in the form in which it is exported: the same function, with less to compute.
+
+What a layer multiplies by or adds that is known beforehand moves into weights beside it: the scale of attention
+scores into the keys, the factors of residual branches into the projections that end them, the skips around depthwise
+convolutions into their kernels. Every step is exact but for the rounding of the weights it changes.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from export.fused_attention import fuse_attention
+from models.dat import DAT, Stage
+from models.deformable_attention import DeformableAttention
+from models.layers import MLP, ConvMLP, LayerScale, ResidualDepthwiseConv
+from models.neighborhood_attention import NeighborhoodAttention
+from models.sampling import BilinearSampling
+from models.window_attention import WindowAttention
+
+
+def inference_form(model: DAT, sampling: BilinearSampling, *, tuned_for_cpu: bool = False) -> DAT:
+    """Return a copy that computes what `model` does, and samples as `sampling` has it.
+
+    `tuned_for_cpu` takes what ONNX Runtime's CPU provider has the faster code for: its own attention operator, and
+    blocked convolutions for the products of the MLPs. Such a copy can be exported, and not be run by torch.
+    """
+    model = copy.deepcopy(model).requires_grad_(False)
+    model.sample_with(sampling)
+    for module in list(model.modules()):
+        match module:
+            case ResidualDepthwiseConv():
+                module.fold_skip()
+            case DeformableAttention():
+                _scale_rows(module.proj_k, module.scale)
+                module.scale = 1.0
+            case WindowAttention():
+                _scale_rows(module.proj_qkv, module.scale, module.proj_qkv.in_features)
+                module.scale = 1.0
+            case NeighborhoodAttention():
+                _scale_rows(module.qkv, module.scale, module.qkv.in_features)
+                module.scale = 1.0
+            case MLP() | ConvMLP():
+                module.channels_first = tuned_for_cpu
+            case Stage():
+                _fold_layer_scales(module)
+    if tuned_for_cpu:
+        fuse_attention(model)
+    return model
+
+
+def _scale_rows(layer: nn.Linear | nn.Conv2d, factor: float | torch.Tensor, rows: int | None = None) -> None:
+    """Multiply the first `rows` outputs of a layer, or all, by a factor or one each."""
+    layer.weight[:rows] *= factor if isinstance(factor, float) else factor.reshape(-1, *[1] * (layer.weight.ndim - 1))
+    if layer.bias is not None:
+        layer.bias[:rows] *= factor
+
+
+def _fold_layer_scales(stage: Stage) -> None:
+    for place, scale in enumerate(stage.layer_scales):
+        if isinstance(scale, LayerScale):
+            branch = stage.attns[place // 2] if place % 2 == 0 else stage.mlps[place // 2]
+            _scale_rows(_last_projection(branch), scale.weight)
+            stage.layer_scales[place] = nn.Identity()
+
+
+def _last_projection(branch: nn.Module) -> nn.Linear | nn.Conv2d:
+    """Return the layer whose outputs a residual branch ends with."""
+    match branch:
+        case DeformableAttention() | WindowAttention():
+            last: nn.Module = branch.proj_out
+        case NeighborhoodAttention():
+            last = branch.proj
+        case ConvMLP():
+            last = branch.linear2[0]
+        case MLP():
+            last = branch.chunk["linear2"]
+        case _:
+            raise TypeError(f"{type(branch).__name__} is no residual branch")
+    assert isinstance(last, nn.Linear | nn.Conv2d)
+    return last
