@@ -24,7 +24,7 @@ class DeviceOptions:
     device: str = "cpu"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `tensorrt` ..."""
     threads: int = 0
-    """Threads that compute one run on the CPU; 0 for one a core. They spin within a run alone: decoding needs the cores."""
+    """Threads that compute one run on the CPU; 0 for one a core. They spin only within a run: others want the cores."""
     provider_options: Mapping[str, str] = field(default_factory=dict)
     """Options of the device's execution provider, over the defaults in PROVIDERS."""
     cuda_graphs: bool = True
