@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from export.errors import ExportError
-from export.pipeline import ExportJob, run
+from export.job import ExportJob
+from export.pipeline import run
 from export.progress import Progress
 from export.sampling import MAX_OPSET, MIN_OPSET, STRATEGY_NAMES
 from export.targets import TARGETS, find_target

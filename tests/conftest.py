@@ -12,7 +12,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from export.pipeline import ExportJob, run
+from export.job import ExportJob
+from export.pipeline import run
 from export.progress import Progress
 from models.demo.train import WEIGHTS_FILE
 from models.variants import VARIANTS

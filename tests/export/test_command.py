@@ -12,7 +12,7 @@ import pytest
 from export import pipeline
 from export.__main__ import main
 from export.graph import Normalisation, export_graph
-from export.pipeline import resized
+from export.manifest import resized
 from export.sampling import select_strategy
 from export.source import from_seed
 from export.verify import TOLERANCES, open_session

@@ -1,0 +1,101 @@
+"""What is to be exported, and what of it can be refused before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from export.errors import ExportError
+from export.graph import Normalisation
+from export.sampling import Strategy, select_strategy
+from export.targets import Target, find_target
+from models.variants import Variant
+
+PRECISIONS: Final = ("fp32", "fp16", "int8")
+"""Precisions that can be exported."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportJob:
+    """What to export and where to put it.
+
+    Exactly one of `weights`, a file, and `seed`, for random weights, is given. `image_size` is height and width, by
+    default the variant's own; with `dynamic_size` it is the size that the service will send. `target` is by default
+    what the machine has; it decides the sampling strategy and the opset where they are left open.
+    """
+
+    variant: Variant
+    repository: Path
+    weights: Path | None = None
+    seed: int | None = None
+    name: str | None = None
+    version: int | None = None
+    precision: str = "fp32"
+    image_size: tuple[int, int] | None = None
+    window: int | None = None
+    labels: Path | None = None
+    target: Target = field(default_factory=lambda: find_target(None))
+    sampling: str | None = None
+    opset: int | None = None
+    dynamic_size: bool = False
+    calibration: Path | None = None
+    """A folder of photos for int8."""
+
+    @property
+    def model_name(self) -> str:
+        """The model's name in the repository."""
+        return self.name or self.variant.name
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images that the service will send."""
+        return self.image_size or (self.variant.input_size, self.variant.input_size)
+
+    @property
+    def graph_opset(self) -> int:
+        """The opset asked for, or the target's."""
+        return self.opset if self.opset is not None else self.target.opset
+
+    @property
+    def strategy(self) -> Strategy:
+        """The sampling strategy asked for, or the target's; ExportError where there is none for the opset."""
+        return select_strategy(self.sampling if self.sampling is not None else self.target.sampling, self.graph_opset)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What the graph does to pixels first."""
+        return Normalisation(self.variant.mean, self.variant.std)
+
+
+def check_job(job: ExportJob) -> None:
+    """Raise ExportError for what can be refused before anything is loaded."""
+    _ = job.strategy  # raises where there is none
+    job.target.check_opset(job.graph_opset)
+    if job.precision not in PRECISIONS:
+        raise ExportError(f"precision {job.precision} is not available; available: {', '.join(PRECISIONS)}")
+    if job.precision == "int8" and job.target.name != "cpu":
+        raise ExportError(f"int8 is for CPUs, and the target is {job.target.name}; give --target cpu")
+    if (job.weights is None) == (job.seed is None):
+        raise ExportError("give either a weight file or a seed for random weights")
+    if job.calibration is not None and job.precision != "int8":
+        raise ExportError(f"--calibration is for --precision int8 alone, not {job.precision}")
+    config = job.variant.config
+    if job.dynamic_size and not config.can_be_dynamic:
+        raise ExportError(
+            f"{job.variant.name} cannot have a dynamic size: only second-generation models can, since the windows and "
+            "position tables of the first belong to one size; leave --dynamic-size out and choose --image-size"
+        )
+    if job.window is not None and not any({"L", "S"} & set(stage.layers) for stage in config.stages):
+        raise ExportError(f"{job.variant.name} has no window attention that --window-size could apply to")
+    if job.dynamic_size:
+        config.check_size(job.input_size)
+        if min(job.input_size) < config.min_dynamic_side:
+            raise ExportError(
+                f"{_size(job.input_size)} is too small for a dynamic size of {job.variant.name}: "
+                f"sides must be at least {config.min_dynamic_side}"
+            )
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

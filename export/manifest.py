@@ -1,0 +1,109 @@
+"""What the service is told of an exported model: the manifest, made from the job and from what came of it."""
+
+from __future__ import annotations
+
+import datetime
+from importlib import metadata
+from pathlib import Path
+
+import onnx
+
+from export.graph import INPUT_NAME, SIZE_MULTIPLE
+from export.job import ExportJob
+from export.source import LoadedModel
+from export.targets import contrib_operators
+from export.verify import BATCH_SIZES, PROVIDER, TOLERANCES, Difference
+from models.variants import Variant
+from service.repository import (
+    LABELS_FILE,
+    MODEL_FILE,
+    FileRecord,
+    InputRecord,
+    Manifest,
+    OutputRecord,
+    PreprocessRecord,
+    QuantizationRecord,
+    VerificationRecord,
+    sha256_of,
+)
+
+_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime")
+
+
+def manifest_of(
+    job: ExportJob,
+    version: int,
+    loaded: LoadedModel,
+    graph: onnx.ModelProto,
+    differences: tuple[Difference, ...],
+    directory: Path,
+    quantization: QuantizationRecord | None,
+) -> Manifest:
+    """Return the manifest of the model and the labels in `directory`, whose graph differs from torch's as given."""
+    height, width = job.input_size
+    variant = job.variant
+    return Manifest(
+        name=job.model_name,
+        version=version,
+        variant=variant.name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        precision=job.precision,
+        opset=job.graph_opset,
+        sampling=job.strategy.name,
+        target=job.target.name,
+        contrib_operators=contrib_operators(graph),
+        num_classes=loaded.model.config.num_classes,
+        input=InputRecord(
+            name=INPUT_NAME,
+            height=height,
+            width=width,
+            dynamic_size=job.dynamic_size,
+            size_multiple=SIZE_MULTIPLE,
+        ),
+        preprocess=PreprocessRecord(
+            resize_height=resized(height, variant),
+            resize_width=resized(width, variant),
+            mean=variant.mean,
+            std=variant.std,
+        ),
+        outputs=_output_records(graph, differences),
+        weights_source=loaded.weights_source,
+        weights_sha256=loaded.weights_sha256,
+        files={name: _file_record(directory / name) for name in (MODEL_FILE, LABELS_FILE)},
+        verification=VerificationRecord(
+            batch_sizes=BATCH_SIZES,
+            provider=PROVIDER,
+            tolerance=TOLERANCES[job.precision].rms,
+            quantization=quantization,
+        ),
+        exporter={tool: metadata.version(tool) for tool in _TOOLS},
+    )
+
+
+def resized(side: int, variant: Variant) -> int:
+    """Return the length that an image's side is resized to before `side` pixels are cropped, as the variant's ratio."""
+    return round(side * variant.resize / variant.input_size)
+
+
+def _file_record(path: Path) -> FileRecord:
+    return FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+
+
+def _output_records(graph: onnx.ModelProto, differences: tuple[Difference, ...]) -> tuple[OutputRecord, ...]:
+    shapes = {
+        output.name: tuple(
+            dimension.dim_value if dimension.HasField("dim_value") else None
+            for dimension in output.type.tensor_type.shape.dim[1:]
+        )
+        for output in graph.graph.output
+    }
+    return tuple(
+        OutputRecord(
+            name=each.name,
+            shape=shapes[each.name],
+            max_abs_difference=each.max_abs,
+            reference_std=each.reference_std,
+            rms_difference=each.rms,
+        )
+        for each in differences
+    )
