@@ -7,7 +7,7 @@ it is, float32, and so do input and outputs.
 
 Written with ONNX Runtime's own operators where they save time over the standard QuantizeLinear/DequantizeLinear pairs:
 MatMulIntegerToFloat adds the bias in the product's last step, where the runtime leaves an Add behind from a pair
-(docs/decisions/0010-int8.md), and QLinearConv reads channels last, where a Conv needs two transposes.
+(docs/decisions/0012-int8.md), and QLinearConv reads channels last, where a Conv needs two transposes.
 """
 
 from __future__ import annotations
