@@ -9,18 +9,14 @@ Invariants: a layer here computes what the layer it was made from does; it can b
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from export import contrib
 from models.dat import DAT
 from models.neighborhood_attention import NeighborhoodAttention
 from models.window_attention import WindowAttention
-
-DOMAIN: Final = "com.microsoft"
-DOMAIN_VERSION: Final = 1
 
 
 class FusedSelfAttention(nn.Module):
@@ -43,12 +39,12 @@ class FusedSelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend."""
         return torch.onnx.ops.symbolic(
-            f"{DOMAIN}::Attention",
+            f"{contrib.DOMAIN}::Attention",
             (x, self.weight, self.projection_bias, None, None, self.bias),
             {"num_heads": self.heads, "scale": 1.0},
             dtype=x.dtype,
             shape=x.shape,
-            version=DOMAIN_VERSION,
+            version=contrib.VERSION,
         )
 
 

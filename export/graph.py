@@ -23,8 +23,8 @@ import torch
 from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 
+from export import contrib
 from export.errors import ExportError
-from export.fused_attention import DOMAIN, DOMAIN_VERSION
 from export.inference_form import inference_form
 from export.sampling import Strategy, check_graph, count_samplings
 from models.dat import DAT
@@ -104,7 +104,7 @@ def export_graph(
         input_names=(INPUT_NAME,),
         output_names=OUTPUT_NAMES,
         dynamic_shapes=({0: "batch"} if size else {0: "batch", 1: "height", 2: "width"},),
-        domains={DOMAIN: DOMAIN_VERSION} if tuned_for_cpu else {},
+        domains={contrib.DOMAIN: contrib.VERSION} if tuned_for_cpu else {},
     )
 
 

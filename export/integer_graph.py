@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-_CONTRIB: Final = "com.microsoft"
+from export import contrib
+
 _UINT8_LEVELS, _INT8_LIMIT = 255, 127
 
 
@@ -93,7 +94,7 @@ class IntegerWriter:
         inputs = [f"{source}/uint8", f"{weight}/int8", *parameters, *bias]
         return [
             *self._quantize_once(source),
-            helper.make_node("MatMulIntegerToFloat", inputs, [result], name=node.name, domain=_CONTRIB),
+            helper.make_node("MatMulIntegerToFloat", inputs, [result], name=node.name, domain=contrib.DOMAIN),
         ]
 
     def _bias_after(self, node: NodeProto, absorbed: set[int]) -> tuple[list[str], str]:
@@ -120,7 +121,7 @@ class IntegerWriter:
             bias = numpy_helper.to_array(self._wiring.constants[node.input[2]]) / (self._scales[source] * weight_scales)
             inputs.append(f"{node.output[0]}/bias")
             self._keep(inputs[-1], np.rint(bias).astype(np.int32))
-        integer = helper.make_node("QLinearConv", inputs, [f"{result}/uint8"], name=node.name, domain=_CONTRIB)
+        integer = helper.make_node("QLinearConv", inputs, [f"{result}/uint8"], name=node.name, domain=contrib.DOMAIN)
         integer.attribute.extend(each for each in node.attribute if each.name != "auto_pad")
         integer.attribute.append(helper.make_attribute("channels_last", 1))
         back = helper.make_node(
@@ -174,6 +175,6 @@ class IntegerWriter:
             del values[:]
             values.extend(kept)
         del model.graph.value_info[:]  # tells of tensors that are gone
-        if all(each.domain != _CONTRIB for each in model.opset_import):
-            model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
+        if all(each.domain != contrib.DOMAIN for each in model.opset_import):
+            model.opset_import.append(helper.make_opsetid(contrib.DOMAIN, contrib.VERSION))
         return model

@@ -23,6 +23,7 @@ import onnx_ir
 from onnx import NodeProto, TensorProto, helper
 from onnxscript.optimizer import fold_constants
 
+from export import contrib
 from export.errors import ExportError
 from export.graph import INPUT_NAME
 from export.integer_graph import IntegerWriter, MLPConv, Wiring
@@ -130,7 +131,7 @@ def mlp_conv(node: NodeProto, wiring: Wiring) -> MLPConv | None:
     gelu = _gelu_from_erf(result, wiring)
     if not gelu:
         return None
-    made = helper.make_node("Gelu", [result], [gelu[-1].output[0]], domain="com.microsoft")
+    made = helper.make_node("Gelu", [result], [gelu[-1].output[0]], domain=contrib.DOMAIN)
     return MLPConv(before.input[0], result, made, (after, *gelu))
 
 

@@ -11,11 +11,9 @@ from typing import Final, Literal
 
 import onnx
 
+from export import contrib
 from export.errors import ExportError
 from export.sampling import DEFAULT_OPSET, DEFAULT_STRATEGY, MAX_OPSET
-
-CONTRIB: Final = "com.microsoft"
-"""The domain of ONNX Runtime's own operators, which no other runtime has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ class Target:
 
     def check(self, graph: onnx.ModelProto) -> None:
         """Raise ExportError where a finished graph holds operators that this target does not have."""
-        domains = {"", "ai.onnx", CONTRIB} if self.has_contrib_operators else {"", "ai.onnx"}
+        domains = {"", "ai.onnx", contrib.DOMAIN} if self.has_contrib_operators else {"", "ai.onnx"}
         unknown = sorted({f"{node.domain}::{node.op_type}" for node in graph.graph.node if node.domain not in domains})
         if unknown:
             raise ExportError(f"target {self.name} has no operators {', '.join(unknown)}, which the graph holds")
@@ -104,4 +102,4 @@ def cuda_visible() -> bool:
 
 def contrib_operators(graph: onnx.ModelProto) -> tuple[str, ...]:
     """Return the names of ONNX Runtime's own operators in a graph, in alphabetical order."""
-    return tuple(sorted({node.op_type for node in graph.graph.node if node.domain == CONTRIB}))
+    return tuple(sorted({node.op_type for node in graph.graph.node if node.domain == contrib.DOMAIN}))

@@ -98,7 +98,7 @@ class VerificationRecord(_Record):
     provider: str
     tolerance: float = Field(gt=0)
     """Allowed difference: in fp32 the largest, as a multiple of max(1, reference_std); otherwise the root mean square,
-    as a multiple of reference_std."""
+    as a multiple of reference_std, or in int8 of max(1, reference_std)."""
     quantization: QuantizationRecord | None = None
     """For int8, whose float32 graph was verified at these batch sizes, by the tolerance of fp32, before."""
 

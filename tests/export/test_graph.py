@@ -1,4 +1,4 @@
-"""Whole graphs of small networks: every layer kind and switch, both strategies, against torch."""
+"""Whole graphs of small networks: every layer kind and switch, every strategy, against torch."""
 
 from __future__ import annotations
 
