@@ -12,7 +12,7 @@ import argparse
 import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.errors import SettingsError
 
 ENV_PREFIX = "DAT_"
+CLIENT_API_KEY = "DAT_CLIENT_API_KEY"
+"""Variable with the key that the commands show to a server; no setting of the service."""
 CPU_BUCKETS = (1, 2, 4, 8)
 GPU_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -199,9 +201,11 @@ def variable_of(field: str) -> str:
     return ENV_PREFIX + field.upper()
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add one option a field; options that are not given leave no trace in the parsed namespace."""
+def add_options(parser: argparse.ArgumentParser, *, only: Collection[str] | None = None) -> None:
+    """Add one option a field (of those named in `only`); options not given leave no trace in the parsed namespace."""
     for name, field in Settings.model_fields.items():
+        if only is not None and name not in only:
+            continue
         action = argparse.BooleanOptionalAction if field.annotation is bool else "store"
         extra: dict[str, Any] = {} if field.annotation is bool else {"metavar": name.rsplit("_", 1)[-1].upper()}
         parser.add_argument(
@@ -218,7 +222,7 @@ def load_settings(
     Raises SettingsError that names every unknown variable, or every bad value by its option or variable.
     """
     options = dict(options or {})
-    known = {variable_of(name) for name in Settings.model_fields}
+    known = {variable_of(name) for name in Settings.model_fields} | {CLIENT_API_KEY}
     variables = {name.upper(): name for name in (os.environ if environment is None else environment)}
     unknown = sorted(name for key, name in variables.items() if key.startswith(ENV_PREFIX) and key not in known)
     if unknown:

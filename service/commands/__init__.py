@@ -1,0 +1,42 @@
+"""The commands of `python -m service`: each a module that is imported when it is asked for, and only then.
+
+A command's module has two functions: `add_arguments(parser)` and `run(options)`, which returns the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Protocol, cast
+
+COMMANDS: Mapping[str, str] = {
+    "serve": "serve the model (the default command)",
+    "check": "load and warm the model, and say what would be served",
+    "settings": "print every setting with its value",
+    "classify": "name the classes of image files",
+    "features": "write the features of image files to a NumPy archive",
+    "evaluate": "measure the accuracy on a folder of images whose classes are known",
+}
+"""Each command's name, which is its module's too, and what it does."""
+
+DEFAULT = "serve"
+
+
+class Command(Protocol):
+    """What a command's module has."""
+
+    __doc__: str | None
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's own arguments."""
+        ...
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Do it, and return the exit status; raises StartupError for what the caller can mend."""
+        ...
+
+
+def load(name: str) -> Command:
+    """Import one of COMMANDS."""
+    return cast(Command, import_module(f"{__name__}.{name}"))

@@ -1,0 +1,46 @@
+"""`check`: load the model, run every batch size, and say what would be served."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+
+from service.commands.options import settings_from
+from service.engine.session import resolve_device
+from service.logs import configure_logging
+from service.plan import load_session
+from service.repository import ModelDirectory, select_model
+from service.settings import Settings, add_options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add every setting."""
+    add_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what would be served and how long each bucket takes; raises StartupError where nothing could be."""
+    settings = settings_from(options)
+    configure_logging(level=settings.log_level, form=settings.log_format)
+    model = select_model(settings.repository, name=settings.model, version=settings.model_version)
+    manifest = model.manifest
+    print(f"model     {manifest.name} version {manifest.version} ({manifest.variant}, {manifest.precision})")
+    for device in settings.devices or (settings.device,):
+        _check_device(settings, model, resolve_device(device))
+    return 0
+
+
+def _check_device(settings: Settings, model: ModelDirectory, device: str) -> None:
+    manifest = model.manifest
+    session = load_session(model, device, settings)
+    print(f"device    {device}")
+    print(f"input     {manifest.input.height} x {manifest.input.width}")
+    print(f"outputs   {', '.join(session.output_names)}")
+    for bucket in settings.buckets_for(device):
+        images = np.zeros((bucket, *session.input_shape), np.uint8)
+        session.run(images, session.output_names)
+        began_s = time.perf_counter()
+        session.run(images, ("logits",))
+        print(f"bucket    {bucket:<4} {(time.perf_counter() - began_s) * 1000:.2f} ms")

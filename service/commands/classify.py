@@ -1,0 +1,96 @@
+"""`classify`: the most likely classes of image files, as a table for people or JSON lines for programs.
+
+Every file is answered for in one place: with its classes, or with what is wrong with it. Lines come in the order of
+the files as soon as they are known; nothing is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from contextlib import aclosing
+
+from service.commands import source
+from service.commands.files import answers, find_files
+from service.commands.terminal import printable, progress
+from service.predictors.types import Fault, Ranking
+from service.settings import Settings, add_options
+
+_WIDEST_PATH = 60
+"""Columns; longer paths push their own line out of line."""
+Show = Callable[[str, "Ranking | Fault"], None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="image file, folder, or pattern in quotes")
+    parser.add_argument(
+        "--format", choices=("table", "jsonl"), help="form of the answers (default: table on a terminal, else jsonl)"
+    )
+    add_options(parser, only=("top_k",))
+    source.add_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Classify, and return 1 if any file could not be; raises StartupError where none can be."""
+    settings = source.prepare(options)
+    return asyncio.run(_classify(options, settings))
+
+
+async def _classify(options: argparse.Namespace, settings: Settings) -> int:
+    found = await asyncio.to_thread(find_files, options.paths)
+    form = options.format or ("table" if sys.stdout.isatty() else "jsonl")
+    show: Show = show_json_line
+    if form == "table":
+        width = min(max(map(len, [*found.files, *found.faults]), default=0), _WIDEST_PATH)
+        show = table(width)
+    for given, fault in found.faults.items():
+        show(given, fault)
+    is_whole = not found.faults
+    if not found.files:
+        return 1
+    top_k: int | None = getattr(options, "top_k", None) and settings.top_k  # left out, the server's own counts
+    async with source.open_source(options, settings) as predictor:
+        under_way = answers(
+            found.files,
+            lambda image: predictor.classify(image, top_k=top_k),
+            concurrency=predictor.concurrency,
+            max_bytes=settings.max_body_bytes,
+        )
+        with progress(len(found.files), "classifying") as advance:
+            async with aclosing(under_way) as results:
+                async for path, result in results:
+                    show(path, result)
+                    is_whole = is_whole and not isinstance(result, Fault)
+                    advance()
+    return 0 if is_whole else 1
+
+
+def show_json_line(path: str, result: Ranking | Fault) -> None:
+    """Print one object: `path`, and `predictions` or `error`."""
+    line: dict[str, object] = {"path": path}
+    if isinstance(result, Fault):
+        line["error"] = {"code": result.code, "detail": result.detail}
+    else:
+        line["predictions"] = [prediction._asdict() for prediction in result]
+    print(json.dumps(line))
+
+
+def table(width: int) -> Show:
+    """Return what prints a file's rows, below a header that is printed at once; `width` is the paths' column."""
+
+    def row(path: str, score: str, text: str) -> None:
+        print(f"{printable(path):{width}}  {score:>6}  {printable(text)}")
+
+    def show(path: str, result: Ranking | Fault) -> None:
+        if isinstance(result, Fault):
+            row(path, "error", f"{result.code}: {result.detail}")
+            return
+        for place, prediction in enumerate(result):
+            row(path if place == 0 else "", f"{prediction.score:.4f}", prediction.label)
+
+    row("image", "score", "class")
+    return show

@@ -1,0 +1,122 @@
+"""`evaluate`: top-1 and top-5 accuracy on a folder of images whose classes are known."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+
+from service.commands import source
+from service.commands.files import answers, images_below
+from service.commands.reports import Evaluation, as_json, as_text
+from service.commands.terminal import progress, report
+from service.errors import SettingsError
+from service.evaluation.classes import Classes
+from service.evaluation.ground_truth import BadGroundTruth, Known, by_file, by_folders
+from service.evaluation.tally import TOP
+from service.predictors.types import Fault, Predictor
+from service.settings import Settings
+
+_COUNTED_FROM = {"class-id": 0, "class-number": 1}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "folder", metavar="FOLDER", help="images, in folders named after their classes unless a file names them"
+    )
+    truth = parser.add_argument_group("what the images show")
+    truth.add_argument(
+        "--ground-truth", type=Path, metavar="FILE",
+        help="file that names the classes: `filename,class` by comma, tab or space; Kaggle's LOC_val_solution.csv; "
+        "or a class number a line, for the images in the order of their names",
+    )  # fmt: skip
+    truth.add_argument(
+        "--numbers", choices=tuple(_COUNTED_FROM),
+        help="of a list of numbers: they are class ids (from 0), or the same counted from 1",
+    )  # fmt: skip
+    truth.add_argument(
+        "--synset-order", type=Path, metavar="FILE",
+        help="of a list of numbers: line n of FILE is the synset that number n stands for, as for ImageNet's "
+        "ILSVRC2012_validation_ground_truth.txt, whose order is that of its development kit's meta.mat",
+    )  # fmt: skip
+    truth.add_argument(
+        "--class-by", choices=("any", "id", "name", "synset"), default="any",
+        help="what classes are named by (default: any, where that is clear)",
+    )  # fmt: skip
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="form of the report (default: text)")
+    parser.add_argument("--per-class", action="store_true", help="report every class by itself, too")
+    parser.add_argument(
+        "--confusions", type=int, default=10, metavar="N", help="most frequent wrong classes to show (default: 10)"
+    )
+    source.add_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the report, and return 1 if any image could not be used; raises StartupError where none could be.
+
+    When the work is interrupted, or its source fails, the report is of what was done, and says so.
+    """
+    settings = source.prepare(options)
+    if not Path(options.folder).is_dir():
+        raise SettingsError(f"there is no folder {options.folder}")
+    return asyncio.run(_evaluate(options, settings))
+
+
+async def _evaluate(options: argparse.Namespace, settings: Settings) -> int:
+    if options.ground_truth is None and (options.numbers or options.synset_order):
+        raise SettingsError("--numbers and --synset-order are about a --ground-truth")
+    async with source.open_source(options, settings) as predictor:
+        known = await asyncio.to_thread(_known_images, options, Classes(predictor.model.labels, by=options.class_by))
+        evaluation = Evaluation(predictor.model, planned=len(known))
+        try:
+            await _count(evaluation, known, predictor, max_bytes=settings.max_body_bytes)
+        finally:
+            render = as_json if options.format == "json" else as_text
+            print(render(evaluation, confusions=options.confusions, per_class=options.per_class), flush=True)
+    return 1 if evaluation.faults else 0
+
+
+def _known_images(options: argparse.Namespace, classes: Classes) -> list[Known]:
+    unreadable: dict[str, Fault] = {}
+    files = list(images_below(options.folder, unreadable))
+    if unreadable:
+        path, fault = next(iter(unreadable.items()))
+        raise BadGroundTruth(f"{path}: {fault.detail}")  # how many images are missing there, nobody knows
+    if not files:
+        raise BadGroundTruth(f"{options.folder} holds no images")
+    if options.ground_truth is None:
+        return by_folders(options.folder, files, classes)
+    return by_file(
+        options.ground_truth,
+        options.folder,
+        files,
+        classes,
+        synset_order=options.synset_order,
+        counted_from=_COUNTED_FROM.get(options.numbers),
+    )
+
+
+async def _count(evaluation: Evaluation, known: list[Known], predictor: Predictor, *, max_bytes: int) -> None:
+    with progress(len(known), "evaluating") as advance:
+        for image in known:
+            if image.path is None:
+                fault = Fault("not_found", "The ground truth names it, and the folder does not hold it.")
+                report(image.name, fault)
+                evaluation.add(image, fault)
+                advance()
+        there = [image for image in known if image.path is not None]
+        under_way = answers(
+            [image.path for image in there if image.path is not None],
+            lambda data: predictor.classify(data, top_k=TOP),
+            concurrency=predictor.concurrency,
+            max_bytes=max_bytes,
+        )
+        truths = iter(there)
+        async with aclosing(under_way) as results:
+            async for path, result in results:
+                if isinstance(result, Fault):
+                    report(path, result)
+                evaluation.add(next(truths), result)
+                advance()

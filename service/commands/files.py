@@ -1,0 +1,118 @@
+"""The image files that a command was given: found, and read without taking in what is too large.
+
+Finding gives the whole list at once, as strings, so that what is missing is named before any work begins and a
+progress bar knows its end; a hundred thousand paths take about ten megabytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import glob
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from service.predictors.ordered import in_order
+from service.predictors.types import Fault
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+"""What counts as an image in a folder; a file that is named itself is taken whatever its name."""
+
+R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class Found:
+    """Files to read, each once and in order, and what could not be found, by what was given."""
+
+    files: list[str] = field(default_factory=list)
+    faults: dict[str, Fault] = field(default_factory=dict)
+
+
+def find_files(given: Sequence[str]) -> Found:
+    """Return the files that paths, folders (searched to any depth) and patterns (`**` for any depth) stand for.
+
+    In folders, files and folders whose names begin with a dot are passed over.
+    """
+    found = Found()
+    for each in given:
+        if os.path.lexists(each):
+            paths = [each]
+        else:
+            paths = sorted(glob.glob(each, recursive=True))
+            if not paths:
+                kind = "No file matches this pattern." if glob.has_magic(each) else "There is no such file or folder."
+                found.faults[each] = Fault("not_found", kind)
+        for path in paths:
+            if os.path.isdir(path):
+                _add_folder(path, found)
+            else:
+                found.files.append(path)
+    found.files = list(dict.fromkeys(found.files))
+    return found
+
+
+def images_below(folder: str, faults: dict[str, Fault]) -> Iterator[str]:
+    """Yield the images of a folder in order; links to folders are followed, each folder once.
+
+    A folder that cannot be read is added to `faults`.
+    """
+    seen: set[tuple[int, int]] = set()
+
+    def note(error: OSError) -> None:
+        faults[str(error.filename)] = Fault("unreadable", _reason(error))
+
+    for parent, folders, names in os.walk(folder, onerror=note, followlinks=True):
+        try:
+            status = os.stat(parent)
+        except OSError as error:  # removed since it was listed
+            note(error)
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield os.path.join(parent, name)
+
+
+def _add_folder(folder: str, found: Found) -> None:
+    before = len(found.files) + len(found.faults)
+    found.files.extend(images_below(folder, found.faults))
+    if len(found.files) + len(found.faults) == before:
+        found.faults[folder] = Fault("no_images", "The folder holds no images.")
+
+
+def read_image(path: str, max_bytes: int) -> bytes | Fault:
+    """Return a file's bytes, or why they cannot be had; a larger file than `max_bytes` is not read."""
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        return Fault("unreadable", _reason(error))
+    if len(data) > max_bytes:
+        return Fault("too_large", f"The file is larger than {max_bytes} bytes, which --max-body-bytes can raise.")
+    return data
+
+
+async def answers(
+    files: Sequence[str], ask: Callable[[bytes], Awaitable[R | Fault]], *, concurrency: int, max_bytes: int
+) -> AsyncGenerator[tuple[str, R | Fault], None]:
+    """Yield each file with what `ask` says of its bytes, in order; close it where it may not be read to its end."""
+
+    async def answer(path: str) -> R | Fault:
+        data = await asyncio.to_thread(read_image, path, max_bytes)
+        return data if isinstance(data, Fault) else await ask(data)
+
+    async with aclosing(in_order(files, answer, concurrency=concurrency)) as results:
+        async for each in results:
+            yield each
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.strerror or error}."

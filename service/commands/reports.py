@@ -1,0 +1,109 @@
+"""What an evaluation found, as text for people or JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.commands.terminal import printable
+from service.evaluation.ground_truth import Known
+from service.evaluation.tally import Score, Tally, wilson_interval
+from service.predictors.types import Fault, PredictorModel, Ranking
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """An evaluation under way: `planned` images of which the tally counts those that are done."""
+
+    model: PredictorModel
+    planned: int
+    tally: Tally = field(default_factory=Tally)
+    faults: dict[str, Fault] = field(default_factory=dict)
+    """Images that could not be used, by their paths."""
+
+    def add(self, image: Known, result: Ranking | Fault) -> None:
+        """Count one image."""
+        if isinstance(result, Fault):
+            self.faults[image.name] = result
+            self.tally.add(image.class_id, [])
+        else:
+            self.tally.add(image.class_id, [prediction.class_id for prediction in result])
+
+
+def as_json(evaluation: Evaluation, *, confusions: int, per_class: bool) -> str:
+    """Return the report as one JSON object."""
+    tally, labels = evaluation.tally, evaluation.model.labels
+    report: dict[str, Any] = {
+        "model": {"name": evaluation.model.name, "version": evaluation.model.version},
+        "complete": tally.all.images == evaluation.planned,
+        **_counted(tally.all),
+        "unusable": [
+            {"path": path, "code": fault.code, "detail": fault.detail} for path, fault in evaluation.faults.items()
+        ],
+        "confusions": [
+            {
+                "class_id": truth,
+                "label": labels[truth].name,
+                "predicted_class_id": predicted,
+                "predicted_label": labels[predicted].name,
+                "images": count,
+            }
+            for (truth, predicted), count in tally.most_confused(confusions)
+        ],
+    }
+    if per_class:
+        report["classes"] = [
+            {"class_id": class_id, "label": labels[class_id].name, **_counted(score)}
+            for class_id, score in sorted(tally.by_class.items())
+        ]
+    return json.dumps(report, indent=2)
+
+
+def _counted(score: Score) -> dict[str, Any]:
+    """Return a score's numbers; shares are of 1."""
+    counted: dict[str, Any] = {"images": score.images}
+    for name, correct in (("top1", score.top1), ("top5", score.top5)):
+        share = correct / score.images if score.images else None
+        counted[name] = {
+            "correct": correct,
+            "accuracy": share,
+            "interval_95": wilson_interval(correct, score.images),
+        }
+    return counted
+
+
+def as_text(evaluation: Evaluation, *, confusions: int, per_class: bool) -> str:
+    """Return the report for people."""
+    tally, model = evaluation.tally, evaluation.model
+    done = "" if tally.all.images == evaluation.planned else f" of {evaluation.planned}: the rest was not reached"
+    lines = [
+        f"model     {model.name} version {model.version}",
+        f"images    {tally.all.images}{done}",
+        f"top-1     {_share(tally.all.top1, tally.all.images)}",
+        f"top-5     {_share(tally.all.top5, tally.all.images)}",
+    ]
+    if evaluation.faults:
+        lines.append(f"unusable  {len(evaluation.faults)} images, named above, which count as wrong")
+    shown = tally.most_confused(confusions)
+    if shown:
+        lines += ["", "images  confused"]
+    for (truth, predicted), count in shown:
+        lines.append(f"{count:>6}  {_label(model, truth)} taken for {_label(model, predicted)}")
+    if per_class:
+        lines += ["", "images   top-1    top-5   class"]
+        for class_id, score in sorted(tally.by_class.items()):
+            first, five = score.top1 / score.images, score.top5 / score.images
+            lines.append(f"{score.images:>6}  {first:7.2%}  {five:7.2%}  {_label(model, class_id)}")
+    return "\n".join(lines)
+
+
+def _share(correct: int, images: int) -> str:
+    if not images:
+        return "none"
+    low, high = wilson_interval(correct, images)
+    return f"{correct / images:7.2%}  ({correct} of {images}; 95 % confidence: {low:.2%} to {high:.2%})"
+
+
+def _label(model: PredictorModel, class_id: int) -> str:
+    return f"{class_id} {printable(model.labels[class_id].name)}"

@@ -1,0 +1,98 @@
+"""Who answers a command's questions, a server or a model in this process, as the command line says."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from service.commands.options import given_settings, settings_from
+from service.errors import SettingsError
+from service.logs import configure_logging
+from service.predictors.types import Predictor
+from service.settings import CLIENT_API_KEY, Settings, add_options, option_of
+
+_OF_EITHER = frozenset({"model", "max_body_bytes", "log_level", "log_format"})
+_OF_A_PROCESS = frozenset(
+    {
+        "repository", "model_version", "device", "threads", "decode_threads", "strict_device", "cuda_graphs",
+        "self_check", "shrink_arena_above", "provider_options", "batch_buckets", "max_delay_ms", "hang_timeout_ms",
+        "max_image_pixels", "exif_orientation",
+    }
+)  # fmt: skip
+"""Settings that a server has chosen for itself."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose who answers."""
+    server = parser.add_argument_group("ask a server")
+    server.add_argument("--url", help="address of a running service; left out, the model is loaded in this process")
+    server.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help=f"file that holds the API key (default: ${CLIENT_API_KEY})"
+    )
+    parser.add_argument(
+        "--concurrency",
+        type=positive,
+        metavar="N",
+        help="images under way at a time (default: what keeps the model busy)",
+    )
+    add_options(parser, only=_OF_EITHER | _OF_A_PROCESS)
+
+
+def positive(text: str) -> int:
+    """Return a whole number above 0, as argparse asks for it."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def prepare(options: argparse.Namespace) -> Settings:
+    """Return the settings, and set the logs up; raises SettingsError where options contradict each other."""
+    settings = settings_from(options)
+    if options.url is None and options.api_key_file is not None:
+        raise SettingsError("--api-key-file is for a server: give its --url")
+    meant_for_process = sorted(_OF_A_PROCESS & given_settings(options).keys()) if options.url is not None else []
+    if meant_for_process:
+        raise SettingsError(
+            f"{', '.join(map(option_of, meant_for_process))}: the server at --url has chosen that itself"
+        )
+    level = settings.log_level if "log_level" in settings.model_fields_set else "warning"
+    configure_logging(level=level, form=settings.log_format)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
+    return settings
+
+
+@asynccontextmanager
+async def open_source(options: argparse.Namespace, settings: Settings) -> AsyncIterator[Predictor]:
+    """Give the predictor that the options choose; only what that one needs is imported.
+
+    Raises StartupError where the model cannot be loaded, or the server not reached.
+    """
+    if options.url is None:
+        from service.predictors import in_process
+
+        async with in_process.open_predictor(settings, concurrency=options.concurrency) as local:
+            yield local
+    else:
+        from service.predictors import over_http
+
+        async with over_http.open_predictor(
+            options.url, api_key=_api_key(options.api_key_file), model=settings.model, concurrency=options.concurrency
+        ) as remote:
+            yield remote
+
+
+def _api_key(file: Path | None) -> str | None:
+    if file is None:
+        return os.environ.get(CLIENT_API_KEY) or None
+    try:
+        key = file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--api-key-file: {file} cannot be read as text: {error}") from error
+    if not key or not key.isprintable():
+        raise SettingsError(f"--api-key-file: {file} should hold one line, the key")
+    return key

@@ -1,0 +1,53 @@
+"""What a command shows to people: its progress, on a terminal only, and what went wrong with which file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from service.predictors.types import Fault
+
+
+@contextmanager
+def progress(total: int, description: str) -> Iterator[Callable[[], None]]:
+    """Show a bar on standard error where that is a terminal; give what is called for each piece of work done."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    # What is printed to the same terminal goes above the bar; what is printed elsewhere is left alone.
+    with Progress(
+        *columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty(), redirect_stderr=True
+    ) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda: bar.advance(task)
+
+
+def printable(text: str) -> str:
+    """Return text with control characters, and bytes of file names that are no text, escaped."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def report(path: str, fault: Fault) -> None:
+    """Say on standard error what is wrong with a file."""
+    print(f"dat-serve: {printable(path)}: {fault.code}: {printable(fault.detail)}", file=sys.stderr)
+
+
+def say(sentence: str) -> None:
+    """Say something on standard error."""
+    print(f"dat-serve: {sentence}", file=sys.stderr)

@@ -1,0 +1,126 @@
+"""A model in this process, by the same decoding, batching and runtime that the server has, without HTTP.
+
+Images are decoded side by side in threads while the engine runs the batch before them; the engine takes whatever is
+ready, so that as many images under way as fill a few batches keep it busy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from service.decoding import DecodePool
+from service.engine.client import InProcessEngine
+from service.engine.reservation import Reservation
+from service.engine.session import resolve_device
+from service.engine.types import Outputs, Priority
+from service.errors import InferenceFailed, ServiceError, SettingsError
+from service.imaging import Preprocessing, UnusableImage, decode_into, prepare_pillow
+from service.plan import load_session
+from service.postprocess import softmax, top_k
+from service.predictors.types import Fault, Prediction, PredictorFailed, PredictorModel, Ranking
+from service.repository import ModelDirectory, select_model
+from service.settings import Settings
+
+_BATCHES_UNDER_WAY = 4
+"""One that runs, one that waits for the device, and two that are being read and decoded."""
+_NEVER_S = math.inf
+
+
+class InProcessPredictor:
+    """Answers with an engine that has been started; see `open_predictor`."""
+
+    def __init__(
+        self, model: ModelDirectory, engine: InProcessEngine, *, settings: Settings, concurrency: int, pool: DecodePool
+    ) -> None:
+        self._engine = engine
+        self._pool = pool
+        self._top_k = settings.top_k
+        self._concurrency = concurrency
+        self._preprocessing = Preprocessing.of(
+            model.manifest, max_pixels=settings.max_image_pixels, exif_orientation=settings.exif_orientation
+        )
+        self._model = PredictorModel(
+            model.manifest.name,
+            model.manifest.version,
+            model.labels,
+            tuple(record.name for record in model.manifest.outputs),
+        )
+
+    @property
+    def model(self) -> PredictorModel:
+        """The model that answers."""
+        return self._model
+
+    @property
+    def concurrency(self) -> int:
+        """How many images should be under way; more than that wait for room."""
+        return self._concurrency
+
+    async def classify(self, image: bytes, *, top_k: int | None = None) -> Ranking | Fault:
+        """Return the most likely classes of one image; see `Predictor`."""
+        outputs = await self.features(image, ("logits",))
+        if isinstance(outputs, Fault):
+            return outputs
+        try:
+            return ranked(outputs, self._model, top_k or self._top_k)
+        except InferenceFailed as error:
+            return Fault(error.code, str(error))
+
+    async def features(self, image: bytes, outputs: Sequence[str]) -> Outputs | Fault:
+        """Return outputs for one image; see `Predictor`."""
+        try:
+            with self._engine.reserve(1, priority=Priority.BULK) as reservation:
+                await self._pool.run(Priority.BULK, self._decode, image, reservation)
+                (answer,) = await reservation.infer(
+                    [0], outputs=frozenset(outputs), deadline_s=_NEVER_S, priority=Priority.BULK
+                )
+        except UnusableImage as error:
+            return Fault(error.code, str(error))
+        except InferenceFailed as error:
+            return Fault(error.code, str(error))
+        except ServiceError as error:
+            raise PredictorFailed(self._engine.failure or str(error)) from error
+        return answer.outputs
+
+    def _decode(self, image: bytes, reservation: Reservation) -> None:
+        with reservation.writing(0) as pixels:
+            decode_into(image, pixels, self._preprocessing)
+
+
+def ranked(outputs: Outputs, model: PredictorModel, k: int) -> Ranking:
+    """Return the `k` most likely classes by `outputs`, which hold `logits`; raises InferenceFailed if not finite."""
+    best = top_k(softmax(outputs["logits"]), k)
+    return [Prediction(class_id, model.labels[class_id].name, score) for class_id, score in best]
+
+
+@asynccontextmanager
+async def open_predictor(settings: Settings, *, concurrency: int | None = None) -> AsyncIterator[InProcessPredictor]:
+    """Load and warm the model that the settings name, and give a predictor of it.
+
+    `concurrency` is how many images are taken on at a time, enough to keep the device busy if left out. Raises
+    StartupError where the model cannot be loaded as asked.
+    """
+    if settings.devices:
+        raise SettingsError("one process runs on one device: give `device`, not `devices`, or ask a server")
+    prepare_pillow()
+    model = select_model(settings.repository, name=settings.model, version=settings.model_version)
+    device = resolve_device(settings.device)
+    buckets = settings.buckets_for(device)
+    under_way = concurrency or _BATCHES_UNDER_WAY * max(buckets) + settings.decode_thread_count
+    engine = InProcessEngine(
+        lambda: load_session(model, device, settings),
+        buckets=buckets,
+        max_queued_images=under_way,
+        max_delay_s=settings.max_delay_ms / 1000,
+        hang_after_s=settings.hang_timeout_ms / 1000,
+    )
+    pool = DecodePool(settings.decode_thread_count)
+    await engine.start()
+    try:
+        await engine.wait_ready()
+        yield InProcessPredictor(model, engine, settings=settings, concurrency=under_way, pool=pool)
+    finally:
+        await engine.stop()
+        pool.shutdown()

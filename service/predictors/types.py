@@ -1,0 +1,76 @@
+"""What a predictor takes and gives. Knows nothing of HTTP or of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias
+
+from service.engine.types import Outputs
+from service.errors import StartupError
+from service.repository import Label
+
+
+class Prediction(NamedTuple):
+    """One class of an image; `score` is its softmax probability."""
+
+    class_id: int
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why one image has no answer: a stable code, and a sentence for people. Other images are not affected."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorModel:
+    """The model that answers."""
+
+    name: str
+    version: int
+    labels: tuple[Label, ...]
+    outputs: tuple[str, ...]
+    """Every output that can be asked for."""
+
+
+class PredictorFailed(StartupError):
+    """No image can be answered any more: the server or the engine is gone, or refuses what is asked of it."""
+
+    code = "predictor_failed"
+
+
+Ranking: TypeAlias = Sequence[Prediction]
+
+
+class Predictor(Protocol):
+    """Answers about encoded images, many at a time; used on the event loop that opened it.
+
+    Both questions give a Fault for an image that cannot be answered, whoever is to blame, and raise PredictorFailed
+    where no other could be answered either. They may be cancelled.
+    """
+
+    @property
+    def model(self) -> PredictorModel:
+        """The model that answers."""
+        ...
+
+    @property
+    def concurrency(self) -> int:
+        """How many images should be under way at once to keep the model busy."""
+        ...
+
+    async def classify(self, image: bytes, *, top_k: int | None = None) -> Ranking | Fault:
+        """Return the `top_k` most likely classes of one image file, highest first.
+
+        Left out, `top_k` is the setting of whoever answers; more than there are classes gives them all.
+        """
+        ...
+
+    async def features(self, image: bytes, outputs: Sequence[str]) -> Outputs | Fault:
+        """Return outputs of the model for one image file, by name: float32, without a batch axis."""
+        ...
