@@ -1,4 +1,4 @@
-"""A model behind a server, asked over HTTP with one image a request; the server makes the batches.
+"""A model behind a server, asked over HTTP with as many images a request as wait for one to leave.
 
 A request that the server had no room or no time for, or that the connection failed, is sent again by the RetryPolicy;
 inference changes nothing on the server, so that asking twice is safe. Where the policy gives up, so does the predictor:
@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
 
 from service.engine.types import Outputs
 from service.errors import BadImages
+from service.predictors.groups import MAX_IMAGES, Groups
 from service.predictors.retries import RetryPolicy, retry_after_s
 from service.predictors.types import Fault, Prediction, PredictorFailed, PredictorModel, Ranking
 from service.repository import Label
 
-DEFAULT_CONCURRENCY = 32
+DEFAULT_CONCURRENCY = 64
+R = TypeVar("R")
 _AGAIN = frozenset({408, 429, 502, 503, 504})
 """Statuses that say nothing against the request: it was too early, too late or too slow."""
 _OF_THE_IMAGE = frozenset({413, 500})
@@ -41,6 +45,8 @@ class HttpPredictor:
         self._model = model
         self._concurrency = concurrency
         self._retries = retries
+        self._rankings: dict[int | None, Groups[Ranking | Fault]] = {}
+        self._features: dict[tuple[str, ...], Groups[Outputs | Fault]] = {}
 
     @property
     def model(self) -> PredictorModel:
@@ -49,39 +55,74 @@ class HttpPredictor:
 
     @property
     def concurrency(self) -> int:
-        """How many requests there may be at a time."""
+        """How many images should be under way."""
         return self._concurrency
 
     async def classify(self, image: bytes, *, top_k: int | None = None) -> Ranking | Fault:
         """Return the most likely classes of one image; see `Predictor`."""
-        query = {} if top_k is None else {"top_k": top_k}
-        response = await self._ask("/v1/classify", image, query, accept="application/json")
-        if isinstance(response, Fault):
-            return response
-        (result,) = response.json()["results"]
-        return [Prediction(each["class_id"], each["label"], each["score"]) for each in result["predictions"]]
+        if top_k not in self._rankings:
+            self._rankings[top_k] = Groups(partial(self._classify, top_k), requests=self._requests)
+        return await self._rankings[top_k].ask(image)
 
     async def features(self, image: bytes, outputs: Sequence[str]) -> Outputs | Fault:
         """Return outputs for one image; see `Predictor`."""
-        response = await self._ask("/v1/features", image, {"outputs": list(outputs)}, accept="application/x-npz")
-        if isinstance(response, Fault):
-            return response
-        with np.load(io.BytesIO(response.content), allow_pickle=False) as archive:
-            return {name: archive[name][0] for name in outputs}
+        names = tuple(outputs)
+        if names not in self._features:
+            self._features[names] = Groups(partial(self._extract, names), requests=self._requests)
+        return await self._features[names].ask(image)
 
-    async def _ask(self, path: str, image: bytes, query: Mapping[str, Any], *, accept: str) -> httpx.Response | Fault:
-        """Send one image until the server has answered for good; raises PredictorFailed as the protocol says."""
+    async def close(self) -> None:
+        """Give up what is under way."""
+        for rankings in self._rankings.values():
+            await rankings.close()
+        for features in self._features.values():
+            await features.close()
+
+    @property
+    def _requests(self) -> int:
+        return math.ceil(self._concurrency / MAX_IMAGES)
+
+    async def _classify(self, top_k: int | None, images: Sequence[bytes]) -> list[Ranking | Fault]:
+        query = {} if top_k is None else {"top_k": top_k}
+        response = await self._ask("/v1/classify", images, query, accept="application/json")
+        if isinstance(response, Fault):
+            return await _each_alone(response, images, partial(self._classify, top_k))
+        return [_ranking_of(result) for result in response.json()["results"]]
+
+    async def _extract(self, outputs: tuple[str, ...], images: Sequence[bytes]) -> list[Outputs | Fault]:
+        response = await self._ask("/v1/features", images, {"outputs": list(outputs)}, accept="application/x-npz")
+        extract = partial(self._extract, outputs)
+        if isinstance(response, Fault):
+            return await _each_alone(response, images, extract)
+        with np.load(io.BytesIO(response.content), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in outputs}
+            rows = {int(index): row for row, index in enumerate(archive["index"])} if len(images) > 1 else {0: 0}
+        found: list[Outputs | Fault] = []
+        for index, image in enumerate(images):
+            if index in rows:
+                found.append({name: array[rows[index]] for name, array in arrays.items()})
+            else:  # the archive has no room for what is wrong with it
+                found += await extract([image])
+        return found
+
+    async def _ask(
+        self, path: str, images: Sequence[bytes], query: Mapping[str, Any], *, accept: str
+    ) -> httpx.Response | Fault:
+        """Send a request until the server has answered for good; raises PredictorFailed as the protocol says."""
+        query = {**query, "model": self._model.name, "priority": "bulk"}
+        if len(images) == 1:
+            body: dict[str, Any] = {"content": images[0], "headers": {"Content-Type": "application/octet-stream"}}
+        else:
+            body = {"files": [("image", ("image", image)) for image in images]}
+            query["on_error"] = "skip"
         began_s, tries = time.monotonic(), 0
         while True:
             tries += 1
             wanted_s = None
+            request = self._client.build_request("POST", path, params=query, **body)
+            request.headers["Accept"] = accept
             try:
-                response = await self._client.post(
-                    path,
-                    content=image,
-                    params={**query, "model": self._model.name, "priority": "bulk"},
-                    headers={"Accept": accept, "Content-Type": "application/octet-stream"},
-                )
+                response = await self._client.send(request)
             except httpx.TransportError as error:
                 trouble = _sentence(error)
             else:
@@ -95,6 +136,21 @@ class HttpPredictor:
             if wait_s is None:
                 raise PredictorFailed(f"{self._client.base_url} has not answered in {tries} tries: {trouble}")
             await asyncio.sleep(wait_s)
+
+
+async def _each_alone(
+    fault: Fault, images: Sequence[bytes], ask: Callable[[Sequence[bytes]], Awaitable[list[R]]]
+) -> list[R | Fault]:
+    """Return the fault of one image; of several, ask again for each, for the fault may be another's."""
+    if len(images) == 1:
+        return [fault]
+    return [answer for image in images for answer in await ask([image])]
+
+
+def _ranking_of(result: Mapping[str, Any]) -> Ranking | Fault:
+    if "error" in result:
+        return Fault(result["error"]["code"], result["error"]["detail"])
+    return [Prediction(each["class_id"], each["label"], each["score"]) for each in result["predictions"]]
 
 
 def _sentence(error: httpx.TransportError) -> str:
@@ -138,13 +194,13 @@ async def open_predictor(
     `model` may be left out where it serves only one. `transport` takes the network's place in tests. Raises
     PredictorFailed at once where the server cannot be reached or refuses.
     """
-    connections = concurrency or DEFAULT_CONCURRENCY
+    under_way = concurrency or DEFAULT_CONCURRENCY
     try:
         client = httpx.AsyncClient(
             base_url=url,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            timeout=httpx.Timeout(_READ_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S, pool=None),
+            limits=httpx.Limits(max_connections=None),  # there are only as many requests as are let go
+            timeout=httpx.Timeout(_READ_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
             transport=transport,
         )
     except (httpx.InvalidURL, ValueError) as error:
@@ -158,7 +214,11 @@ async def open_predictor(
             labels=tuple(Label(each["class_id"], each["name"], each["synset"]) for each in details["labels"]),
             outputs=tuple(each["name"] for each in details["outputs"]),
         )
-        yield HttpPredictor(client, described, concurrency=connections, retries=retries or RetryPolicy())
+        predictor = HttpPredictor(client, described, concurrency=under_way, retries=retries or RetryPolicy())
+        try:
+            yield predictor
+        finally:
+            await predictor.close()
 
 
 async def _only_model(client: httpx.AsyncClient) -> str:
