@@ -27,6 +27,8 @@ from service.predictors.types import Fault, Prediction, PredictorFailed, Predict
 from service.repository import Label
 
 DEFAULT_CONCURRENCY = 64
+_EMPTY = Fault("empty_image", "The image holds no bytes.")
+"""As the server would say of it among others; alone it would be a request without a body."""
 R = TypeVar("R")
 _AGAIN = frozenset({408, 429, 502, 503, 504})
 """Statuses that say nothing against the request: it was too early, too late or too slow."""
@@ -60,12 +62,16 @@ class HttpPredictor:
 
     async def classify(self, image: bytes, *, top_k: int | None = None) -> Ranking | Fault:
         """Return the most likely classes of one image; see `Predictor`."""
+        if not image:
+            return _EMPTY
         if top_k not in self._rankings:
             self._rankings[top_k] = Groups(partial(self._classify, top_k), requests=self._requests)
         return await self._rankings[top_k].ask(image)
 
     async def features(self, image: bytes, outputs: Sequence[str]) -> Outputs | Fault:
         """Return outputs for one image; see `Predictor`."""
+        if not image:
+            return _EMPTY
         names = tuple(outputs)
         if names not in self._features:
             self._features[names] = Groups(partial(self._extract, names), requests=self._requests)

@@ -1,0 +1,241 @@
+"""The commands as processes, on the demo model: in process and against a server, which must say the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.demo.digits import training_and_held_out
+from tests.conftest import ExportOnce
+from tests.integration.conftest import PATIENCE_S, ROOT, service_process, service_thread
+from tests.integration.conftest import model as model
+from tests.integration.conftest import repository as repository
+
+pytestmark = pytest.mark.xdist_group("demo")
+
+IMAGES, RIGHT = 360, 356
+"""Held-out digits, and how many of them the demo's weights read right."""
+WRONG = {("0", "4"), ("5", "3"), ("6", "4"), ("9", "8")}
+
+
+def command(*arguments: object, key: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DAT_")}
+    if key is not None:
+        environment["DAT_CLIENT_API_KEY"] = key
+    return subprocess.run(
+        [sys.executable, "-m", "service", *map(str, arguments)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The held-out digits in folders named after their classes."""
+    root = tmp_path_factory.mktemp("digits")
+    held_out = training_and_held_out()[1]
+    for number, (image, digit) in enumerate(zip(held_out.images, held_out.classes.tolist(), strict=True)):
+        (root / str(digit)).mkdir(exist_ok=True)
+        Image.fromarray(image).save(root / str(digit) / f"{number:03}.png")
+    return root
+
+
+@pytest.fixture(scope="module", params=["in process", "over HTTP"])
+def answerer(request: pytest.FixtureRequest, exported: ExportOnce) -> Iterator[tuple[object, ...]]:
+    """The options that choose who answers."""
+    demo = exported("dat_demo")
+    if request.param == "in process":
+        yield ("--repository", demo, "--threads", 1)
+        return
+    with service_process(demo, "--threads", "1") as process:
+        yield ("--url", f"http://127.0.0.1:{process.port}")
+
+
+def test_evaluation_gives_the_known_accuracy(answerer: tuple[object, ...], digits: Path) -> None:
+    ended = command("evaluate", digits, *answerer, "--format", "json", "--per-class")
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads(ended.stdout)
+    assert (report["images"], report["complete"], report["unusable"]) == (IMAGES, True, [])
+    assert (report["top1"]["correct"], report["top5"]["correct"]) == (RIGHT, IMAGES)
+    low, high = report["top1"]["interval_95"]
+    assert low < report["top1"]["accuracy"] == RIGHT / IMAGES < high
+    assert {(each["label"], each["predicted_label"]) for each in report["confusions"]} == WRONG
+    assert sum(each["top1"]["correct"] for each in report["classes"]) == RIGHT
+
+
+def test_a_ground_truth_file_gives_the_same_and_unusable_images_count_as_wrong(
+    answerer: tuple[object, ...], digits: Path, tmp_path: Path
+) -> None:
+    flat, truth = tmp_path / "flat", tmp_path / "truth.csv"
+    flat.mkdir()
+    lines = ["filename,class"]
+    for file in sorted(digits.glob("*/*.png")):
+        (flat / file.name).write_bytes(file.read_bytes())
+        lines.append(f"{file.name},{file.parent.name}")
+    (flat / "broken.png").write_bytes(b"no image")
+    truth.write_text("\n".join([*lines, "broken.png,1", "missing.png,2"]))
+    ended = command("evaluate", flat, "--ground-truth", truth, *answerer, "--format", "json")
+    assert ended.returncode == 1
+    report = json.loads(ended.stdout)
+    assert (report["images"], report["top1"]["correct"]) == (IMAGES + 2, RIGHT)
+    unusable = {Path(each["path"]).name: each["code"] for each in report["unusable"]}
+    assert unusable == {"missing.png": "not_found", "broken.png": "unsupported_format"}
+    assert all(name in ended.stderr for name in unusable)
+    text = command("evaluate", flat, "--ground-truth", truth, *answerer).stdout
+    assert f"({RIGHT} of {IMAGES + 2};" in text
+
+
+def lines_of(ended: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+def test_classify_answers_for_every_file_in_order(answerer: tuple[object, ...], digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    given = [tmp_path / "broken.png", digits / "3", f"{digits}/4/*1.png", tmp_path / "missing.png"]
+    ended = command("classify", *given, *answerer, "--top-k", 2)
+    assert ended.returncode == 1
+    missing, broken, *others = lines_of(ended)
+    assert (missing["error"]["code"], broken["error"]["code"]) == ("not_found", "unsupported_format")
+    assert [line["path"] for line in others] == [
+        str(file) for folder, pattern in (("3", "*"), ("4", "*1.png")) for file in sorted((digits / folder).glob(pattern))
+    ]  # fmt: skip
+    for line in others:
+        first, second = line["predictions"]
+        assert first["score"] >= second["score"]
+    right = sum(line["predictions"][0]["label"] == Path(line["path"]).parent.name for line in others)
+    assert right == len(others)
+
+
+def test_classify_as_a_table_is_for_people(answerer: tuple[object, ...], digits: Path) -> None:
+    file = min((digits / "7").iterdir())
+    ended = command("classify", file, *answerer, "--format", "table", "--top-k", 1)
+    assert ended.returncode == 0
+    header, row = ended.stdout.splitlines()
+    assert header.split() == ["image", "score", "class"]
+    assert row.split()[0] == str(file)[:200]
+    assert row.split()[2] == "7"
+
+
+def test_features_are_the_models_with_a_row_for_each_usable_image(
+    answerer: tuple[object, ...], digits: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    out = tmp_path / "features.npz"
+    given = (digits / "1", tmp_path / "broken.png", digits / "2")
+    ended = command("features", *given, "--out", out, "--outputs", "embedding,logits,stage4", *answerer)
+    assert ended.returncode == 1
+    assert "broken.png: unsupported_format" in ended.stderr
+    with np.load(out, allow_pickle=False) as arrays:
+        labels = [Path(path).parent.name for path in arrays["path"]]
+        assert labels == ["1"] * 37 + ["2"] * 35
+        assert arrays["logits"].argmax(axis=1).tolist() == [int(label) for label in labels]
+        assert arrays["embedding"].shape == (72, 128)
+        assert arrays["stage4"].shape == (72, 128, 2, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.png", "features.npz"]
+
+
+def test_a_server_and_a_process_say_the_same_to_the_last_bit(exported: ExportOnce, digits: Path) -> None:
+    demo = exported("dat_demo")
+    with service_process(demo, "--threads", "1", "--api-keys", "secret") as process:
+        url = f"http://127.0.0.1:{process.port}"
+        refused = command("classify", digits, "--url", url)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "401" in refused.stderr
+        remote = command("classify", digits, "--url", url, key="secret")
+    local = command("classify", digits, "--repository", demo, "--threads", 1)
+    assert (remote.returncode, local.returncode) == (0, 0), remote.stderr + local.stderr
+    assert len(lines_of(local)) == IMAGES
+    assert remote.stdout == local.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "reason"),
+    [
+        (("classify", "x.png", "--url", "http://127.0.0.1:1", "--device", "cpu"), 2, "--device: the server"),
+        (("classify", "x.png", "--concurrency", "0"), 2, "0 is not above 0"),
+        (("classify", "README.md", "--url", "http://127.0.0.1:1"), 1, "cannot be reached"),
+        (("features", "x.png", "--out", "no/folder/x.npz"), 2, "no folder no/folder"),
+        (("evaluate", "no-folder"), 2, "no folder no-folder"),
+        (("evaluate", "docs", "--numbers", "class-id"), 2, "are about a --ground-truth"),
+        (("classify",), 2, "PATH"),
+        (("nonsense",), 2, "nonsense"),
+    ],
+)
+def test_what_cannot_be_done_is_named(arguments: tuple[str, ...], status: int, reason: str) -> None:
+    ended = command(*arguments)
+    assert (ended.returncode, ended.stdout) == (status, "")
+    assert reason in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["serve", "check", "settings", "classify", "features", "evaluate"])
+def test_every_command_has_help(name: str) -> None:
+    ended = command(name, "--help")
+    assert ended.returncode == 0
+    assert f"python -m service {name}" in ended.stdout
+    assert name in command("--help").stdout
+
+
+def test_an_interrupt_ends_with_what_is_done(repository: Path, model: object, tmp_path: Path) -> None:
+    """The server answers the first request and holds the second, and the client is interrupted meanwhile."""
+    from tests.service.images import photo
+
+    for number in range(40):
+        (tmp_path / f"{number:02}.png").write_bytes(photo(seed=number))
+    out = tmp_path / "features.npz"
+    with service_thread(model) as threaded:  # type: ignore[arg-type]
+        session = threaded.session
+        answered = threaded.request_ended_event(200)
+        run = session.run
+
+        def run_once(*arguments: Any) -> Any:
+            answers = run(*arguments)
+            session.gate.clear()
+            return answers
+
+        session.close()
+        session.gate.set()
+        session.run = run_once  # type: ignore[method-assign]
+        client = subprocess.Popen(
+            [sys.executable, "-m", "service", "features", str(tmp_path), "--out", str(out), "--concurrency", "2",
+             "--url", f"http://127.0.0.1:{threaded.port}"],
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert answered.wait(PATIENCE_S)
+            session.wait_for_run()
+            session.wait_for_run()  # the next images' run has begun, so that the first one's answer has been read
+            client.send_signal(signal.SIGINT)
+            _, stderr = client.communicate(timeout=PATIENCE_S)
+        finally:
+            client.kill()
+            client.wait()
+    assert client.returncode == 130, stderr
+    with np.load(out) as arrays:
+        done = len(arrays["path"])
+    assert 1 <= done < 40
+    assert f"features of {done} of 40 images" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_only_what_a_command_needs_is_imported() -> None:
+    probe = (
+        "import sys; from service import commands; commands.load('{}'); "
+        "print(*sorted({{'httpx', 'rich', 'fastapi', 'uvicorn', 'onnxruntime'}} & sys.modules.keys()))"
+    )
+    for name, imported in [
+        ("classify", ""), ("features", ""), ("evaluate", ""), ("settings", ""),
+        ("serve", "fastapi onnxruntime uvicorn"),
+    ]:  # fmt: skip
+        ended = subprocess.run(
+            [sys.executable, "-c", probe.format(name)], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert ended.stdout.strip() == imported, name

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from service.errors import RepositoryError, SettingsError
+from service.predictors import over_http
+from service.predictors.in_process import open_predictor
+from service.predictors.ordered import in_order
+from service.predictors.types import Fault, PredictorFailed
+from service.settings import Settings, load_settings
+from tests.service import tiny_model
+from tests.service.conftest import Served
+from tests.service.images import expected, photo
+
+
+def settings_of(repository: Path, **more: object) -> Settings:
+    options = {"repository": repository, "device": "cpu", "threads": 1, **more}
+    return load_settings({name: str(value) for name, value in options.items()}, environment={})
+
+
+async def test_many_images_are_answered_in_order_with_the_bad_ones_named(repository: Path) -> None:
+    images = [b"no image" if number % 10 == 3 else photo(seed=number) for number in range(50)]
+    async with open_predictor(settings_of(repository)) as predictor:
+        assert predictor.model.name == tiny_model.NAME
+        under_way = in_order(
+            images, lambda image: predictor.features(image, ["embedding"]), concurrency=predictor.concurrency
+        )
+        async with aclosing(under_way) as answers:
+            seen = [pair async for pair in answers]
+    assert [image for image, _ in seen] == images
+    for image, answer in seen:
+        if image == b"no image":
+            assert isinstance(answer, Fault)
+            assert answer.code == "unsupported_format"
+        else:
+            assert not isinstance(answer, Fault)
+            np.testing.assert_allclose(answer["embedding"], expected(image, "embedding"), atol=1e-5)
+
+
+async def test_predictions_are_exactly_the_servers(repository: Path, served: Served) -> None:
+    images = [photo(seed=seed) for seed in range(4)]
+    async with (
+        open_predictor(settings_of(repository)) as local,
+        over_http.open_predictor("http://service", transport=httpx.ASGITransport(served.app)) as remote,
+    ):
+        assert local.model == remote.model
+        for image in images:
+            assert await local.classify(image) == await remote.classify(image)
+
+
+async def test_more_images_than_fit_at_once_is_an_error_of_the_caller(repository: Path) -> None:
+    async with open_predictor(settings_of(repository), concurrency=1) as predictor:
+        asked = asyncio.gather(*(predictor.classify(photo()) for _ in range(2)), return_exceptions=True)
+        assert [type(end).__name__ for end in await asked] == ["list", "PredictorFailed"]
+
+
+async def test_an_output_that_the_model_does_not_have_is_named(repository: Path) -> None:
+    async with open_predictor(settings_of(repository)) as predictor:
+        with pytest.raises(PredictorFailed, match="depth"):
+            await predictor.features(photo(), ["depth"])
+
+
+async def test_limits_of_the_settings_hold(repository: Path) -> None:
+    async with open_predictor(settings_of(repository, max_image_pixels=100)) as predictor:
+        answer = await predictor.classify(photo())
+    assert isinstance(answer, Fault)
+    assert answer.code == "too_many_pixels"
+
+
+async def test_a_model_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="holds no model"):
+        async with open_predictor(settings_of(tmp_path)):
+            raise AssertionError("nothing was loaded")
+
+
+async def test_several_devices_are_for_a_server(repository: Path) -> None:
+    with pytest.raises(SettingsError, match="one device"):
+        async with open_predictor(settings_of(repository, devices="cpu,cpu")):
+            raise AssertionError("nothing was loaded")

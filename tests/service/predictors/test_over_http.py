@@ -1,0 +1,173 @@
+"""Against the real application with the tiny model, and against servers that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from service.predictors.over_http import HttpPredictor, open_predictor
+from service.predictors.retries import RetryPolicy
+from service.predictors.types import Fault, PredictorFailed
+from service.repository import ModelDirectory
+from tests.service import tiny_model
+from tests.service.conftest import Served, serving
+from tests.service.images import expected, photo
+
+URL = "http://service"
+PHOTOS = [photo(seed=seed) for seed in range(5)]
+
+
+@dataclass
+class Network:
+    """The way to an application; answers the next inference calls with what is in `instead`."""
+
+    served: Served
+    instead: list[httpx.Response | Exception] = field(default_factory=list)
+    requests: list[httpx.Request] = field(default_factory=list)
+
+    def transport(self) -> httpx.AsyncBaseTransport:
+        inside = httpx.ASGITransport(self.served.app)
+
+        class Through(httpx.AsyncBaseTransport):
+            async def handle_async_request(_, request: httpx.Request) -> httpx.Response:  # noqa: N805
+                if request.method == "POST":
+                    self.requests.append(request)
+                    if self.instead:
+                        answer = self.instead.pop(0)
+                        if isinstance(answer, Exception):
+                            raise answer
+                        return answer
+                return await inside.handle_async_request(request)
+
+        return Through()
+
+
+@dataclass(frozen=True)
+class Recorded(RetryPolicy):
+    """Never waits, gives up after as many tries as are allowed, and writes down what it was asked."""
+
+    tries: int = 5
+    asked: list[tuple[int, float | None]] = field(default_factory=list)
+
+    def wait_s(self, tries: int, *, elapsed_s: float, retry_after_s: float | None) -> float | None:
+        self.asked.append((tries, retry_after_s))
+        return 0.0 if tries < self.tries else None
+
+
+def refusal(status: int, code: str, **headers: str) -> httpx.Response:
+    document = {"code": code, "detail": f"It is {code}.", "status": status}
+    return httpx.Response(status, content=json.dumps(document), headers=headers)
+
+
+async def test_predictions_and_features_are_the_models(served: Served) -> None:
+    async with open_predictor(URL, transport=httpx.ASGITransport(served.app)) as predictor:
+        assert (predictor.model.name, predictor.model.version) == (tiny_model.NAME, tiny_model.VERSION)
+        assert [label.name for label in predictor.model.labels] == list(tiny_model.LABELS)
+        rankings = await asyncio.gather(*(predictor.classify(image, top_k=2) for image in PHOTOS))
+        features = await asyncio.gather(*(predictor.features(image, ["embedding", "stage4"]) for image in PHOTOS))
+    for image, ranking, arrays in zip(PHOTOS, rankings, features, strict=True):
+        assert not isinstance(ranking, Fault)
+        logits = expected(image, "logits")
+        assert [each.class_id for each in ranking] == np.argsort(-logits)[:2].tolist()
+        assert not isinstance(arrays, Fault)
+        for name in ("embedding", "stage4"):
+            np.testing.assert_allclose(arrays[name], expected(image, name), atol=1e-5)
+
+
+async def test_images_asked_for_together_share_requests(served: Served) -> None:
+    network = Network(served)
+    async with open_predictor(URL, transport=network.transport(), concurrency=16) as predictor:
+        await asyncio.gather(*(predictor.classify(photo(seed=seed)) for seed in range(12)))
+    assert len(network.requests) == 2  # the first alone, the others while it was under way
+
+
+@pytest.mark.parametrize("ask", [lambda p, i: p.classify(i), lambda p, i: p.features(i, ["embedding"])])
+async def test_a_bad_image_is_named_and_harms_no_other_of_its_request(
+    served: Served, ask: Callable[[HttpPredictor, bytes], Any]
+) -> None:
+    images = [PHOTOS[0], PHOTOS[1], b"no image", PHOTOS[2], b""]
+    async with open_predictor(URL, transport=httpx.ASGITransport(served.app), concurrency=16) as predictor:
+        answers = await asyncio.gather(*(ask(predictor, image) for image in images))
+    faults = {place: answer.code for place, answer in enumerate(answers) if isinstance(answer, Fault)}
+    assert faults == {2: "unsupported_format", 4: "empty_image"}
+
+
+async def test_a_server_that_takes_fewer_images_a_request_is_asked_for_each(model: ModelDirectory) -> None:
+    async with serving(model, max_images=2) as served:
+        network = Network(served)
+        async with open_predictor(URL, transport=network.transport(), concurrency=16) as predictor:
+            answers = await asyncio.gather(*(predictor.classify(image) for image in PHOTOS))
+    assert not any(isinstance(answer, Fault) for answer in answers)
+
+
+async def test_refusals_and_lost_connections_are_tried_again_when_the_server_says(served: Served) -> None:
+    network = Network(served)
+    network.instead = [
+        refusal(429, "overloaded", **{"Retry-After": "7"}),
+        httpx.ConnectError("refused"),
+        refusal(503, "not_ready", **{"Retry-After": "5"}),
+        httpx.Response(502, text="<html>Bad gateway</html>"),
+    ]
+    retries = Recorded()
+    async with open_predictor(URL, transport=network.transport(), retries=retries) as predictor:
+        assert not isinstance(await predictor.classify(PHOTOS[0]), Fault)
+    assert retries.asked == [(1, 7.0), (2, None), (3, 5.0), (4, None)]
+    assert len({request.content for request in network.requests}) == 1
+
+
+async def test_a_server_that_goes_on_refusing_is_given_up_with_its_last_word(served: Served) -> None:
+    network = Network(served, instead=[refusal(429, "overloaded") for _ in range(3)])
+    async with open_predictor(URL, transport=network.transport(), retries=Recorded(tries=3)) as predictor:
+        with pytest.raises(PredictorFailed, match=r"not answered in 3 tries: It is overloaded\."):
+            await predictor.classify(PHOTOS[0])
+
+
+async def test_a_failed_batch_is_the_fault_of_its_image(served: Served) -> None:
+    network = Network(served, instead=[refusal(500, "inference_failed")])
+    async with open_predictor(URL, transport=network.transport()) as predictor:
+        assert await predictor.classify(PHOTOS[0]) == Fault("inference_failed", "It is inference_failed.")
+        assert not isinstance(await predictor.classify(PHOTOS[0]), Fault)
+
+
+async def test_what_no_image_is_to_blame_for_ends_it(served: Served) -> None:
+    async with open_predictor(URL, transport=httpx.ASGITransport(served.app)) as predictor:
+        with pytest.raises(PredictorFailed, match=r"answered 422: .*no 'depth'"):
+            await predictor.features(PHOTOS[0], ["depth"])
+
+
+async def test_the_key_is_shown_to_the_server_and_a_wrong_one_is_an_error_at_once(model: ModelDirectory) -> None:
+    async with serving(model, api_keys="right") as served:
+        transport = httpx.ASGITransport(served.app)
+        async with open_predictor(URL, api_key="right", transport=transport) as predictor:
+            assert not isinstance(await predictor.classify(PHOTOS[0]), Fault)
+        with pytest.raises(PredictorFailed, match="answered 401"):
+            async with open_predictor(URL, api_key="wrong", transport=transport):
+                raise AssertionError("it was let in")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://127.0.0.1:1", "cannot be reached"),
+        ("127.0.0.1:8000", "cannot be reached"),
+        ("http://host:port", "address"),
+    ],
+)
+async def test_an_address_without_a_server_is_an_error_at_once(url: str, reason: str) -> None:
+    with pytest.raises(PredictorFailed, match=reason):
+        async with open_predictor(url):
+            raise AssertionError("there is nobody")
+
+
+async def test_a_server_of_another_kind_is_an_error() -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text="<html>Hello</html>"))
+    with pytest.raises(PredictorFailed, match="is this the service"):
+        async with open_predictor(URL, transport=transport):
+            raise AssertionError("it is another")
