@@ -52,7 +52,7 @@ def test_without_rows_nothing_is_written(tmp_path: Path) -> None:
 def test_a_row_of_another_shape_is_refused_whole(tmp_path: Path) -> None:
     with ArchiveWriter(tmp_path / "features.npz", ["embedding", "stage4"]) as writer:
         writer.add("a.png", row(1))
-        with pytest.raises(ValueError, match="stage4 of b.png has the shape"):
+        with pytest.raises(ValueError, match=r"stage4 of b\.png has the shape"):
             writer.add("b.png", {**row(2), "stage4": np.zeros(4, np.float32)})
         writer.finish()
     with np.load(tmp_path / "features.npz") as arrays:

@@ -1,0 +1,56 @@
+"""Find the images of a folder that are most like another, by the model's embeddings.
+
+Needs: pip install httpx numpy
+
+python examples/nearest_neighbours.py FOLDER QUERY_IMAGE
+"""
+
+import argparse
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+IMAGES_A_REQUEST = 32
+
+
+def embeddings(client: httpx.Client, paths: Sequence[Path]) -> NDArray[np.float32]:
+    """Return an embedding of length 1 for each image: (images, channels)."""
+    batches = []
+    for start in range(0, len(paths), IMAGES_A_REQUEST):
+        files = [("image", (path.name, path.read_bytes())) for path in paths[start : start + IMAGES_A_REQUEST]]
+        response = client.post(
+            "/v1/features?outputs=embedding&normalize=true", files=files, headers={"Accept": "application/x-npz"}
+        )
+        response.raise_for_status()
+        with np.load(io.BytesIO(response.content)) as archive:
+            batches.append(archive["embedding"])
+    return np.concatenate(batches)
+
+
+def main() -> None:
+    """Print the nearest images with their cosine similarities, nearest first."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("query", type=Path)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--neighbours", type=int, default=5)
+    options = parser.parse_args()
+
+    paths = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        parser.error(f"{options.folder} holds no images")
+    with httpx.Client(base_url=options.url, timeout=60) as client:
+        index = embeddings(client, paths)
+        (query,) = embeddings(client, [options.query])
+    similarities = index @ query  # of vectors of length 1, the cosine of their angle
+    for place in np.argsort(-similarities)[: options.neighbours]:
+        print(f"{similarities[place]:.4f}  {paths[place]}")
+
+
+if __name__ == "__main__":
+    main()

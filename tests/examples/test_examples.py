@@ -1,0 +1,183 @@
+"""Every example runs as its first lines say, against the demo model, and prints what is right."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock, Thread
+
+import pytest
+from PIL import Image
+
+from models.demo.digits import training_and_held_out
+from tests.conftest import ExportOnce
+from tests.integration.conftest import PATIENCE_S, ROOT, service_process
+
+EXAMPLES = ROOT / "examples"
+A_CLASS = 6
+
+pytestmark = pytest.mark.xdist_group("demo")
+
+
+@pytest.fixture(scope="module")
+def server(exported: ExportOnce) -> Iterator[str]:
+    with service_process(exported("dat_demo"), "--threads", "1") as process:
+        yield f"127.0.0.1:{process.port}"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some held-out digits of each class that the demo model reads right: <class>/<number>.png."""
+    root = tmp_path_factory.mktemp("digits")
+    held_out = training_and_held_out()[1]
+    for digit in range(10):
+        (root / str(digit)).mkdir()
+        for number, image in enumerate(held_out.images[held_out.classes == digit][10 : 10 + A_CLASS]):
+            Image.fromarray(image).save(root / str(digit) / f"{number}.png")
+    return root
+
+
+def run(*command: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+
+
+def python(example: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, EXAMPLES / example, *arguments)
+
+
+def test_curl_shows_every_form_and_an_error(server: str, digits: Path) -> None:
+    ended = run("sh", EXAMPLES / "curl.sh", digits / "8" / "0.png", f"http://{server}")
+    assert ended.returncode == 0, ended.stderr
+    parts = re.split(r"^# .*$", ended.stdout, flags=re.MULTILINE)[1:]
+    raw, form, document = (json.loads(part)["results"] for part in parts[:3])
+    assert [len(results) for results in (raw, form, document)] == [1, 2, 1]
+    for result in (*raw, *form, *document):
+        assert result["predictions"][0]["label"] == "8"
+    assert len(raw[0]["predictions"]) == 3
+    assert int(parts[3].split()[0]) > (128 + 10) * 4
+    assert json.loads(parts[4])["errors"][0]["code"] == "unsupported_format"
+
+
+def test_httpx_classifies_several_images_and_names_the_bad_one(server: str, digits: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    given = (digits / "2" / "1.png", broken, digits / "5" / "3.png")
+    ended = python("classify_httpx.py", *given, "--url", f"http://{server}", "--top-k", 1)
+    assert ended.returncode == 0, ended.stderr
+    first, second, third = ended.stdout.splitlines()
+    assert re.fullmatch(r"1\.png: 2 0\.\d{4}", first)
+    assert second.startswith("broken.png: unsupported_format: ")
+    assert re.fullmatch(r"3\.png: 5 0\.\d{4}", third)
+
+
+def test_httpx_shows_what_is_wrong_with_a_request(server: str, digits: Path) -> None:
+    ended = python("classify_httpx.py", digits / "2" / "1.png", "--url", f"http://{server}", "--top-k", 0)
+    assert ended.returncode == 1
+    assert re.match(r"invalid_parameter: top_k: .*\(request \w+\)", ended.stderr)
+
+
+def test_async_requests_are_answered_in_order(server: str, digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    given = [*(digits / str(digit) / "2.png" for digit in range(10)), tmp_path / "broken.png"]
+    ended = python("classify_async.py", *given, "--url", f"http://{server}")
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert [line.split(": ")[1].split()[0] for line in lines[:10]] == list("0123456789")
+    assert ": unsupported_format: " in lines[10]
+
+
+def test_many_images_are_all_answered(server: str, digits: Path) -> None:
+    ended = python("many_images.py", digits, "--url", f"http://{server}", "--concurrency", 4)
+    assert ended.returncode == 0, ended.stderr
+    answers = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert sorted(answer["path"] for answer in answers) == sorted(map(str, digits.rglob("*.png")))
+    for answer in answers:
+        assert answer["predictions"][0]["label"] == Path(answer["path"]).parent.name
+
+
+class Busy(BaseHTTPRequestHandler):
+    """Refuses the first of every image's requests, and every one of a broken image's."""
+
+    protocol_version = "HTTP/1.1"
+    seen: set[bytes]
+    counts: list[int]
+    lock: Lock
+
+    def do_POST(self) -> None:
+        image = self.rfile.read(int(self.headers["Content-Length"]))
+        with self.lock:
+            is_known = image in self.seen
+            self.seen.add(image)
+            self.counts.append(0)
+        if image != b"never" and is_known:
+            self._answer(200, "application/json", {"results": [{"predictions": [{"label": "7"}]}]})
+        else:
+            problem = {"code": "overloaded", "detail": "The queue is full."}
+            self._answer(429, "application/problem+json", problem, **{"Retry-After": "0"})
+
+    def _answer(self, status: int, media_type: str, document: object, **headers: str) -> None:
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        for name, value in {**headers, "Content-Type": media_type, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_many_images_come_back_to_a_busy_service_and_give_up_in_the_end(tmp_path: Path) -> None:
+    kind = type("Fresh", (Busy,), {"seen": set(), "counts": [], "lock": Lock()})
+    for name, data in (("a.png", b"a"), ("b.png", b"b"), ("never.png", b"never")):
+        (tmp_path / name).write_bytes(data)
+    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        ended = python("many_images.py", tmp_path, "--url", url, "--tries", 3)
+        server.shutdown()
+        thread.join()
+    answers = {Path(line["path"]).name: line for line in map(json.loads, ended.stdout.splitlines())}
+    assert ended.returncode == 1
+    assert ended.stderr == "1 images could not be classified\n"
+    assert answers["never.png"]["error"] == {"code": "overloaded", "detail": "The queue is full."}
+    assert [answers[name]["predictions"][0]["label"] for name in ("a.png", "b.png")] == ["7", "7"]
+    assert len(kind.counts) == 2 + 2 + 3
+
+
+def test_nearest_neighbours_of_a_digit_are_the_same_digit(server: str, digits: Path) -> None:
+    query = digits / "6" / "0.png"
+    ended = python("nearest_neighbours.py", digits, query, "--url", f"http://{server}", "--neighbours", 4)
+    assert ended.returncode == 0, ended.stderr
+    rows = [line.split("  ") for line in ended.stdout.splitlines()]
+    assert rows[0] == ["1.0000", str(query)]
+    similarities = [float(similarity) for similarity, _ in rows]
+    assert similarities == sorted(similarities, reverse=True)
+    assert [Path(path).parent.name for _, path in rows] == ["6"] * 4
+
+
+def test_tritonclient_classifies(server: str, digits: Path) -> None:
+    given = (digits / "1" / "0.png", digits / "9" / "0.png")
+    ended = python("tritonclient_classify.py", *given, "--url", server, "--top-k", 2)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert len(lines) == 4
+    assert [re.search(r"\.png: (\d) \(class (\d), logit", line).groups() for line in lines[::2]] == [  # type: ignore[union-attr]
+        ("1", "1"), ("9", "9"),
+    ]  # fmt: skip
+
+
+def test_every_example_is_listed_and_tested() -> None:
+    listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    tested = Path(__file__).read_text(encoding="utf-8")
+    for example in EXAMPLES.glob("*.py"):
+        assert f"`{example.name}`" in listed
+        assert f'"{example.name}"' in tested
