@@ -60,7 +60,7 @@ test-full: .venv/.dev $(SERVE_ENV)/.installed  ## Run all tests: every variant w
 check: .venv/.dev  ## Check format, lint, types and import rules; changes nothing.
 	$(VENV_BIN)/ruff format --check .
 	$(VENV_BIN)/ruff check .
-	$(VENV_BIN)/mypy models export service benchmarks
+	$(VENV_BIN)/mypy models export service benchmarks examples
 	$(VENV_BIN)/lint-imports --no-cache
 
 format: .venv/.dev  ## Format the code and apply the safe fixes.
