@@ -6,6 +6,7 @@ ready, so that as many images under way as fill a few batches keep it busy.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -38,6 +39,7 @@ class InProcessPredictor:
         self._pool = pool
         self._top_k = settings.top_k
         self._concurrency = concurrency
+        self._room = asyncio.Semaphore(concurrency)
         self._preprocessing = Preprocessing.of(
             model.manifest, max_pixels=settings.max_image_pixels, exif_orientation=settings.exif_orientation
         )
@@ -71,17 +73,19 @@ class InProcessPredictor:
     async def features(self, image: bytes, outputs: Sequence[str]) -> Outputs | Fault:
         """Return outputs for one image; see `Predictor`."""
         try:
-            with self._engine.reserve(1, priority=Priority.BULK) as reservation:
-                await self._pool.run(Priority.BULK, self._decode, image, reservation)
-                (answer,) = await reservation.infer(
-                    [0], outputs=frozenset(outputs), deadline_s=_NEVER_S, priority=Priority.BULK
-                )
-        except UnusableImage as error:
-            return Fault(error.code, str(error))
-        except InferenceFailed as error:
+            async with self._room:
+                return await self._infer(image, outputs)
+        except (UnusableImage, InferenceFailed) as error:
             return Fault(error.code, str(error))
         except ServiceError as error:
             raise PredictorFailed(self._engine.failure or str(error)) from error
+
+    async def _infer(self, image: bytes, outputs: Sequence[str]) -> Outputs:
+        with self._engine.reserve(1, priority=Priority.BULK) as reservation:
+            await self._pool.run(Priority.BULK, self._decode, image, reservation)
+            (answer,) = await reservation.infer(
+                [0], outputs=frozenset(outputs), deadline_s=_NEVER_S, priority=Priority.BULK
+            )
         return answer.outputs
 
     def _decode(self, image: bytes, reservation: Reservation) -> None:
@@ -112,7 +116,8 @@ async def open_predictor(settings: Settings, *, concurrency: int | None = None) 
     engine = InProcessEngine(
         lambda: load_session(model, device, settings),
         buckets=buckets,
-        max_queued_images=under_way,
+        # An image that was given up keeps its slot while a thread or a batch is still at it.
+        max_queued_images=under_way + settings.decode_thread_count + max(buckets),
         max_delay_s=settings.max_delay_ms / 1000,
         hang_after_s=settings.hang_timeout_ms / 1000,
     )
