@@ -42,6 +42,7 @@ def timings_ms(request: Request, service: Service, inferred: Inferred[Any], *, p
     }
     for stage in ("postprocess", "total"):
         service.metrics.stage_took(stage, stages_s[stage])
+    service.metrics.request_inferred(stages_s)
     context.timings_ms = {stage: round(duration_s * 1000, 3) for stage, duration_s in stages_s.items()}
     return Timings(**context.timings_ms)
 

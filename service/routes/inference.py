@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -26,7 +26,7 @@ from service.imaging import ImageTimings, Preprocessing, UnusableImage
 from service.middleware import context_of
 from service.routes.bodies import Limits, Upload, plan_body
 from service.routes.context import Service
-from service.routes.parameters import InferenceParameters
+from service.routes.parameters import CallParameters, InferenceParameters
 
 T = TypeVar("T")
 
@@ -57,13 +57,22 @@ class Terms:
     """Answer the good images where others are bad."""
 
     @classmethod
-    def of(cls, request: Request, service: Service, parameters: InferenceParameters) -> Terms:
+    def of(cls, request: Request, service: Service, parameters: CallParameters) -> Terms:
         """Return what the query asks for, within the service's own deadline."""
         timeout_ms = min(service.settings.timeout_ms, parameters.timeout_ms or service.settings.timeout_ms)
         return cls(
             priority=parameters.engine_priority,
             deadline_s=context_of(request).started_s + timeout_ms / 1000,
-            skip_bad=parameters.on_error == "skip",
+            skip_bad=parameters.skips_bad_images,
+        )
+
+    def narrowed(self, request: Request, *, timeout_s: float | None, priority: Priority | None) -> Terms:
+        """Return the terms with a deadline that may be earlier, and another priority where one is given."""
+        deadline_s = context_of(request).started_s + timeout_s if timeout_s is not None else self.deadline_s
+        return replace(
+            self,
+            deadline_s=min(self.deadline_s, deadline_s),
+            priority=self.priority if priority is None else priority,
         )
 
 
