@@ -2,6 +2,7 @@
 #   .venv          torch, the exporter, with `make test` or `make check` the development tools, and with
 #                  `make bench-model` what models are compared with
 #   .venv/serve    what serves, without torch (.venv/serve-cuda with SET=cuda)
+#   .venv/kserve   KServe's client for the tests, whose dependencies exclude ours
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 REPOSITORY ?= model-repository
@@ -51,10 +52,10 @@ export: .venv/.export  ## Export MODEL from WEIGHTS as its next version.
 $(REPOSITORY)/$(MODEL):
 	$(MAKE) export
 
-test: .venv/.dev $(SERVE_ENV)/.installed  ## Run the tests.
+test: .venv/.dev $(SERVE_ENV)/.installed .venv/kserve/.installed  ## Run the tests.
 	$(PYTEST) -m "not full" $(ARGS)
 
-test-full: .venv/.dev $(SERVE_ENV)/.installed  ## Run all tests: every variant with every sampling strategy too.
+test-full: .venv/.dev $(SERVE_ENV)/.installed .venv/kserve/.installed  ## Run all tests: every variant with every sampling strategy too.
 	$(PYTEST) $(ARGS)
 
 check: .venv/.dev  ## Check format, lint, types and import rules; changes nothing.
@@ -80,7 +81,7 @@ lock: .venv/.dev  ## Resolve the requirements anew, within what the .in files al
 	cd requirements && $(COMPILE) --universal --generate-hashes serve-cpu.in -o serve-cpu.txt
 	cd requirements && $(COMPILE) --upgrade --python-platform x86_64-unknown-linux-gnu $(TORCH_LOCK_SOURCE) torch.in -o torch.txt
 	sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements/torch.txt
-	cd requirements && for set in serve-cuda tracing export dev bench; do \
+	cd requirements && for set in serve-cuda tracing export dev bench kserve; do \
 	  $(COMPILE) --universal --generate-hashes $$set.in -o $$set.txt || exit 1; \
 	done
 
@@ -110,4 +111,9 @@ $(SERVE_ENV)/bin/python: | .venv/bin/python
 
 $(SERVE_ENV)/.installed: requirements/serve-$(SET).txt | $(SERVE_ENV)/bin/python
 	$(SERVE_ENV)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+.venv/kserve/.installed: requirements/kserve.txt | .venv/bin/python
+	$(PYTHON) -m venv .venv/kserve
+	.venv/kserve/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
 	touch $@

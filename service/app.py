@@ -19,22 +19,29 @@ from fastapi_offline import FastAPIOffline
 
 from service.decoding import DecodePool
 from service.engine.calls import EngineClient
-from service.errors import StartupError
+from service.errors import SettingsError, StartupError
 from service.imaging import Preprocessing, prepare_pillow
 from service.metrics import Metrics
 from service.middleware import RequestContextMiddleware, exception_answers
 from service.repository import ModelDirectory
 from service.routes import classify, features, models, operations
 from service.routes.context import Service
-from service.routes.direct import ShortWay
+from service.routes.direct import DirectRoute, ShortWay
+from service.routes.v2 import infer as v2_infer
+from service.routes.v2 import metadata as v2_metadata
+from service.routes.v2 import repository as v2_repository
+from service.routes.v2 import statistics as v2_statistics
+from service.routes.v2.openapi import DEFINITIONS
 from service.schemas import Problem
-from service.settings import Settings
+from service.settings import Settings, option_of
 
 _log = logging.getLogger(__name__)
 
+_INFERENCE = (classify.router, features.router, v2_infer.router)
 _DESCRIPTION = """Image classification and features with the Deformable Attention Transformer.
 
-Errors are `application/problem+json` (RFC 9457). A refused request whose body was not read closes its connection.
+Errors are `application/problem+json` (RFC 9457), and under `/v2` what the Open Inference Protocol has. A refused
+request whose body was not read closes its connection.
 """
 
 
@@ -53,6 +60,7 @@ def create_app(
     `metrics` is the engine's observer, or another of the same process.
     """
     prepare_pillow()
+    _check_outputs(settings, model)
     metrics.watch(engine)
     metrics.describe(model.manifest)
     service = Service(
@@ -64,6 +72,9 @@ def create_app(
             model.manifest, max_pixels=settings.max_image_pixels, exif_orientation=settings.exif_orientation
         ),
         decode_pool=DecodePool(settings.decode_thread_count),
+        inference_routes=frozenset(
+            route.path for router in _INFERENCE for route in router.routes if isinstance(route, DirectRoute)
+        ),
     )
     app = FastAPIOffline(
         redoc_url=None,
@@ -77,13 +88,21 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own, and sends none away
     )
     app.state.service = service
-    for part in (classify, features):
-        app.router.routes.extend(part.router.routes)
-    for part in (models, operations):
-        app.include_router(part.router)
+    for router in _INFERENCE:
+        app.router.routes.extend(router.routes)
+    for router in (
+        models.router,
+        operations.router,
+        v2_metadata.probes,
+        v2_statistics.router,  # before the metadata of a model that could be called "stats"
+        v2_metadata.router,
+        v2_repository.router,
+    ):
+        app.include_router(router)
     app.add_middleware(RequestContextMiddleware, metrics=metrics)
     build = app.build_middleware_stack
-    app.build_middleware_stack = lambda: ShortWay(app, build(), metrics=metrics)  # type: ignore[method-assign]
+    served = {"model": model.manifest.name, "version": str(model.manifest.version)}
+    app.build_middleware_stack = lambda: ShortWay(app, build(), metrics=metrics, names=served)  # type: ignore[method-assign]
     _document(app, secured=bool(settings.api_keys))
     return app
 
@@ -122,16 +141,30 @@ def _document(app: FastAPI, *, secured: bool) -> None:
             document = generate()
             components = document.setdefault("components", {})
             schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            components["schemas"] |= {**schema.pop("$defs"), Problem.__name__: schema}
+            components["schemas"] |= {**schema.pop("$defs"), Problem.__name__: schema, **DEFINITIONS}
             if secured:
                 components["securitySchemes"] = {"api_key": {"type": "http", "scheme": "bearer"}}
                 for path, operations_of_path in document["paths"].items():
-                    for operation in operations_of_path.values() if path.startswith("/v1/") else ():
+                    for operation in operations_of_path.values() if _is_secured(path) else ():
                         operation["security"] = [{"api_key": []}]
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend the document
+
+
+def _is_secured(path: str) -> bool:
+    is_probe = path.startswith("/v2/health/") or (path.startswith("/v2/") and path.endswith("/ready"))
+    return path.startswith(("/v1/", "/v2")) and not is_probe
+
+
+def _check_outputs(settings: Settings, model: ModelDirectory) -> None:
+    known = [record.name for record in model.manifest.outputs]
+    unknown = [name for name in settings.v2_outputs if name not in known]
+    if unknown:
+        raise SettingsError(
+            f"{option_of('v2_outputs')}: the model has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
+        )
 
 
 def _version() -> str:

@@ -72,6 +72,10 @@ class UnsupportedMediaType(RequestError):
 
     code = "unsupported_media_type"
 
+    def __init__(self, detail: str, *, accept_encoding: str = "identity") -> None:
+        super().__init__(detail)
+        self.accept_encoding = accept_encoding
+
 
 class NotAcceptable(RequestError):
     """None of the media types in Accept can be produced."""

@@ -10,6 +10,7 @@ engines' states, comes from what the processes share anyway.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from service.engine.core import DropReason
 from service.engine.types import EngineState
@@ -76,6 +78,18 @@ class Metrics:
             buckets=STAGE_BUCKETS_S,
             registry=self.registry,
         )
+        self._failed_request_seconds = Counter(
+            "dat_failed_request_seconds",
+            "Time spent on requests that ended in an error, of dat_request_duration_seconds.",
+            ("route",),
+            registry=self.registry,
+        )
+        self._request_stage_seconds = Counter(
+            "dat_request_stage_seconds",
+            "Time that answered inference requests spent in each stage: of each request, its slowest image's.",
+            ("stage",),
+            registry=self.registry,
+        )
         self._in_flight = Gauge(
             "dat_requests_in_flight", "Requests being answered.", multiprocess_mode="livesum", registry=self.registry
         )
@@ -101,6 +115,18 @@ class Metrics:
             ("bucket", "outcome"),
             registry=self.registry,
         )
+        self._batch_seconds = Counter(
+            "dat_batch_seconds",
+            "Time of the runs of the model, by padded batch size.",
+            ("bucket",),
+            registry=self.registry,
+        )
+        self._last_run = Gauge(
+            "dat_last_run_timestamp_seconds",
+            "When the model last ran, in seconds since 1970.",
+            multiprocess_mode="max",
+            registry=self.registry,
+        )
         self._dropped = Counter(
             "dat_dropped_images",
             "Images that left the queue unanswered, by reason.",
@@ -113,6 +139,8 @@ class Metrics:
         self._images_of = cache(self._images.labels)
         self._stage = cache(self._stages.labels)
         self._batches_of = cache(self._batches.labels)
+        self._batch_seconds_of = cache(self._batch_seconds.labels)
+        self._request_stage = cache(self._request_stage_seconds.labels)
 
     def watch(self, engine: EngineGauges) -> None:
         """Read an engine's gauges at every scrape."""
@@ -141,6 +169,8 @@ class Metrics:
         self._in_flight.dec()
         self._requests_of(route, str(status), code).inc()
         self._request_duration_of(route).observe(duration_s)
+        if code != "ok":
+            self._failed_request_seconds.labels(route).inc(duration_s)
 
     def images_ended(self, outcome: str, count: int = 1) -> None:
         """Count images by how they ended."""
@@ -150,9 +180,16 @@ class Metrics:
         """Record one duration of a stage."""
         self._stage(stage).observe(duration_s)
 
+    def request_inferred(self, stages_s: Mapping[str, float]) -> None:
+        """Record where the time of an answered inference request went."""
+        for stage, duration_s in stages_s.items():
+            self._request_stage(stage).inc(duration_s)
+
     def batch_ran(self, *, bucket: int, queue_s: Sequence[float], inference_s: float) -> None:
         """Record a run of the model; `queue_s` has one entry an image."""
         self._batches_of(str(bucket), "ok").inc()
+        self._batch_seconds_of(str(bucket)).inc(inference_s)
+        self._last_run.set(time.time())
         self._batch_size.observe(len(queue_s))
         for waited_s in queue_s:
             self._stage("queue").observe(waited_s)
@@ -166,6 +203,11 @@ class Metrics:
     def dropped(self, reason: DropReason, images: int) -> None:
         """Record images that left the queue unanswered."""
         self._dropped.labels(reason.value).inc(images)
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield every sample of all metrics, of all processes."""
+        for metric in self._shown.collect():
+            yield from metric.samples
 
     def render(self) -> bytes:
         """Return all metrics, of all processes, in Prometheus's text format."""

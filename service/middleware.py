@@ -79,12 +79,12 @@ EXPECTED_EXCEPTIONS = tuple(_PROBLEMS)
 
 
 def problem_answer(request: Request, error: Exception) -> Response:
-    """Return the problem document for one of EXPECTED_EXCEPTIONS, and note its code."""
+    """Return the answer to one of EXPECTED_EXCEPTIONS, and note its code."""
     make = next(make for kind, make in _PROBLEMS.items() if isinstance(error, kind))
     context = context_of(request)
     response = make(error, request_id=context.request_id)
     context.code = response.code
-    return response
+    return response.under(request.scope["path"])
 
 
 def request_id_of(headers: Headers) -> str:
@@ -160,7 +160,8 @@ class RequestContextMiddleware:
             if exchange.status is not None:
                 raise  # half a response is out: only a broken connection tells the client
             context.code = "internal"
-            await internal_problem(request_id=context.request_id)(scope, exchange.receive, exchange.send)
+            answer = internal_problem(request_id=context.request_id).under(scope["path"])
+            await answer(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
             context.code = "cancelled"
             raise

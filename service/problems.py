@@ -1,7 +1,8 @@
 """The only mapping from `service.errors`, and from the framework's own errors, to HTTP.
 
-Every error leaves as `application/problem+json` (RFC 9457). `type` is a relative reference, `/problems/<code>`, which
-this service answers with the problem's description; `code` is the same stable name by itself.
+Every error leaves as `application/problem+json` (RFC 9457), or under `/v2` as that protocol has it. `type` is a
+relative reference, `/problems/<code>`, which this service answers with the problem's description; `code` is the same
+stable name by itself.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from service.errors import BadImages, ImageFault, Overloaded, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
 NOT_READY_RETRY_AFTER_S = 5
+PROTOCOL_ROOT = "/v2"
+"""Below it the Open Inference Protocol is spoken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,17 @@ class ProblemResponse(Response):
             ]
         super().__init__(json.dumps(document), status_code=kind.status, headers=headers)
         self.code = kind.code
+        self._sentences = [detail, *(f"Image {fault.index}: {fault.detail}" for fault in faults)]
+
+    def under(self, path: str) -> Response:
+        """Return the answer as callers of `path` expect it: itself, or `{"error": ...}` in the inference protocol."""
+        if path != PROTOCOL_ROOT and not path.startswith(f"{PROTOCOL_ROOT}/"):
+            return self
+        body = json.dumps({"error": " ".join(self._sentences)}).encode()
+        kept = [(name, value) for name, value in self.raw_headers if name not in (b"content-length", b"content-type")]
+        answer = Response(body, status_code=self.status_code, media_type="application/json")
+        answer.raw_headers += kept
+        return answer
 
 
 def problem_for(error: ServiceError, *, request_id: str) -> ProblemResponse:
@@ -125,7 +139,7 @@ def problem_for(error: ServiceError, *, request_id: str) -> ProblemResponse:
     elif isinstance(error, errors.Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     elif isinstance(error, errors.UnsupportedMediaType):
-        headers["Accept-Encoding"] = "identity"
+        headers["Accept-Encoding"] = error.accept_encoding
     return ProblemResponse(
         kind,
         detail="The service failed." if isinstance(error, _HIDDEN) else str(error),

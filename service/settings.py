@@ -106,18 +106,26 @@ class Settings(BaseSettings):
     """Turn images as their EXIF orientation says. Off: the published accuracies were measured without."""
     top_k: Count = 5
     """Classes in an answer where the request does not say."""
+    v2_outputs: Annotated[tuple[str, ...], NoDecode] = ("logits",)
+    """Outputs that `/v2` describes, and answers where a request names none, separated by commas; `all` for every one.
+    Any may be asked for by name. One alone, a vector, is what Triton's image client takes."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines to write."""
     log_format: Literal["json", "text"] = "text"
     """`json` writes one JSON object a line."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    """API keys, separated by commas; where any is set, `/v1` wants one as `Authorization: Bearer`.
+    """API keys, separated by commas; where any is set, `/v1` and `/v2` want one as `Authorization: Bearer`.
     Prefer the variable: other users of the machine can read a command line."""
 
     @field_validator("batch_buckets", "api_keys", "devices", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("v2_outputs", mode="before")
+    @classmethod
+    def _named_outputs(cls, value: Any) -> Any:
+        return () if value == "all" else cls._split_commas(value)
 
     @field_validator("batch_buckets")
     @classmethod
@@ -259,6 +267,8 @@ def _description(field: FieldInfo) -> str:
 def _default(field: FieldInfo) -> str:
     if field.default in (None, (), {}):
         return ""
+    if isinstance(field.default, tuple):
+        return f"`{','.join(map(str, field.default))}`"
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 

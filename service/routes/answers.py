@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 
@@ -32,7 +32,7 @@ def fault_of(fault: ImageFault) -> Fault:
     return Fault(code=fault.code, detail=fault.detail)
 
 
-def timings_ms(request: Request, service: Service, inferred: Inferred, *, postprocess_s: float) -> Timings:
+def timings_ms(request: Request, service: Service, inferred: Inferred[Any], *, postprocess_s: float) -> Timings:
     """Return where the time went, and note it for the access line and the metrics."""
     context = context_of(request)
     stages_s = {
@@ -42,6 +42,7 @@ def timings_ms(request: Request, service: Service, inferred: Inferred, *, postpr
     }
     for stage in ("postprocess", "total"):
         service.metrics.stage_took(stage, stages_s[stage])
+    service.metrics.request_inferred(stages_s)
     context.timings_ms = {stage: round(duration_s * 1000, 3) for stage, duration_s in stages_s.items()}
     return Timings(**context.timings_ms)
 

@@ -10,16 +10,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 from fastapi import Request
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
 from service.errors import Cancelled, MalformedRequest, ReceiveTimeout, TooLarge, UnsupportedMediaType
+from service.imaging import ImageTimings, Preprocessing, decode_into
 from service.routes.multipart import MultipartImages
 from service.settings import Settings
 
@@ -37,6 +41,10 @@ class Upload:
     index: int
     filename: str | None
     data: ImageBytes
+
+    def write(self, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> ImageTimings:
+        """Decode the file into the model's input; raises UnusableImage."""
+        return decode_into(self.data, pixels, preprocessing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +74,10 @@ class BodyPlan:
 
         Raises MalformedRequest, ReceiveTimeout, TooLarge, or Cancelled where the client went away.
         """
-        try:
-            async with asyncio.timeout(self.limits.receive_timeout_s):
-                chunks = _limited(request, self.limits.max_bytes)
-                if self.form == MULTIPART:
-                    return await self._read_multipart(chunks)
-                body = b"".join([chunk async for chunk in chunks])
-        except TimeoutError as error:
-            raise ReceiveTimeout(f"The body did not arrive within {self.limits.receive_timeout_s:g} s.") from error
-        except ClientDisconnect as error:
-            raise Cancelled("The client went away while it sent the body.") from error
+        if self.form == MULTIPART:
+            async with receiving(request, self.limits) as chunks:
+                return await self._read_multipart(chunks)
+        body = await read_whole(request, self.limits)
         if self.form == JSON:
             return await asyncio.to_thread(_from_json, body, self.limits.max_images)
         if not body:
@@ -108,13 +110,40 @@ def plan_body(request: Request, limits: Limits) -> BodyPlan:
     boundary = options.get(b"boundary", b"")
     if form == MULTIPART and not boundary:
         raise MalformedRequest("The content type multipart/form-data must give its boundary.")
-    length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdecimal() and int(length) > limits.max_bytes:
-        raise _too_many_bytes(limits.max_bytes)
+    check_length(request, limits)
     return BodyPlan(form, boundary, limits)
 
 
-def _too_many_bytes(max_bytes: int) -> TooLarge:
+def check_length(request: Request, limits: Limits) -> None:
+    """Raise TooLarge where the headers announce a body over the limit."""
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdecimal() and int(length) > limits.max_bytes:
+        raise too_many_bytes(limits.max_bytes)
+
+
+@contextlib.asynccontextmanager
+async def receiving(request: Request, limits: Limits) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Give the body's chunks as they arrive, within the limits on bytes and time.
+
+    Raises TooLarge, ReceiveTimeout, or Cancelled where the client goes away.
+    """
+    try:
+        async with asyncio.timeout(limits.receive_timeout_s):
+            yield _limited(request, limits.max_bytes)
+    except TimeoutError as error:
+        raise ReceiveTimeout(f"The body did not arrive within {limits.receive_timeout_s:g} s.") from error
+    except ClientDisconnect as error:
+        raise Cancelled("The client went away while it sent the body.") from error
+
+
+async def read_whole(request: Request, limits: Limits) -> bytes:
+    """Return the whole body; raises as `receiving`."""
+    async with receiving(request, limits) as chunks:
+        return b"".join([chunk async for chunk in chunks])
+
+
+def too_many_bytes(max_bytes: int) -> TooLarge:
+    """Return the error for a body over the limit."""
     return TooLarge(f"The body is larger than {max_bytes} bytes.")
 
 
@@ -124,7 +153,7 @@ async def _limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
     async for chunk in request.stream():
         received_bytes += len(chunk)
         if received_bytes > max_bytes:
-            raise _too_many_bytes(max_bytes)
+            raise too_many_bytes(max_bytes)
         if chunk:
             yield chunk
 
@@ -149,11 +178,12 @@ def _from_json(body: bytes, max_images: int) -> list[Upload]:
         raise MalformedRequest("The JSON body holds no images.")
     if len(encoded) > max_images:
         raise TooLarge(f"The request has more than {max_images} images.")
-    return [Upload(index, None, _decoded(index, text)) for index, text in enumerate(encoded)]
+    return [Upload(index, None, from_base64(text, f"images[{index}]")) for index, text in enumerate(encoded)]
 
 
-def _decoded(index: int, text: str) -> bytes:
+def from_base64(text: str, place: str) -> bytes:
+    """Return the bytes that base64 text stands for; raises MalformedRequest that names its place."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise MalformedRequest(f"images[{index}] is not base64: {error}.") from error
+        raise MalformedRequest(f"{place} is not base64: {error}.") from error

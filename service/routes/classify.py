@@ -14,6 +14,7 @@ from service.postprocess import softmax, top_k
 from service.repository import Label
 from service.routes import openapi
 from service.routes.answers import JSON, answer_headers, fault_of, in_thread_if_large, timings_ms
+from service.routes.bodies import Upload
 from service.routes.context import Service, ServiceDependency
 from service.routes.direct import DirectRoute
 from service.routes.inference import Inferred, infer
@@ -43,9 +44,9 @@ async def classify(
     return await in_thread_if_large(len(inferred.answers) * k * 8, lambda: _response(request, service, inferred, k))
 
 
-def _response(request: Request, service: Service, inferred: Inferred, k: int) -> Response:
+def _response(request: Request, service: Service, inferred: Inferred[Upload], k: int) -> Response:
     began_s = time.monotonic()
-    results = [_result(inferred, index, service.model.labels, k) for index in range(len(inferred.uploads))]
+    results = [_result(inferred, index, service.model.labels, k) for index in range(len(inferred.images))]
     timings = timings_ms(request, service, inferred, postprocess_s=time.monotonic() - began_s)
     body = ClassifyResponse(
         model=ModelReference.of(service.model.manifest),
@@ -56,8 +57,8 @@ def _response(request: Request, service: Service, inferred: Inferred, k: int) ->
     return Response(body.model_dump_json(), media_type=JSON, headers=answer_headers(service, timings))
 
 
-def _result(inferred: Inferred, index: int, labels: Sequence[Label], k: int) -> ClassifiedImage | FailedImage:
-    upload = inferred.uploads[index]
+def _result(inferred: Inferred[Upload], index: int, labels: Sequence[Label], k: int) -> ClassifiedImage | FailedImage:
+    upload = inferred.images[index]
     if index in inferred.faults:
         return FailedImage(index=index, filename=upload.filename, error=fault_of(inferred.faults[index]))
     best = top_k(softmax(inferred.answers[index].outputs["logits"]), k)

@@ -10,7 +10,8 @@ from fastapi import Depends, Request
 
 from service.decoding import DecodePool
 from service.engine.calls import EngineClient
-from service.errors import Unauthorized, UnknownModel
+from service.engine.types import EngineState
+from service.errors import NotReady, Unauthorized, UnknownModel
 from service.imaging import Preprocessing
 from service.metrics import Metrics
 from service.repository import ModelDirectory
@@ -27,12 +28,24 @@ class Service:
     metrics: Metrics
     preprocessing: Preprocessing
     decode_pool: DecodePool
+    inference_routes: frozenset[str]
+    """Paths of the routes that run the model."""
 
-    def check_model(self, name: str | None) -> None:
-        """Raise UnknownModel unless `name` is the served model's, or None."""
-        served = self.model.manifest.name
-        if name is not None and name != served:
-            raise UnknownModel(f"There is no model {name!r} here; {served!r} is served.")
+    def check_model(self, name: str | None, version: str | None = None) -> None:
+        """Raise UnknownModel unless `name` and `version` are the served model's, or None."""
+        served = self.model.manifest
+        if name is not None and name != served.name:
+            raise UnknownModel(f"There is no model {name!r} here; {served.name!r} is served.")
+        if version is not None and version != str(served.version):
+            raise UnknownModel(f"There is no version {version!r} of {served.name!r} here; {served.version} is served.")
+
+    def check_ready(self) -> None:
+        """Raise NotReady while the engine loads, hangs, fails on every batch or is dead."""
+        if self.engine.healthy:
+            return
+        if self.engine.state is EngineState.READY:
+            raise NotReady("The engine hangs, or fails on every batch.")
+        raise NotReady(f"The engine is {self.engine.state.value}.")
 
 
 def service_of(request: Request) -> Service:

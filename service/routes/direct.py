@@ -9,7 +9,7 @@ service, the query's parameters), and here they are made directly, with the same
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import lru_cache
 from typing import Any, get_origin, get_type_hints
 from urllib.parse import parse_qsl
@@ -24,40 +24,47 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.metrics import Metrics
 from service.middleware import EXPECTED_EXCEPTIONS, RequestContextMiddleware, problem_answer
 from service.routes.context import authorize, service_of
-from service.routes.parameters import InferenceParameters
+from service.routes.parameters import CallParameters
 
 
 class DirectRoute(APIRoute):
-    """A route whose endpoint takes `request`, `service`, and `parameters` of some kind of InferenceParameters."""
+    """A route whose endpoint takes `request`, `service`, `parameters` (CallParameters of a kind) and the path's own."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what answers a request: by the short way, or through FastAPI where that is taken."""
         endpoint = self.endpoint
-        taken = set(inspect.signature(endpoint).parameters)
-        if taken != {"request", "service", "parameters"}:
-            raise TypeError(f"{endpoint.__name__} takes {sorted(taken)}, not request, service and parameters")
+        taken, expected = set(inspect.signature(endpoint).parameters), {"request", "service", "parameters"}
+        expected.update(self.param_convertors)
+        if taken != expected:
+            raise TypeError(f"{endpoint.__name__} takes {sorted(taken)}, not {sorted(expected)}")
         kind = get_type_hints(endpoint)["parameters"]
 
         async def answer(request: Request) -> Response:
             service = service_of(request)
             authorize(request, service)
             parameters = parsed(kind, request.scope["query_string"])
-            response: Response = await endpoint(request=request, service=service, parameters=parameters)
+            response: Response = await endpoint(
+                request=request, service=service, parameters=parameters, **request.path_params
+            )
             return response
 
         return answer
 
 
 class ShortWay:
-    """Leads requests for DirectRoutes straight to them, past all the layers of `stack`, and all others through it."""
+    """Leads requests for DirectRoutes straight to them, past all the layers of `stack`, and all others through it.
 
-    def __init__(self, app: FastAPI, stack: ASGIApp, *, metrics: Metrics) -> None:
+    Of the values that `names` gives to a path's parameters; a request with others goes through the stack too.
+    """
+
+    def __init__(self, app: FastAPI, stack: ASGIApp, *, metrics: Metrics, names: Mapping[str, str]) -> None:
         self._stack = stack
         self._entrances: dict[tuple[str, str], ASGIApp] = {}
         for route in app.routes:
             if isinstance(route, DirectRoute):
-                entrance = RequestContextMiddleware(_Entrance(route), metrics=metrics)
-                self._entrances |= {(method, route.path): entrance for method in route.methods or ()}
+                own = {name: names[name] for name in route.param_convertors}
+                entrance = RequestContextMiddleware(_Entrance(route, own), metrics=metrics)
+                self._entrances |= {(method, route.path.format(**own)): entrance for method in route.methods or ()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or go through the application's life."""
@@ -66,12 +73,14 @@ class ShortWay:
 
 
 class _Entrance:
-    def __init__(self, route: DirectRoute) -> None:
+    def __init__(self, route: DirectRoute, path_params: Mapping[str, str]) -> None:
         self._route = route
+        self._path_params = dict(path_params)
         self._answer = route.get_route_handler()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["route"] = self._route
+        scope["path_params"] = self._path_params
         request = Request(scope, receive, send)
         try:
             response = await self._answer(request)
@@ -81,7 +90,7 @@ class _Entrance:
 
 
 @lru_cache(maxsize=256)
-def parsed(kind: type[InferenceParameters], query: bytes) -> InferenceParameters:
+def parsed(kind: type[CallParameters], query: bytes) -> CallParameters:
     """Return the parameters in a query string; raises RequestValidationError that names each wrong one.
 
     Of a parameter that is given several times the last counts, unless it takes several. Most callers ask alike, and

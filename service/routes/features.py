@@ -18,6 +18,7 @@ from service.postprocess import l2_normalized
 from service.repository import Manifest
 from service.routes import openapi
 from service.routes.answers import JSON, answer_headers, fault_of, in_thread_if_large, timings_ms
+from service.routes.bodies import Upload
 from service.routes.context import Service, ServiceDependency
 from service.routes.direct import DirectRoute
 from service.routes.inference import Inferred, infer
@@ -78,7 +79,7 @@ def _check_outputs(manifest: Manifest, outputs: tuple[str, ...], parameters: Fea
 def _response(
     request: Request,
     service: Service,
-    inferred: Inferred,
+    inferred: Inferred[Upload],
     outputs: tuple[str, ...],
     parameters: FeaturesParameters,
     form: str,
@@ -116,14 +117,14 @@ def _finished(output: NDArray[np.float32], parameters: FeaturesParameters) -> Te
     return narrowed(l2_normalized(output) if parameters.normalize else output, parameters.dtype)
 
 
-def _results(inferred: Inferred, tensors: dict[int, dict[str, Tensor]], encoding: str) -> Iterator[str]:
+def _results(inferred: Inferred[Upload], tensors: dict[int, dict[str, Tensor]], encoding: str) -> Iterator[str]:
     """Yield each image's result as JSON, as `FeaturesResponse` has it.
 
     The numbers are rendered row by row: one call for the whole would hold the interpreter for seconds where the
     features are large.
     """
     render = as_base64 if encoding == "base64" else as_json_text
-    for upload in inferred.uploads:
+    for upload in inferred.images:
         if upload.index in inferred.faults:
             error = fault_of(inferred.faults[upload.index])
             yield FailedImage(index=upload.index, filename=upload.filename, error=error).model_dump_json()

@@ -1,8 +1,10 @@
-"""One inference call, from admission to the engine's answers; what classify and features have in common.
+"""One inference call, from admission to the engine's answers; what every such call has in common.
 
 The order is the contract: what the headers decide comes first, then whether there is room, then the body, then one
 slot an image, decoding straight into the slots, and the engine. Meanwhile the client's connection is watched: when it
 closes, the work is cancelled, and what waits in the queue leaves it.
+
+`infer` is the whole of it for `/v1`; `/v2` reads bodies of its own between `admit` and `infer_images`.
 """
 
 from __future__ import annotations
@@ -10,28 +12,75 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
 
+import numpy as np
 from fastapi import Request
+from numpy.typing import NDArray
 
 from service.engine.reservation import Reservation
 from service.engine.types import Answer, Priority
 from service.errors import BadImages, Cancelled, DeadlineExceeded, ImageFault
-from service.imaging import ImageTimings, Preprocessing, UnusableImage, decode_into
+from service.imaging import ImageTimings, Preprocessing, UnusableImage
 from service.middleware import context_of
 from service.routes.bodies import Limits, Upload, plan_body
 from service.routes.context import Service
-from service.routes.parameters import InferenceParameters
+from service.routes.parameters import CallParameters, InferenceParameters
 
 T = TypeVar("T")
 
 
+class ImageSource(Protocol):
+    """One image of a request, in whatever form it was sent."""
+
+    @property
+    def index(self) -> int:
+        """The image's place in the request, from 0."""
+        ...
+
+    def write(self, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> ImageTimings:
+        """Write the model's input, uint8 (height, width, 3), in any thread; raises UnusableImage."""
+        ...
+
+
+ImageT = TypeVar("ImageT", bound=ImageSource)
+
+
 @dataclass(frozen=True, slots=True)
-class Inferred:
+class Terms:
+    """On what terms a request's images are inferred; the deadline is a time on time.monotonic."""
+
+    priority: Priority
+    deadline_s: float
+    skip_bad: bool = False
+    """Answer the good images where others are bad."""
+
+    @classmethod
+    def of(cls, request: Request, service: Service, parameters: CallParameters) -> Terms:
+        """Return what the query asks for, within the service's own deadline."""
+        timeout_ms = min(service.settings.timeout_ms, parameters.timeout_ms or service.settings.timeout_ms)
+        return cls(
+            priority=parameters.engine_priority,
+            deadline_s=context_of(request).started_s + timeout_ms / 1000,
+            skip_bad=parameters.skips_bad_images,
+        )
+
+    def narrowed(self, request: Request, *, timeout_s: float | None, priority: Priority | None) -> Terms:
+        """Return the terms with a deadline that may be earlier, and another priority where one is given."""
+        deadline_s = context_of(request).started_s + timeout_s if timeout_s is not None else self.deadline_s
+        return replace(
+            self,
+            deadline_s=min(self.deadline_s, deadline_s),
+            priority=self.priority if priority is None else priority,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred(Generic[ImageT]):
     """What became of a request's images: each has an answer or a fault, by its index."""
 
-    uploads: Sequence[Upload]
+    images: Sequence[ImageT]
     answers: Mapping[int, Answer]
     faults: Mapping[int, ImageFault]
     decoding: Mapping[int, ImageTimings]
@@ -49,54 +98,56 @@ class Inferred:
 
 async def infer(
     request: Request, service: Service, parameters: InferenceParameters, *, outputs: frozenset[str]
-) -> Inferred:
+) -> Inferred[Upload]:
     """Admit, read, decode and infer a request's images; raises what `service.errors` has for each way to fail."""
-    context = context_of(request)
-    timeout_ms = min(service.settings.timeout_ms, parameters.timeout_ms or service.settings.timeout_ms)
-    deadline_s = context.started_s + timeout_ms / 1000
+    terms = Terms.of(request, service, parameters)
     service.check_model(parameters.model)
     plan = plan_body(request, Limits.of(service.settings))
-    service.engine.check_room(priority=parameters.engine_priority, deadline_s=deadline_s)
-    uploads = await plan.read(request)
-    context.images = len(uploads)
-    inferred = await _unless_disconnected(
-        request, _decode_and_infer(service, parameters, uploads, outputs=outputs, deadline_s=deadline_s)
-    )
+    admit(service, terms)
+    return await infer_images(request, service, await plan.read(request), terms=terms, outputs=outputs)
+
+
+def admit(service: Service, terms: Terms) -> None:
+    """Raise Overloaded or NotReady where a request's body is not worth reading."""
+    service.engine.check_room(priority=terms.priority, deadline_s=terms.deadline_s)
+
+
+async def infer_images(
+    request: Request, service: Service, images: Sequence[ImageT], *, terms: Terms, outputs: frozenset[str]
+) -> Inferred[ImageT]:
+    """Decode and infer the images of a request whose body was read; the work ends when the client goes away."""
+    context_of(request).images = len(images)
+    inferred = await _unless_disconnected(request, _decode_and_infer(service, images, terms=terms, outputs=outputs))
     service.metrics.images_ended("ok", len(inferred.answers))
     return inferred
 
 
 async def _decode_and_infer(
-    service: Service,
-    parameters: InferenceParameters,
-    uploads: Sequence[Upload],
-    *,
-    outputs: frozenset[str],
-    deadline_s: float,
-) -> Inferred:
-    priority = parameters.engine_priority
-    with service.engine.reserve(len(uploads), priority=priority, deadline_s=deadline_s) as reservation:
-        decoding, faults = await _decode(service, reservation, uploads, priority=priority, deadline_s=deadline_s)
+    service: Service, images: Sequence[ImageT], *, terms: Terms, outputs: frozenset[str]
+) -> Inferred[ImageT]:
+    priority, deadline_s = terms.priority, terms.deadline_s
+    with service.engine.reserve(len(images), priority=priority, deadline_s=deadline_s) as reservation:
+        decoding, faults = await _decode(service, reservation, images, terms=terms)
         for fault in faults.values():
             service.metrics.images_ended(fault.code)
-        if faults and parameters.on_error == "fail":
+        if faults and not terms.skip_bad:
             raise BadImages([faults[index] for index in sorted(faults)])
         good = sorted(decoding)
         answers = (
             await reservation.infer(good, outputs=outputs, deadline_s=deadline_s, priority=priority) if good else []
         )
-    return Inferred(uploads, dict(zip(good, answers, strict=True)), faults, decoding)
+    return Inferred(images, dict(zip(good, answers, strict=True)), faults, decoding)
 
 
 async def _decode(
-    service: Service, reservation: Reservation, uploads: Sequence[Upload], *, priority: Priority, deadline_s: float
+    service: Service, reservation: Reservation, images: Sequence[ImageSource], *, terms: Terms
 ) -> tuple[dict[int, ImageTimings], dict[int, ImageFault]]:
     """Decode every image into its slot, as many at once as the pool has threads."""
     run, preprocessing = service.decode_pool.run, service.preprocessing
     ends = await asyncio.gather(
-        *(run(priority, _decode_one, upload, reservation, preprocessing, deadline_s) for upload in uploads)
+        *(run(terms.priority, _decode_one, image, reservation, preprocessing, terms.deadline_s) for image in images)
     )
-    decoding = {upload.index: end for upload, end in zip(uploads, ends, strict=True) if isinstance(end, ImageTimings)}
+    decoding = {image.index: end for image, end in zip(images, ends, strict=True) if isinstance(end, ImageTimings)}
     faults = {end.index: end for end in ends if isinstance(end, ImageFault)}
     for timings in decoding.values():
         service.metrics.stage_took("decode", timings.decode_s)
@@ -105,16 +156,16 @@ async def _decode(
 
 
 def _decode_one(
-    upload: Upload, reservation: Reservation, preprocessing: Preprocessing, deadline_s: float
+    image: ImageSource, reservation: Reservation, preprocessing: Preprocessing, deadline_s: float
 ) -> ImageTimings | ImageFault:
     """Decode one image into its slot; runs in a thread of the decoding pool."""
     if time.monotonic() >= deadline_s:
         raise DeadlineExceeded("The deadline passed before the images were decoded.")
     try:
-        with reservation.writing(upload.index) as pixels:
-            return decode_into(upload.data, pixels, preprocessing)
+        with reservation.writing(image.index) as pixels:
+            return image.write(pixels, preprocessing)
     except UnusableImage as error:
-        return ImageFault(upload.index, error.code, str(error))
+        return ImageFault(image.index, error.code, str(error))
 
 
 async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:

@@ -12,8 +12,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
-from service.engine.types import EngineState
-from service.errors import NotReady
 from service.problems import all_kinds
 from service.routes import openapi
 from service.routes.context import ServiceDependency
@@ -33,12 +31,8 @@ async def live() -> Health:
 )
 async def ready(service: ServiceDependency) -> Health:
     """Answer 200 while the engine has loaded and is well, and 503 while it loads, hangs, fails or is dead."""
-    engine = service.engine
-    if engine.healthy:
-        return Health(status="ready")
-    if engine.state is EngineState.READY:
-        raise NotReady("The engine hangs, or fails on every batch.")
-    raise NotReady(f"The engine is {engine.state.value}.")
+    service.check_ready()
+    return Health(status="ready")
 
 
 @router.get(

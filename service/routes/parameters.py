@@ -9,25 +9,40 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.engine.types import Priority
 
 
-class InferenceParameters(BaseModel):
+class CallParameters(BaseModel):
     """What every inference call takes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    model: str | None = None
-    """Name of the model to ask; may be left out."""
     timeout_ms: Annotated[int, Field(gt=0)] | None = None
     """Deadline in milliseconds from the request's arrival; it can only shorten the server's own."""
     priority: Literal["interactive", "bulk"] = "interactive"
     """`bulk` work fills what interactive work leaves."""
-    on_error: Literal["fail", "skip"] = "fail"
-    """`fail`: if any image is bad nothing is inferred and every bad one is named. `skip`: the good ones are
-    answered, and bad ones carry an `error` in their result."""
 
     @property
     def engine_priority(self) -> Priority:
         """The engine's word for `priority`."""
         return Priority[self.priority.upper()]
+
+    @property
+    def skips_bad_images(self) -> bool:
+        """Whether good images are answered where others are bad."""
+        return False
+
+
+class InferenceParameters(CallParameters):
+    """What every inference call under `/v1` takes."""
+
+    model: str | None = None
+    """Name of the model to ask; may be left out."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """`fail`: if any image is bad nothing is inferred and every bad one is named. `skip`: the good ones are
+    answered, and bad ones carry an `error` in their result."""
+
+    @property
+    def skips_bad_images(self) -> bool:
+        """Whether good images are answered where others are bad."""
+        return self.on_error == "skip"
 
 
 class ClassifyParameters(InferenceParameters):

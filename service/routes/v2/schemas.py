@@ -1,0 +1,252 @@
+"""The documents of the Open Inference Protocol, as they are read, answered and described."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Parameters = dict[str, Any]
+
+
+class _Asked(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class _Told(BaseModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class InferInput(_Asked):
+    """One input tensor of a request; its values are in `data`, or behind the JSON where `binary_data_size` is given."""
+
+    name: str
+    """`image`, the only input there is."""
+    shape: list[int]
+    """Batch first: [batch, height, width, 3] of pixels, or [batch] or [batch, 1] of image files."""
+    datatype: str
+    """`UINT8`, `FP32` or `FP16` pixels, or `BYTES` that hold image files."""
+    parameters: Parameters | None = None
+    """`binary_data_size`: how many bytes behind the JSON are this tensor's."""
+    data: Any = None
+    """The values, flat or nested, row-major; files as base64."""
+
+
+class RequestedOutput(_Asked):
+    """One output that is asked for."""
+
+    name: str
+    """Name of the output: `logits`, `embedding`, `stage1` and so on."""
+    parameters: Parameters | None = None
+    """`binary_data`: answer behind the JSON. `classification`: how many of the highest values to answer, as text
+    `value:index:label`, in place of all. `datatype`: `FP32`, the default, or `FP16`."""
+
+
+class InferRequest(_Asked):
+    """What is to be inferred."""
+
+    id: str | None = None
+    """Any name for the request; the answer repeats it."""
+    parameters: Parameters | None = None
+    """`timeout` in microseconds, `priority` (1 before 2; 0 is the default, 1), and `binary_data_output`: answer every
+    output behind the JSON that does not say itself. Others are passed over."""
+    inputs: list[InferInput]
+    """Exactly one: `image`."""
+    outputs: list[RequestedOutput] | None = None
+    """What to answer; left out, the outputs that the model's metadata names."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "id": "1",
+                "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["<base64 of an image file>"]}],
+                "outputs": [{"name": "logits", "parameters": {"classification": 3}}],
+            }
+        }
+    )
+
+
+class InferOutput(_Told):
+    """One output of an answer."""
+
+    name: str
+    """Name of the output."""
+    datatype: Literal["FP32", "FP16", "BYTES"]
+    """Type of the values; `BYTES` under `classification`."""
+    shape: list[int]
+    """Batch first."""
+    parameters: Parameters | None = None
+    """`binary_data_size`: how many bytes behind the JSON are this tensor's."""
+    data: list[Any] | None = None
+    """The values, flat and row-major, where they are not behind the JSON."""
+
+
+class InferResponse(_Told):
+    """The outputs of a request."""
+
+    id: str | None = None
+    """The request's own, where it had one."""
+    model_name: str
+    """Name of the model that answered."""
+    model_version: str
+    """Its version."""
+    outputs: list[InferOutput]
+    """The outputs asked for, in that order."""
+
+
+class ServerMetadata(_Told):
+    """What the server is."""
+
+    name: str
+    """Name of the server."""
+    version: str
+    """Version of the server."""
+    extensions: list[str]
+    """The extensions of the protocol that it has."""
+
+
+class TensorMetadata(_Told):
+    """One input or output of a model."""
+
+    name: str
+    """Name of the tensor."""
+    datatype: str
+    """Type of its values."""
+    shape: list[int]
+    """Its shape, batch first; -1 for what varies."""
+
+
+class ModelMetadata(_Told):
+    """What a model takes and gives."""
+
+    name: str
+    """Name of the model."""
+    versions: list[str]
+    """The versions that are served."""
+    platform: str
+    """What runs it."""
+    inputs: list[TensorMetadata]
+    """Its inputs."""
+    outputs: list[TensorMetadata]
+    """What a request gets that asks for nothing by name."""
+
+
+class Live(_Told):
+    """The process can answer."""
+
+    live: bool
+
+
+class Ready(_Told):
+    """A request would be answered."""
+
+    ready: bool
+
+
+class ModelReady(_Told):
+    """A request for this model would be answered."""
+
+    name: str
+    """Name of the model."""
+    ready: bool
+
+
+class Duration(_Told):
+    """How often something happened and how long it took in all."""
+
+    count: int
+    """How often."""
+    ns: int
+    """How long in all, in nanoseconds."""
+
+
+class InferenceStatistics(_Told):
+    """Where the requests' time went; `count` counts requests, and of a request's images the slowest is counted."""
+
+    success: Duration
+    """Requests that were answered, from arrival to answer."""
+    fail: Duration
+    """Requests that were not."""
+    queue: Duration
+    """Waiting for the device."""
+    compute_input: Duration
+    """Decoding, resizing and copying images."""
+    compute_infer: Duration
+    """Running the model."""
+    compute_output: Duration
+    """From the model's outputs to the answer's."""
+    cache_hit: Duration
+    """There is no cache: 0."""
+    cache_miss: Duration
+    """There is no cache: 0."""
+
+
+class BatchStatistics(_Told):
+    """The runs of one padded batch size."""
+
+    batch_size: int
+    """Images that the runs had room for."""
+    compute_input: Duration
+    """Not timed apart from the run: 0 ns."""
+    compute_infer: Duration
+    """Runs of the model."""
+    compute_output: Duration
+    """Not timed apart from the run: 0 ns."""
+
+
+class ModelStatistics(_Told):
+    """What a model has done since the service started, for `/v1` and `/v2`, in all processes."""
+
+    name: str
+    """Name of the model."""
+    version: str
+    """Its version."""
+    last_inference: int
+    """When the model last ran, in milliseconds since 1970; 0 where it never has."""
+    inference_count: int
+    """Images that the model was run on."""
+    execution_count: int
+    """Runs of the model."""
+    inference_stats: InferenceStatistics
+    batch_stats: list[BatchStatistics]
+    """The runs by padded batch size."""
+
+
+class Statistics(_Told):
+    """The statistics of every model asked about."""
+
+    model_stats: list[ModelStatistics]
+
+
+class IndexRequest(_Asked):
+    """Which models to list."""
+
+    ready: bool = False
+    """Only those that would answer."""
+
+
+class IndexEntry(_Told):
+    """One model of the repository."""
+
+    name: str
+    """Name of the model."""
+    version: str
+    """Its version."""
+    state: Literal["READY", "UNAVAILABLE"]
+    """Whether it would answer."""
+    reason: str
+    """Why not, where it would not."""
+
+
+class RepositoryRequest(_Asked):
+    """What goes with a wish to load or unload."""
+
+    parameters: Annotated[Parameters | None, Field()] = None
+    """A model is served as it was exported: there is none to give."""
+
+
+class ProtocolError(_Told):
+    """Why a request was not answered."""
+
+    error: str
+    """A sentence for people."""
