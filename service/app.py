@@ -24,7 +24,7 @@ from service.imaging import Preprocessing, prepare_pillow
 from service.metrics import Metrics
 from service.middleware import RequestContextMiddleware, exception_answers
 from service.repository import ModelDirectory
-from service.routes import classify, features, models, operations
+from service.routes import classify, explain, features, models, operations
 from service.routes.context import Service
 from service.routes.direct import ShortWay
 from service.schemas import Problem
@@ -77,7 +77,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own, and sends none away
     )
     app.state.service = service
-    for part in (classify, features):
+    for part in (classify, features, explain):
         app.router.routes.extend(part.router.routes)
     for part in (models, operations):
         app.include_router(part.router)

@@ -13,7 +13,7 @@ from service.engine.calls import EngineClient
 from service.errors import Unauthorized, UnknownModel
 from service.imaging import Preprocessing
 from service.metrics import Metrics
-from service.repository import ModelDirectory
+from service.repository import ExplainRecord, ModelDirectory
 from service.settings import Settings
 
 
@@ -27,6 +27,11 @@ class Service:
     metrics: Metrics
     preprocessing: Preprocessing
     decode_pool: DecodePool
+
+    @property
+    def explain(self) -> ExplainRecord | None:
+        """What the model can say of where it looked; None where it cannot, or the settings do not want it to."""
+        return self.model.manifest.explain if self.settings.explain else None
 
     def check_model(self, name: str | None) -> None:
         """Raise UnknownModel unless `name` is the served model's, or None."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from fastapi import Request
 
@@ -25,6 +25,8 @@ from service.routes.context import Service
 from service.routes.parameters import InferenceParameters
 
 T = TypeVar("T")
+Check: TypeAlias = Callable[[Sequence[Upload], Mapping[int, ImageTimings]], None]
+"""Looks at a request's uploads, and by their index at those that could be decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +50,17 @@ class Inferred:
 
 
 async def infer(
-    request: Request, service: Service, parameters: InferenceParameters, *, outputs: frozenset[str]
+    request: Request,
+    service: Service,
+    parameters: InferenceParameters,
+    *,
+    outputs: frozenset[str],
+    check: Check | None = None,
 ) -> Inferred:
-    """Admit, read, decode and infer a request's images; raises what `service.errors` has for each way to fail."""
+    """Admit, read, decode and infer a request's images; raises what `service.errors` has for each way to fail.
+
+    `check` sees what was decoded before anything is inferred, and may raise.
+    """
     context = context_of(request)
     timeout_ms = min(service.settings.timeout_ms, parameters.timeout_ms or service.settings.timeout_ms)
     deadline_s = context.started_s + timeout_ms / 1000
@@ -60,7 +70,7 @@ async def infer(
     uploads = await plan.read(request)
     context.images = len(uploads)
     inferred = await _unless_disconnected(
-        request, _decode_and_infer(service, parameters, uploads, outputs=outputs, deadline_s=deadline_s)
+        request, _decode_and_infer(service, parameters, uploads, outputs=outputs, deadline_s=deadline_s, check=check)
     )
     service.metrics.images_ended("ok", len(inferred.answers))
     return inferred
@@ -73,6 +83,7 @@ async def _decode_and_infer(
     *,
     outputs: frozenset[str],
     deadline_s: float,
+    check: Check | None,
 ) -> Inferred:
     priority = parameters.engine_priority
     with service.engine.reserve(len(uploads), priority=priority, deadline_s=deadline_s) as reservation:
@@ -81,6 +92,8 @@ async def _decode_and_infer(
             service.metrics.images_ended(fault.code)
         if faults and parameters.on_error == "fail":
             raise BadImages([faults[index] for index in sorted(faults)])
+        if check is not None:
+            check(uploads, decoding)
         good = sorted(decoding)
         answers = (
             await reservation.infer(good, outputs=outputs, deadline_s=deadline_s, priority=priority) if good else []
