@@ -48,11 +48,9 @@ class Box(NamedTuple):
     right: float
     bottom: float
 
-    def __contains__(self, place: object) -> bool:
-        if not isinstance(place, tuple):
-            return False
-        x, y = place
-        return bool(self.left <= x < self.right and self.top <= y < self.bottom)
+    def holds(self, x: float, y: float) -> bool:
+        """Tell whether a place is in it."""
+        return self.left <= x < self.right and self.top <= y < self.bottom
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,4 +97,5 @@ def weights_of(attention: Floats, map_size: tuple[int, int], query: QueryCell | 
     if query is not None:
         chosen: Floats = attention[:, query.row * map_size[1] + query.column]
         return chosen
-    return attention.mean(1, dtype=np.float64).astype(np.float32)
+    mean: Floats = attention.mean(1, dtype=np.float64).astype(np.float32)
+    return mean

@@ -77,7 +77,6 @@ async def explain(
         )
     if inferred.faults:
         raise BadImages(list(inferred.faults.values()))
-    (layer,) = layers
     began_s = time.monotonic()
     (explained,) = _explained(inferred, 0, layers, place, service.preprocessing).values()
     drawing = partial(_picture, inferred, explained, place, service.preprocessing)
@@ -116,8 +115,8 @@ def _place(query: str | None) -> Place | None:
         return None
     if not re.fullmatch(QUERY_PATTERN, query):
         raise InvalidParameter(
-            "query: give x,y in pixels of the image as sent, such as 320,240, from 0 up to its width and height, and in "
-            f"the part of it that the model sees; {query!r} is no such place."
+            "query: give x,y in pixels of the image as sent, such as 320,240, within its width and height and the part "
+            f"of it that the model sees; {query!r} is no such place."
         )
     x, y = query.split(",")
     return float(x), float(y)
@@ -125,7 +124,7 @@ def _place(query: str | None) -> Place | None:
 
 def _check_place(place: Place | None, index: int, view: View) -> None:
     seen = view.seen
-    if place is not None and place not in seen:
+    if place is not None and not seen.holds(*place):
         raise InvalidParameter(
             f"query: the model saw x from {seen.left:.6g} up to {seen.right:.6g} and y from {seen.top:.6g} up to "
             f"{seen.bottom:.6g} of image {index}, which is {view.width} x {view.height} pixels; {place[0]:.6g},"

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.engine.types import Priority
 
-
 QUERY_PATTERN = r"^-?[0-9]+(\.[0-9]+)?,-?[0-9]+(\.[0-9]+)?$"
 
 
