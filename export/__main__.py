@@ -77,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--opset", type=int, metavar="N", help=f"{MIN_OPSET} to {MAX_OPSET} (default: the target's)")
     parser.add_argument("--dynamic-size", action="store_true", help="any multiple of 32 (second generation)")
+    parser.add_argument(
+        "--no-explain",
+        dest="explain",
+        action="store_false",
+        help="leave out explain.onnx, the float32 graph of where the model looks, which the route /v1/explain needs",
+    )
     return parser
 
 
@@ -115,6 +121,7 @@ def _job(arguments: argparse.Namespace) -> ExportJob:
         opset=arguments.opset,
         dynamic_size=arguments.dynamic_size,
         calibration=arguments.calibration,
+        explain=arguments.explain,
     )
 
 

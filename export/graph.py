@@ -73,11 +73,15 @@ class ImageModel(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Run on pixels from 0 to 255."""
+        output = self.model(self.pixels(image))
+        return output.logits, output.embedding, *output.stages
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """Return images, uint8 (batch, height, width, 3), as the changed stem takes them."""
         pixels = image.float()
         if self.shift is not None:
             pixels = pixels - self.shift
-        output = self.model(pixels.permute(0, 3, 1, 2))
-        return output.logits, output.embedding, *output.stages
+        return pixels.permute(0, 3, 1, 2)
 
 
 def export_graph(
@@ -88,21 +92,24 @@ def export_graph(
     opset: int,
     example_size: tuple[int, int],
     tuned_for_cpu: bool = False,
+    output_names: tuple[str, ...] = OUTPUT_NAMES,
+    front: type[ImageModel] = ImageModel,
 ) -> onnx.ModelProto:
     """Return the ONNX graph of `model`, checked to be what was asked for.
 
-    Where the model was built for one image size, that is the graph's; otherwise height and width are dynamic and
-    `example_size` is only what is traced. `tuned_for_cpu` allows operators and layouts that only ONNX Runtime has, and
-    has on the CPU. Raises ExportError where the graph would not be exactly that.
+    `front` takes the images and gives what `output_names` lists. Where the model was built for one image size, that is
+    the graph's; otherwise height and width are dynamic and `example_size` is only what is traced. `tuned_for_cpu`
+    allows operators and layouts that only ONNX Runtime has, and has on the CPU. Raises ExportError where the graph
+    would not be exactly that.
     """
     size = model.image_size
     return translate(
-        ImageModel(inference_form(model, strategy.form, tuned_for_cpu=tuned_for_cpu), normalisation).eval(),
+        front(inference_form(model, strategy.form, tuned_for_cpu=tuned_for_cpu), normalisation).eval(),
         (torch.zeros(_EXAMPLE_BATCH, *(size or example_size), 3, dtype=torch.uint8),),
         strategy=strategy,
         opset=opset,
         input_names=(INPUT_NAME,),
-        output_names=OUTPUT_NAMES,
+        output_names=output_names,
         dynamic_shapes=({0: "batch"} if size else {0: "batch", 1: "height", 2: "width"},),
         domains={contrib.DOMAIN: contrib.VERSION} if tuned_for_cpu else {},
     )

@@ -41,6 +41,8 @@ class ExportJob:
     dynamic_size: bool = False
     calibration: Path | None = None
     """A folder of photos for int8."""
+    explain: bool = True
+    """Whether to write `explain.onnx` beside the model, for answers to where it looked."""
 
     @property
     def model_name(self) -> str:

@@ -15,8 +15,7 @@ from export.targets import contrib_operators
 from export.verify import BATCH_SIZES, PROVIDER, TOLERANCES, Difference
 from models.variants import Variant
 from service.repository import (
-    LABELS_FILE,
-    MODEL_FILE,
+    ExplainRecord,
     FileRecord,
     InputRecord,
     Manifest,
@@ -38,8 +37,9 @@ def manifest_of(
     differences: tuple[Difference, ...],
     directory: Path,
     quantization: QuantizationRecord | None,
+    explain: ExplainRecord | None,
 ) -> Manifest:
-    """Return the manifest of the model and the labels in `directory`, whose graph differs from torch's as given."""
+    """Return the manifest of the files in `directory`, whose graph differs from torch's as given."""
     height, width = job.input_size
     variant = job.variant
     return Manifest(
@@ -69,13 +69,14 @@ def manifest_of(
         outputs=_output_records(graph, differences),
         weights_source=loaded.weights_source,
         weights_sha256=loaded.weights_sha256,
-        files={name: _file_record(directory / name) for name in (MODEL_FILE, LABELS_FILE)},
+        files={path.name: _file_record(path) for path in sorted(directory.iterdir())},
         verification=VerificationRecord(
             batch_sizes=BATCH_SIZES,
             provider=PROVIDER,
             tolerance=TOLERANCES[job.precision].rms,
             quantization=quantization,
         ),
+        explain=explain,
         exporter={tool: metadata.version(tool) for tool in _TOOLS},
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 
 from export.calibration import Calibration, judge, photos, samples, service_preprocessing
+from export.explain import explain_graph, explain_record, verify_explain
 from export.graph import SIZE_MULTIPLE, export_graph
 from export.job import ExportJob, check_job
 from export.labels import bundled_labels, labels_from_file, labels_table, numbered_labels
@@ -21,7 +22,16 @@ from export.publish import check_free, new_version, next_version
 from export.quantization import quantize
 from export.source import LoadedModel, from_file, from_seed
 from export.verify import BATCH_SIZES, Difference, differences_table, verify
-from service.repository import LABELS_FILE, MANIFEST_FILE, MODEL_FILE, Label, QuantizationRecord, open_model
+from service.repository import (
+    EXPLAIN_FILE,
+    LABELS_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    ExplainRecord,
+    Label,
+    QuantizationRecord,
+    open_model,
+)
 
 
 def run(job: ExportJob, progress: Progress) -> Path:
@@ -53,7 +63,8 @@ def run(job: ExportJob, progress: Progress) -> Path:
         quantization = None
         if job.precision == "int8":
             graph, quantization, differences = _quantize(job, loaded, graph, directory / MODEL_FILE, progress)
-        manifest = manifest_of(job, version, loaded, graph, differences, directory, quantization)
+        explain = _explain(job, loaded, directory / EXPLAIN_FILE, progress)
+        manifest = manifest_of(job, version, loaded, graph, differences, directory, quantization, explain)
         (directory / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         open_model(directory)
     return job.repository / job.model_name / str(version)
@@ -102,6 +113,27 @@ def _quantize(
         top1_agreement=error.top1_agreement,
     )
     return graph, record, error.differences
+
+
+def _explain(job: ExportJob, loaded: LoadedModel, path: Path, progress: Progress) -> ExplainRecord | None:
+    """Write and verify the graph of where the model looks; None where it is left out, or nothing is sampled."""
+    if not job.explain:
+        progress.note("without explain.onnx, as asked: the service will not say where the model looks")
+        return None
+    layers = len(loaded.model.deformable_layers)
+    if not layers:
+        progress.note("without explain.onnx: no layer of this model samples")
+        return None
+    with progress.step(f"exporting the graph of where {layers} layers look (fp32)"):
+        graph = explain_graph(job, loaded.model)
+        onnx.save(graph, path)
+    with progress.step(f"verifying it against torch at batch {', '.join(map(str, BATCH_SIZES))}"):
+        differences = verify_explain(path, loaded.model, job.normalisation, image_sizes=_verified_sizes(job))
+    record = explain_record(loaded.model, job.input_size, differences)
+    worst = max(layer.position_difference for layer in record.layers)
+    worst_attention = max(layer.attention_difference for layer in record.layers)
+    progress.note(f"  largest difference of a position {worst:.3e}, of an attention {worst_attention:.3e}")
+    return record
 
 
 def _calibration(job: ExportJob, progress: Progress) -> Calibration:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -60,6 +60,8 @@ _ERRORS_ONLY: Final = 3  # it warns of each float16 node that it cannot fold
 
 Images = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
+Reference = Callable[[DAT, Normalisation, Images], tuple[FloatArray, ...]]
+"""What the torch model computes of uint8 images, output by output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +143,16 @@ def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
 
 def reference_outputs(model: DAT, normalisation: Normalisation, images: Images) -> tuple[FloatArray, ...]:
     """Return what the torch model computes of uint8 images, in the order of `OUTPUT_NAMES`."""
-    mean, std = (np.array(values, np.float32) for values in normalisation)
-    normalised = (images.astype(np.float32) / np.float32(255) - mean) / std
     with torch.inference_mode():
-        output = model(torch.from_numpy(normalised.transpose(0, 3, 1, 2).copy()))
+        output = model(normalised(images, normalisation))
     return tuple(tensor.numpy() for tensor in (output.logits, output.embedding, *output.stages))
+
+
+def normalised(images: Images, normalisation: Normalisation) -> torch.Tensor:
+    """Return uint8 images as the torch model takes them."""
+    mean, std = (np.array(values, np.float32) for values in normalisation)
+    pixels = (images.astype(np.float32) / np.float32(255) - mean) / std
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
 
 def verify(
@@ -156,26 +163,30 @@ def verify(
     image_sizes: Sequence[tuple[int, int]],
     batch_sizes: Sequence[int] = BATCH_SIZES,
     precision: str = "fp32",
+    output_names: tuple[str, ...] = OUTPUT_NAMES,
+    reference: Reference = reference_outputs,
 ) -> tuple[Difference, ...]:
     """Compare the graph at `path` with `model` and return the largest difference of each output.
 
-    Raises VerificationFailed where one is too large for the precision, ExportError where names, shapes or types differ.
+    `output_names` are those that the graph must have, and `reference` says what they must be, in that order. Raises
+    VerificationFailed where a difference is too large for the precision, ExportError where names, shapes or types
+    differ.
     """
     sessions = [open_session(path)]
     names = tuple(output.name for output in sessions[0].get_outputs())
-    if names != OUTPUT_NAMES:
-        raise ExportError(f"the graph's outputs are {', '.join(names)} instead of {', '.join(OUTPUT_NAMES)}")
+    if names != output_names:
+        raise ExportError(f"the graph's outputs are {', '.join(names)} instead of {', '.join(output_names)}")
     if precision == "fp16":
         sessions.append(open_session(rounded(onnx.load(path)).SerializeToString()))
     worst: dict[str, Difference] = {}
     for height, width in image_sizes:
         for count in batch_sizes:
             images = sample_images(count, count, height, width)
-            expected = reference_outputs(model, normalisation, images)
+            expected = reference(model, normalisation, images)
             for session in sessions:
                 computed = session.run(None, {INPUT_NAME: images})
-                for name, actual, reference in zip(names, computed, expected, strict=True):
-                    difference = compare(name, actual, reference, precision)
+                for name, actual, wanted in zip(names, computed, expected, strict=True):
+                    difference = compare(name, actual, wanted, precision)
                     if name not in worst or not difference.share <= worst[name].share:
                         worst[name] = difference
     differences = tuple(worst.values())

@@ -63,16 +63,18 @@ class Stage(nn.Module):
             ResidualDepthwiseConv(stage.dim) if stage.lpu else nn.Identity() for _ in blocks
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Sampling]]:
+    def forward(self, x: Tensor, *, with_attention: bool) -> tuple[Tensor, list[Sampling]]:
         """(batch, height, width, dim_in) to (batch, height, width, dim), and the samplings of its D layers."""
         samplings = []
         x = self.proj(x)
         for block, (attn, mlp) in enumerate(zip(self.attns, self.mlps, strict=True)):
             x = self.local_perception_units[block](x)
-            branch = attn(self.layer_norms[2 * block](x))
+            normed = self.layer_norms[2 * block](x)
             if isinstance(attn, DeformableAttention):
-                branch, sampling = branch
+                branch, sampling = attn(normed, with_attention=with_attention)
                 samplings.append(sampling)
+            else:
+                branch = attn(normed)
             x = x + self.layer_scales[2 * block](branch)
             x = x + self.layer_scales[2 * block + 1](mlp(self.layer_norms[2 * block + 1](x)))
         return x, samplings
@@ -137,12 +139,12 @@ class DAT(nn.Module):
             if isinstance(module, DeformableAttention):
                 module.sampling = sampling
 
-    def forward(self, image: Tensor) -> DATOutput:
-        """Run normalised RGB, float32 (batch, 3, height, width)."""
+    def forward(self, image: Tensor, *, with_attention: bool = False) -> DATOutput:
+        """Run normalised RGB, float32 (batch, 3, height, width); `with_attention` keeps that of every D layer."""
         x = self.patch_proj(image.permute(0, 2, 3, 1))
         features, samplings = [], []
         for index, stage in enumerate(self.stages):
-            x, stage_samplings = stage(x)
+            x, stage_samplings = stage(x, with_attention=with_attention)
             features.append(x.permute(0, 3, 1, 2))
             samplings.extend(stage_samplings)
             if index < STAGES - 1:

@@ -33,10 +33,15 @@ LOG_CPB_HIDDEN = 32
 
 
 class Sampling(NamedTuple):
-    """Where a layer looked: `position` (batch, groups, Hk, Wk, 2) and `reference` (1, 1, Hk, Wk, 2), both (y, x)."""
+    """Where a layer looked: `position` (batch, groups, Hk, Wk, 2) and `reference` (1, 1, Hk, Wk, 2), both (y, x).
+
+    `attention`, where it was asked for, is what the layer weights its values by: (batch, heads, queries, keys), each
+    row a softmax over the keys, which are in row-major order as the queries are; heads of a group are neighbours.
+    """
 
     position: Tensor
     reference: Tensor
+    attention: Tensor | None = None
 
 
 class Geometry(NamedTuple):
@@ -177,7 +182,7 @@ class DeformableAttention(nn.Module):
             return self._geometry(height, width)
         return Geometry(self.kept_reference, self.kept_query_rows, self.kept_query_columns, self.kept_cell)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Sampling]:
+    def forward(self, x: Tensor, *, with_attention: bool = False) -> tuple[Tensor, Sampling]:
         """(batch, height, width, dim), normed, to the same, and where it was sampled."""
         height, width = self.map_size or x.shape[1:3]
         geometry = self._geometry_of(height, width)
@@ -189,11 +194,12 @@ class DeformableAttention(nn.Module):
         scores = self._split_heads(query.flatten(1, 2)) * self.scale @ keys.transpose(-2, -1)
         if (bias := self._bias(position, geometry)) is not None:
             scores = scores + bias
-        out = scores.softmax(-1) @ values
+        attention = scores.softmax(-1)
+        out = attention @ values
         out = out.transpose(1, 2).reshape(-1, height, width, self.stage.dim)
         if self.bias_kind == "dwc":
             out = out + self._table_module()(query)
-        return self.proj_out(out), Sampling(position, geometry.reference)
+        return self.proj_out(out), Sampling(position, geometry.reference, attention if with_attention else None)
 
     def _table_module(self) -> Callable[[Tensor], Tensor]:
         return cast(Callable[[Tensor], Tensor], self.rpe_table)

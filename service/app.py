@@ -24,7 +24,7 @@ from service.imaging import Preprocessing, prepare_pillow
 from service.metrics import Metrics
 from service.middleware import RequestContextMiddleware, exception_answers
 from service.repository import ModelDirectory
-from service.routes import classify, features, models, operations
+from service.routes import classify, explain, features, models, operations
 from service.routes.context import Service
 from service.routes.direct import DirectRoute, ShortWay
 from service.routes.v2 import infer as v2_infer
@@ -37,7 +37,7 @@ from service.settings import Settings, option_of
 
 _log = logging.getLogger(__name__)
 
-_INFERENCE = (classify.router, features.router, v2_infer.router)
+_INFERENCE = (classify.router, features.router, explain.router, v2_infer.router)
 _DESCRIPTION = """Image classification and features with the Deformable Attention Transformer.
 
 Errors are `application/problem+json` (RFC 9457), and under `/v2` what the Open Inference Protocol has. A refused

@@ -6,6 +6,7 @@
     │   │   └── ReceiveTimeout    the head or body did not arrive in time
     │   ├── Unauthorized          no valid API key
     │   ├── UnknownModel          no model of that name is served
+    │   ├── ExplainUnavailable    the model served cannot say where it looked
     │   ├── UnsupportedMediaType  a content type that is not taken
     │   ├── NotAcceptable         no representation that the caller accepts
     │   ├── TooLarge              more bytes or images than a request may carry
@@ -65,6 +66,12 @@ class UnknownModel(RequestError):
     """No model of that name is served."""
 
     code = "unknown_model"
+
+
+class ExplainUnavailable(RequestError):
+    """The model is served without the graph that says where it looked."""
+
+    code = "explain_unavailable"
 
 
 class UnsupportedMediaType(RequestError):

@@ -63,13 +63,24 @@ class Preprocessing:
             exif_orientation=exif_orientation,
         )
 
+    @property
+    def crop_origin(self) -> tuple[int, int]:
+        """Where the crop begins in the resized image: (top, left) in pixels."""
+        (resize_height, resize_width), (height, width) = self.resize, self.crop
+        return round((resize_height - height) / 2.0), round((resize_width - width) / 2.0)
+
 
 @dataclass(frozen=True, slots=True)
 class ImageTimings:
-    """How long one image took: `decode_s` from file to RGB, `preprocess_s` from RGB to the model's input."""
+    """How long one image took: `decode_s` from file to RGB, `preprocess_s` from RGB to the model's input.
+
+    `height` and `width` are its own size in pixels, after its EXIF orientation where that is followed.
+    """
 
     decode_s: float
     preprocess_s: float
+    height: int
+    width: int
 
 
 class _Kept(threading.local):
@@ -112,7 +123,7 @@ def decode_into(data: bytes | bytearray, pixels: NDArray[np.uint8], preprocessin
     image = decode(data, preprocessing)
     decoded_s = time.monotonic()
     pixels[...] = resize_and_crop(image, preprocessing)
-    return ImageTimings(decoded_s - started_s, time.monotonic() - decoded_s)
+    return ImageTimings(decoded_s - started_s, time.monotonic() - decoded_s, image.height, image.width)
 
 
 def decode(data: bytes | bytearray, preprocessing: Preprocessing) -> Image.Image:
@@ -164,7 +175,7 @@ def decode_with_pillow(data: bytes | bytearray, preprocessing: Preprocessing) ->
 def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Resize an RGB or RGBX image and cut the centre out, giving uint8 (height, width, 3)."""
     (resize_height, resize_width), (height, width) = preprocessing.resize, preprocessing.crop
-    top, left = round((resize_height - height) / 2.0), round((resize_width - width) / 2.0)
+    top, left = preprocessing.crop_origin
     if _crop_resizes_alike(image, preprocessing):
         across, down = image.width / resize_width, image.height / resize_height
         box = (left * across, top * down, (left + width) * across, (top + height) * down)

@@ -5,16 +5,20 @@ Nothing of HTTP is imported here: an engine that was lost is back the sooner.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.engine.batcher import explain_buckets
 from service.engine.control import ControlSocket
+from service.engine.explaining import ModelWithExplain
 from service.engine.process import EngineProcess
 from service.engine.session import DeviceOptions, OnnxSession
 from service.engine.shared import Board, Geometry, engine_name
+from service.engine.types import StagingSession
 from service.errors import RepositoryError
 from service.logs import configure_logging
 from service.metrics import Metrics
@@ -47,6 +51,7 @@ class Plan:
             slots=self.settings.slots_of_a_worker,
             input_shape=(manifest.input.height, manifest.input.width, 3),
             outputs=tuple((record.name, _shape(record, manifest.input)) for record in manifest.outputs),
+            explain=explain_outputs(self.model, self.settings),
         )
 
     def metrics(self) -> Metrics:
@@ -64,6 +69,12 @@ class Plan:
         configure_logging(level=self.settings.log_level, form=self.settings.log_format, process=process)
 
 
+def explain_outputs(model: ModelDirectory, settings: Settings) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return the outputs that say where the model looked, with their shapes; none where that is not served."""
+    explain = model.manifest.explain if settings.explain else None
+    return explain.outputs if explain else ()
+
+
 def _shape(record: OutputRecord, image: InputRecord) -> tuple[int, ...]:
     """Return an output's shape for the one size of image that the service sends.
 
@@ -78,9 +89,12 @@ def _shape(record: OutputRecord, image: InputRecord) -> tuple[int, ...]:
     return (channels, image.height // divisor, image.width // divisor)
 
 
-def load_session(model: ModelDirectory, device: str, settings: Settings, *, threads: int | None = None) -> OnnxSession:
+def load_session(
+    model: ModelDirectory, device: str, settings: Settings, *, threads: int | None = None
+) -> StagingSession:
     """Load the model on a device as the settings say, but with `threads` where given; raises StartupError.
 
+    Where the model can say where it looked, and the settings do not forbid it, the graph for that is loaded beside it.
     Warns of what makes the model slow on that device.
     """
     manifest = model.manifest
@@ -98,11 +112,33 @@ def load_session(model: ModelDirectory, device: str, settings: Settings, *, thre
         buckets=settings.buckets_for(device),
         engine_cache=model.path / ENGINE_CACHE,
     )
-    return OnnxSession.load(
-        model.model_path,
+    input_shape = (manifest.input.height, manifest.input.width, 3)
+    output_names = tuple(record.name for record in manifest.outputs)
+    session = OnnxSession.load(model.model_path, options, input_shape=input_shape, output_names=output_names)
+    explain_names = tuple(name for name, _ in explain_outputs(model, settings))
+    if not explain_names:
+        return session
+    explain = OnnxSession.load(
+        model.explain_path, explain_options(options), input_shape=input_shape, output_names=explain_names
+    )
+    return ModelWithExplain(session, explain)
+
+
+def explain_options(options: DeviceOptions) -> DeviceOptions:
+    """Return how the graph that says where the model looked is run, beside a model that is run with `options`.
+
+    It is float32 whatever the model is, and asked for rarely: it gets no CUDA graphs, which would keep memory for
+    every batch size, and hands back what a run took. TensorRT would build an engine of it for minutes: CUDA runs it.
+    """
+    to_cuda = options.device.startswith("tensorrt")
+    return dataclasses.replace(
         options,
-        input_shape=(manifest.input.height, manifest.input.width, 3),
-        output_names=tuple(record.name for record in manifest.outputs),
+        device=options.device.replace("tensorrt", "cuda"),
+        provider_options={} if to_cuda else options.provider_options,
+        cuda_graphs=False,
+        shrink_arena_above=0,
+        precision="fp32",
+        buckets=explain_buckets(options.buckets),
     )
 
 

@@ -51,6 +51,7 @@ KINDS: Mapping[type[ServiceError], Kind] = dict(
         _kind(errors.ReceiveTimeout, 408, "Request not received in time"),
         _kind(errors.Unauthorized, 401, "Not authorized"),
         _kind(errors.UnknownModel, 404, "Unknown model"),
+        _kind(errors.ExplainUnavailable, 404, "Explanations unavailable"),
         _kind(errors.UnsupportedMediaType, 415, "Unsupported media type"),
         _kind(errors.NotAcceptable, 406, "Not acceptable"),
         _kind(errors.TooLarge, 413, "Too large"),

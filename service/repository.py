@@ -1,7 +1,8 @@
 """The model repository on disk: what a model directory holds, and how it is found and checked.
 
-`<repository>/<model>/<version>/` holds `model.onnx`, `manifest.json` and `labels.tsv`. The manifest is the whole
-contract between the exporter, which writes it, and the service, which trusts nothing else about a model.
+`<repository>/<model>/<version>/` holds `model.onnx`, `manifest.json` and `labels.tsv`, and `explain.onnx` where the
+model can say where it looked. The manifest is the whole contract between the exporter, which writes it, and the
+service, which trusts nothing else about a model.
 
 Invariants: a `ModelDirectory` exists only for a directory whose manifest is valid and whose files have the sizes
 and sha256 that the manifest gives; class names are as many as the model has classes.
@@ -21,6 +22,7 @@ from service.errors import RepositoryError
 
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
+EXPLAIN_FILE = "explain.onnx"
 LABELS_FILE = "labels.tsv"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
@@ -103,6 +105,60 @@ class VerificationRecord(_Record):
     """For int8, whose float32 graph was verified at these batch sizes, by the tolerance of fp32, before."""
 
 
+class ExplainLayerRecord(_Record):
+    """What the graph of `explain.onnx` gives of one deformable attention layer."""
+
+    name: str
+    """The layer's name in the network, such as `stages.2.attns.1`."""
+    stage: int = Field(ge=1)
+    block: int = Field(ge=1)
+    """The layer's place in its stage, from 1."""
+    groups: Side
+    key_rows: Side
+    key_columns: Side
+    query_rows: Side
+    """Height of the map that the layer works on: of its queries, and of what it samples."""
+    query_columns: Side
+    position_difference: float = Field(ge=0)
+    """Largest absolute difference of a position to the torch model's that the exporter measured."""
+    attention_difference: float = Field(ge=0)
+    """The same of the attention."""
+
+    @property
+    def points(self) -> int:
+        """Sampled points of one group."""
+        return self.key_rows * self.key_columns
+
+
+class ExplainRecord(_Record):
+    """`explain.onnx`: where each deformable attention layer looked. Its input is that of `model.onnx`."""
+
+    layers: tuple[ExplainLayerRecord, ...] = Field(min_length=1)
+    """In the order in which they run; sizes are those for the input size that the service sends."""
+
+    @property
+    def outputs(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Every output, float32, with its shape without the batch axis."""
+        return tuple(
+            output
+            for index, layer in enumerate(self.layers)
+            for output in (
+                (position_output(index), (layer.groups, layer.points, 2)),
+                (attention_output(index), (layer.groups, layer.query_rows * layer.query_columns, layer.points)),
+            )
+        )
+
+
+def position_output(layer: int) -> str:
+    """Return the name of the output that holds a layer's positions, (y, x), -1 and 1 the outermost cells' centres."""
+    return f"position{layer}"
+
+
+def attention_output(layer: int) -> str:
+    """Return the name of the output that holds the probabilities, over the points, of each of a layer's queries."""
+    return f"attention{layer}"
+
+
 class Manifest(_Record):
     """Everything the service needs to know of a model."""
 
@@ -130,6 +186,8 @@ class Manifest(_Record):
     files: dict[str, FileRecord]
     labels: Literal["labels.tsv"] = "labels.tsv"
     verification: VerificationRecord
+    explain: ExplainRecord | None = None
+    """What `explain.onnx` gives; None where there is none, as in older manifests."""
     exporter: dict[str, str]
     """Versions of the tools that made it."""
 
@@ -143,6 +201,12 @@ class Manifest(_Record):
             if Path(name).name != name or name == MANIFEST_FILE:
                 raise ValueError(f"{name!r} is not the name of a file in a model directory")
         return files
+
+    @model_validator(mode="after")
+    def _explain_has_its_file(self) -> Manifest:
+        if (self.explain is not None) != (EXPLAIN_FILE in self.files):
+            raise ValueError(f"explain and the record of {EXPLAIN_FILE} go together")
+        return self
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Manifest:
@@ -179,6 +243,11 @@ class ModelDirectory:
     def model_path(self) -> Path:
         """The graph's file."""
         return self.path / MODEL_FILE
+
+    @property
+    def explain_path(self) -> Path:
+        """The file of the graph that says where the model looked; there is one where the manifest has `explain`."""
+        return self.path / EXPLAIN_FILE
 
 
 def sha256_of(path: Path) -> str:

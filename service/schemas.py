@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.repository import Label, Manifest, ModelDirectory
+from service.repository import ExplainLayerRecord, ExplainRecord, Label, Manifest, ModelDirectory
 
 _NESTED: dict[str, Any] = {"type": "array", "items": {}, "description": "Nested lists of numbers, row-major."}
 
@@ -163,6 +163,109 @@ class FeaturesResponse(_Answer):
     timings_ms: Timings
 
 
+class Cell(_Answer):
+    """One cell of a layer's map."""
+
+    row: int
+    """From 0, downwards."""
+    column: int
+    """From 0, to the right."""
+
+
+class PointGroup(_Answer):
+    """Where one group of a layer's heads looked."""
+
+    points: list[tuple[float, float]]
+    """The sampled points, (x, y) in pixels of the image as sent: pixel (0, 0) reaches from 0 to 1 on both axes. A point
+    may lie outside of what the model saw, where everything counts as 0."""
+    weights: list[float]
+    """The attention that each point received, averaged over the group's heads; they add up to 1."""
+
+
+class LayerExplanation(_Answer):
+    """Where one deformable attention layer looked."""
+
+    layer: int
+    """The layer's place in the order in which they run, from 0."""
+    name: str
+    """Its name in the network."""
+    stage: int
+    """The stage that it is in, from 1."""
+    block: int
+    """Its place in the stage, from 1."""
+    query_rows: int
+    """Height of the map of queries."""
+    query_columns: int
+    """Width of the map of queries."""
+    query: Cell | None
+    """The query that the attention is from, where one was asked for; otherwise it is the mean over all."""
+    groups: list[PointGroup]
+    """One entry a group."""
+
+
+class ExplainedImage(_Answer):
+    """The result of one image."""
+
+    index: int
+    """The image's place in the request, from 0."""
+    filename: str | None
+    """The file name of the multipart part, if it had one."""
+    width: int
+    """Width of the image as sent, in pixels; after its EXIF orientation where the server follows that."""
+    height: int
+    """Height of the image as sent."""
+    layers: list[LayerExplanation]
+    """The layers asked for, in the order in which they run."""
+
+
+class ExplainResponse(_Answer):
+    """Where the model looked in every image of a request."""
+
+    model: ModelReference
+    results: list[ExplainedImage | FailedImage]
+    """One result an image, in the request's order; `error` in place of `layers` where the image is bad."""
+    request_id: str
+    """The request's id, as in the header X-Request-ID."""
+    timings_ms: Timings
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "model": {"name": "dat_tiny", "version": 1},
+                "results": [
+                    {
+                        "index": 0,
+                        "filename": "photo.jpg",
+                        "width": 640,
+                        "height": 480,
+                        "layers": [
+                            {
+                                "layer": 0,
+                                "name": "stages.2.attns.1",
+                                "stage": 3,
+                                "block": 2,
+                                "query_rows": 14,
+                                "query_columns": 14,
+                                "query": {"row": 3, "column": 5},
+                                "groups": [{"points": [[104.2, 61.9], [231.0, 198.4]], "weights": [0.82, 0.18]}],
+                            }
+                        ],
+                    }
+                ],
+                "request_id": "7f1c1a9d0c3b4f0d9a3f0f8e6d0a4b11",
+                "timings_ms": {
+                    "decode": 4.1,
+                    "preprocess": 1.5,
+                    "queue": 0.3,
+                    "inference": 58.0,
+                    "postprocess": 2.3,
+                    "total": 67.4,
+                },
+            }
+        }
+    )
+
+
 class LabelEntry(_Answer):
     """One class of a model."""
 
@@ -186,6 +289,53 @@ class OutputEntry(_Answer):
     """Name to ask for it by."""
     shape: list[int | None]
     """Shape, without a batch axis."""
+
+
+class ExplainLayerEntry(_Answer):
+    """One deformable attention layer, as `/v1/explain` answers for it."""
+
+    layer: int
+    """The layer's place in the order in which they run, from 0."""
+    name: str
+    """Its name in the network."""
+    stage: int
+    """The stage that it is in, from 1."""
+    block: int
+    """Its place in the stage, from 1."""
+    groups: int
+    """Groups of heads, each with points of its own."""
+    points: int
+    """Points of one group."""
+    query_rows: int
+    """Height of the map of queries."""
+    query_columns: int
+    """Width of the map of queries."""
+
+    @classmethod
+    def of(cls, layer: int, record: ExplainLayerRecord) -> ExplainLayerEntry:
+        """Return a layer's record as it is shown."""
+        return cls(
+            layer=layer,
+            name=record.name,
+            stage=record.stage,
+            block=record.block,
+            groups=record.groups,
+            points=record.points,
+            query_rows=record.query_rows,
+            query_columns=record.query_columns,
+        )
+
+
+class ExplainEntry(_Answer):
+    """What `/v1/explain` can say of a model."""
+
+    layers: list[ExplainLayerEntry]
+    """Every deformable attention layer, in the order in which they run."""
+
+    @classmethod
+    def of(cls, record: ExplainRecord) -> ExplainEntry:
+        """Return a manifest's record as it is shown."""
+        return cls(layers=[ExplainLayerEntry.of(layer, each) for layer, each in enumerate(record.layers)])
 
 
 class ModelSummary(_Answer):
@@ -252,12 +402,14 @@ class ModelDetails(_Answer):
     """The file that the weights came from."""
     weights_sha256: str
     """Sha256 of that file."""
+    explain: ExplainEntry | None
+    """What `/v1/explain` can say of the model; null where it cannot say anything."""
     labels: list[LabelEntry]
     """The classes, by index."""
 
     @classmethod
-    def of(cls, model: ModelDirectory) -> ModelDetails:
-        """Return what a model's manifest and labels say."""
+    def of(cls, model: ModelDirectory, *, explain: ExplainRecord | None) -> ModelDetails:
+        """Return what a model's manifest and labels say, and `explain` of where it looks."""
         manifest = model.manifest
         return cls(
             **manifest.model_dump(
@@ -270,6 +422,7 @@ class ModelDetails(_Answer):
             input_height=manifest.input.height,
             input_width=manifest.input.width,
             outputs=[OutputEntry(name=record.name, shape=list(record.shape)) for record in manifest.outputs],
+            explain=ExplainEntry.of(explain) if explain else None,
             labels=[LabelEntry.of(label) for label in model.labels],
         )  # fmt: skip
 

@@ -104,6 +104,8 @@ class Settings(BaseSettings):
     """With several processes: longest wait before one that keeps ending is started again; the first waits 0.1 s."""
     exif_orientation: bool = False
     """Turn images as their EXIF orientation says. Off: the published accuracies were measured without."""
+    explain: bool = True
+    """Answer to where the model looked, if it was exported with explain.onnx; off, that is not loaded."""
     top_k: Count = 5
     """Classes in an answer where the request does not say."""
     v2_outputs: Annotated[tuple[str, ...], NoDecode] = ("logits",)

@@ -21,9 +21,9 @@ from tests.golden_files import published_state_dict
 
 
 class ExportOnce(Protocol):
-    """Gives the repository that holds a variant, exported with a sampling strategy."""
+    """Gives the repository that holds a variant, exported with a sampling strategy, and with explain.onnx if asked."""
 
-    def __call__(self, name: str, sampling: str = "gridsample") -> Path: ...
+    def __call__(self, name: str, sampling: str = "gridsample", *, explain: bool = False) -> Path: ...
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,8 +45,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Export
     root = (shared if worker_id == "master" else shared.parent) / "exported"
     root.mkdir(exist_ok=True)
 
-    def export(name: str, sampling: str = "gridsample") -> Path:
-        repository = root / f"{name}-{sampling}"
+    def export(name: str, sampling: str = "gridsample", *, explain: bool = False) -> Path:
+        repository = root / f"{name}-{sampling}{'-explain' if explain else ''}"
         with FileLock(repository.with_suffix(".lock")):
             if not repository.exists():
                 weights = WEIGHTS_FILE
@@ -54,7 +54,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Export
                     weights = repository.with_suffix(".pth")
                     torch.save({"model": published_state_dict(name, seed=1)}, weights)
                 repository.mkdir()
-                job = ExportJob(variant=VARIANTS[name], repository=repository, weights=weights, sampling=sampling)
+                job = ExportJob(
+                    variant=VARIANTS[name], repository=repository, weights=weights, sampling=sampling, explain=explain
+                )
                 run(job, Progress(sys.stderr))
                 if weights != WEIGHTS_FILE:
                     weights.unlink()

@@ -16,7 +16,7 @@ from service.engine.session import resolve_device
 from service.logs import configure_logging
 from service.metrics import Metrics
 from service.metrics_directory import metrics_directory
-from service.plan import Plan, load_session
+from service.plan import Plan, explain_outputs, load_session
 from service.repository import ModelDirectory, select_model
 from service.server import Server, listen
 from service.settings import Settings, add_options
@@ -51,6 +51,7 @@ def _serve_alone(settings: Settings, model: ModelDirectory) -> int:
     engine = InProcessEngine(
         lambda: load_session(model, device, settings),
         buckets=buckets,
+        explain_outputs=[name for name, _ in explain_outputs(model, settings)],
         max_queued_images=settings.max_queued_images,
         max_wait_s=settings.max_wait_ms / 1000,
         max_delay_s=settings.max_delay_ms / 1000,

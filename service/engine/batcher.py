@@ -3,23 +3,31 @@
 The batcher is work-conserving. It is asked for a batch when the device is free, and answers with what waits then, so
 that batches grow with the load and nobody waits on an idle device (unless `max_delay_s` asks for that).
 
+A batch is of one graph: that of the image at the head of the line, which is the oldest of the priority whose turn it
+is. Others of that graph join it past those of the other, who lose nothing: they were not to run in this batch anyway,
+and are nearer to the head after it. Since every batch takes the head, neither graph can starve the other.
+
 Invariants: an image that was added leaves exactly once, in a batch, as expired, or by `cancel`; a batch is never
-larger than its bucket; within a priority images leave in the order they came; an image past its deadline is never in
-a batch; while both priorities wait they are taken by `turns`, so that neither can starve or crowd out the other.
+larger than its bucket; within a priority and a graph images leave in the order they came, and the oldest of a
+priority is in the next batch that begins with that priority; an image past its deadline is never in a batch; while
+both priorities wait they are taken by `turns`, so that neither can starve or crowd out the other.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from service.engine.turns import BULK_EVERY, Turns
-from service.engine.types import Priority, WorkItem
+from service.engine.types import Graph, Priority, WorkItem
 
 _NEWEST_WEIGHT = 0.2
 """Weight of the newest run in a bucket's average; about the last ten runs count."""
+EXPLAIN_LARGEST_BATCH = 8
+"""Where the model looked is asked for one image at a time, and larger batches would hold up the rest for long."""
 _CAUTIOUS_RUNS = 1000
 """Runs after one that ran out of memory, during which none of its size is chosen."""
 
@@ -30,6 +38,7 @@ class Batch:
 
     items: tuple[WorkItem, ...] = ()
     bucket: int = 0
+    graph: Graph = Graph.MODEL
     expired: tuple[WorkItem, ...] = ()
 
 
@@ -117,17 +126,33 @@ class BucketCosts:
 class Batcher:
     """Two queues and the rules by which images leave them.
 
-    `max_delay_s` lets the oldest image wait that long for company while fewer than the largest bucket wait.
+    `costs` are those of the model's graph. `explain_outputs` are computed by a graph of their own, in batches of the
+    same sizes up to `EXPLAIN_LARGEST_BATCH`, whose times are kept apart. `max_delay_s` lets the oldest image wait that
+    long for company while neither graph has its largest bucket waiting.
     """
 
-    def __init__(self, costs: BucketCosts, *, max_delay_s: float = 0.0, bulk_every: int = BULK_EVERY) -> None:
+    def __init__(
+        self,
+        costs: BucketCosts,
+        *,
+        explain_outputs: Collection[str] = (),
+        max_delay_s: float = 0.0,
+        bulk_every: int = BULK_EVERY,
+    ) -> None:
         self.costs = costs
+        self._costs = {Graph.MODEL: costs, Graph.EXPLAIN: BucketCosts(explain_buckets(costs.buckets))}
+        self._explain_outputs = frozenset(explain_outputs)
         self._max_delay_s = max_delay_s
         self._turns = Turns(bulk_every)
         self._queues: dict[Priority, OrderedDict[int, WorkItem]] = {priority: OrderedDict() for priority in Priority}
+        self._waiting = Counter[Graph]()
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
+
+    def costs_of(self, graph: Graph) -> BucketCosts:
+        """Return the times of a graph's runs."""
+        return self._costs[graph]
 
     @property
     def ready_at_s(self) -> float | None:
@@ -135,18 +160,21 @@ class Batcher:
         oldest = [next(iter(queue.values())).enqueued_s for queue in self._queues.values() if queue]
         if not oldest:
             return None
-        delay_s = 0.0 if len(self) >= self.costs.largest else self._max_delay_s
-        return min(oldest) + delay_s
+        is_full = any(self._waiting[graph] >= costs.largest for graph, costs in self._costs.items())
+        return min(oldest) + (0.0 if is_full else self._max_delay_s)
 
     def add(self, item: WorkItem) -> None:
         """Let an image wait; tickets are never used twice."""
         self._queues[item.priority][item.ticket] = item
+        self._waiting[self._graph_of(item)] += 1
 
     def cancel(self, ticket: int) -> WorkItem | None:
         """Take an image out; None where it waits no more."""
         for queue in self._queues.values():
-            if ticket in queue:
-                return queue.pop(ticket)
+            item = queue.pop(ticket, None)
+            if item is not None:
+                self._waiting[self._graph_of(item)] -= 1
+                return item
         return None
 
     def next_batch(self, now_s: float) -> Batch:
@@ -163,10 +191,43 @@ class Batcher:
         ready_at_s = self.ready_at_s
         if ready_at_s is None or now_s < ready_at_s:
             return Batch()
-        bucket = self.costs.choose(len(self))
-        return Batch(tuple(self._take() for _ in range(min(bucket, len(self)))), bucket)
+        graph = self._graph_of(self._head())
+        bucket = self._costs[graph].choose(self._waiting[graph])
+        return Batch(self._take(graph, bucket), bucket, graph)
 
-    def _take(self) -> WorkItem:
+    def _graph_of(self, item: WorkItem) -> Graph:
+        return Graph.MODEL if self._explain_outputs.isdisjoint(item.outputs) else Graph.EXPLAIN
+
+    def _head(self) -> WorkItem:
+        """Return the image that must be in the next batch."""
         interactive, bulk = self._queues[Priority.INTERACTIVE], self._queues[Priority.BULK]
-        priority = self._turns.take(interactive=bool(interactive), bulk=bool(bulk))
-        return self._queues[priority].popitem(last=False)[1]
+        priority = self._turns.next(interactive=bool(interactive), bulk=bool(bulk))
+        return next(iter(self._queues[priority].values()))
+
+    def _take(self, graph: Graph, bucket: int) -> tuple[WorkItem, ...]:
+        """Take up to `bucket` images of a graph, by turns; all that wait count for the turns, of whatever graph.
+
+        Where one priority has none of the graph left the other goes on, since the batch would otherwise run with
+        places empty; the turns make up for it afterwards.
+        """
+        interactive, bulk = self._queues[Priority.INTERACTIVE], self._queues[Priority.BULK]
+        joining = {
+            priority: deque(islice((item for item in queue.values() if self._graph_of(item) is graph), bucket))
+            for priority, queue in self._queues.items()
+        }
+        taken: list[WorkItem] = []
+        while len(taken) < bucket and any(joining.values()):
+            priority = self._turns.next(
+                interactive=bool(joining[Priority.INTERACTIVE]), bulk=bool(joining[Priority.BULK])
+            )
+            self._turns.took(priority, interactive=bool(interactive), bulk=bool(bulk))
+            item = joining[priority].popleft()
+            del self._queues[priority][item.ticket]
+            taken.append(item)
+        self._waiting[graph] -= len(taken)
+        return tuple(taken)
+
+
+def explain_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
+    """Return the batch sizes of the graph that says where the model looked, of those of the model's own."""
+    return tuple(bucket for bucket in buckets if bucket <= EXPLAIN_LARGEST_BATCH) or (min(buckets),)

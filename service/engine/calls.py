@@ -113,6 +113,11 @@ class EngineClient(ABC):
 
     @property
     @abstractmethod
+    def explain_names(self) -> tuple[str, ...]:
+        """Every output that says where the model looked; none where the model has no graph for it."""
+
+    @property
+    @abstractmethod
     def healthy(self) -> bool:
         """Whether to send it work: READY, not hanging, and not failing batch after batch."""
 
@@ -217,7 +222,7 @@ class EngineClient(ABC):
     def check_call(self, outputs: frozenset[str], deadline_s: float) -> None:
         """Raise what `infer` would raise at once."""
         self._require(EngineState.READY)
-        known = self.output_names
+        known = self.output_names if outputs.isdisjoint(self.explain_names) else self.explain_names
         if not outputs or not outputs <= set(known):
             asked = ", ".join(sorted(outputs)) or "nothing"
             raise InvalidParameter(f"The model's outputs are {', '.join(known)}; asked for was {asked}.")

@@ -31,7 +31,7 @@ class InProcessEngine(EngineClient):
     `load_session` is called in the engine's thread. `buckets` are the batch sizes that the session will see.
     `max_queued_images` bounds the images in the service, from being decoded to being answered, and `max_wait_s`,
     above 0, the time that they are predicted to wait for their turn. A step of the engine that lasts `hang_after_s`
-    is taken for its death.
+    is taken for its death. `explain_outputs` are what the session computes by a graph of its own, if it has one.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class InProcessEngine(EngineClient):
         load_session: Callable[[], Session],
         *,
         buckets: Sequence[int],
+        explain_outputs: Sequence[str] = (),
         max_queued_images: int = 1024,
         max_wait_s: float = 0.0,
         max_delay_s: float = 0.0,
@@ -50,7 +51,8 @@ class InProcessEngine(EngineClient):
             raise ValueError(f"max_queued_images must be at least 1, not {max_queued_images}")
         super().__init__(largest_batch=max(buckets), max_wait_s=max_wait_s, clock=clock)
         self._load_session = load_session
-        self._batcher = Batcher(BucketCosts(buckets), max_delay_s=max_delay_s)
+        self._explain_outputs = tuple(explain_outputs)
+        self._batcher = Batcher(BucketCosts(buckets), explain_outputs=explain_outputs, max_delay_s=max_delay_s)
         self._max_queued_images = max_queued_images
         self._hang_after_s = hang_after_s
         self._observer = observer
@@ -74,6 +76,11 @@ class InProcessEngine(EngineClient):
     def output_names(self) -> tuple[str, ...]:
         """Every output that can be asked for; none until the model is loaded."""
         return self._core.session.output_names if self._core else ()
+
+    @property
+    def explain_names(self) -> tuple[str, ...]:
+        """Every output that says where the model looked."""
+        return self._explain_outputs
 
     @property
     def busy_s(self) -> float | None:

@@ -22,6 +22,8 @@ from service.engine.batcher import Batch, Batcher
 from service.engine.types import (
     Answer,
     Completion,
+    ExplainingSession,
+    Graph,
     OutOfDeviceMemory,
     Outputs,
     Pixels,
@@ -120,6 +122,9 @@ class EngineCore:
             if isinstance(session, StagingSession)
             else np.zeros((largest, *session.input_shape), np.uint8)
         )
+        self._output_names = {Graph.MODEL: session.output_names}
+        if isinstance(session, ExplainingSession):
+            self._output_names[Graph.EXPLAIN] = session.explain_names
         self._ended: list[Completion] = []
         self.last_failure_s: float | None = None
         """When a run last failed."""
@@ -132,18 +137,23 @@ class EngineCore:
         return self._clock() if self._ended else self._batcher.ready_at_s
 
     def warm_up(self) -> None:
-        """Run every bucket with every output, then measure it; raises StartupError where a run fails.
+        """Run every bucket of every graph with every output, then measure it; raises StartupError where a run fails.
 
-        The largest goes first, so that the runtime sizes its memory once. Timed runs compute the first output only,
-        as most requests do: with all of them, copying features would pass for computing.
+        The largest goes first, so that the runtime sizes its memory once. Timed runs of the model compute the first
+        output only, as most requests do: with all of them, copying features would pass for computing. Of where it
+        looked, most requests ask for everything.
         """
-        outputs = self.session.output_names
-        for bucket in reversed(self._batcher.costs.buckets):
-            try:
-                self._infer(bucket, outputs)
-                self._batcher.costs.observe(bucket, self._measure(bucket, outputs[:1]))
-            except Exception as error:
-                raise StartupError(f"The model failed to run a batch of {bucket} while warming up: {error}") from error
+        for graph, outputs in self._output_names.items():
+            timed = outputs[:1] if graph is Graph.MODEL else outputs
+            costs = self._batcher.costs_of(graph)
+            for bucket in reversed(costs.buckets):
+                try:
+                    self._infer(bucket, outputs)
+                    costs.observe(bucket, self._measure(bucket, timed))
+                except Exception as error:
+                    raise StartupError(
+                        f"The model failed to run a batch of {bucket} while warming up: {error}"
+                    ) from error
 
     def _measure(self, bucket: int, outputs: tuple[str, ...]) -> float:
         """Return the shortest time of a few runs, in seconds."""
@@ -190,25 +200,25 @@ class EngineCore:
 
     def _run(self, batch: Batch) -> list[Completion]:
         """Run a batch, and where memory does not suffice for it, each half of it once."""
-        items = batch.items
+        items, costs = batch.items, self._batcher.costs_of(batch.graph)
         self.pool.start(item.slot for item in items)
         try:
-            return self._attempt(items, batch.bucket)
+            return self._attempt(items, batch.bucket, batch.graph)
         except OutOfDeviceMemory as error:
             _log.warning("no memory to run %d images (bucket %d), trying halves: %s", len(items), batch.bucket, error)
-            self._batcher.costs.ran_out_of_memory(batch.bucket)
+            costs.ran_out_of_memory(batch.bucket)
         ended: list[Completion] = []
         middle = (len(items) + 1) // 2
         for half in filter(None, (items[:middle], items[middle:])):
-            bucket = next(bucket for bucket in self._batcher.costs.buckets if bucket >= len(half))
+            bucket = next(bucket for bucket in costs.buckets if bucket >= len(half))
             try:
-                ended += self._attempt(half, bucket)
+                ended += self._attempt(half, bucket, batch.graph)
             except OutOfDeviceMemory:
-                self._batcher.costs.ran_out_of_memory(bucket)
+                costs.ran_out_of_memory(bucket)
                 ended += self._fail_batch(half, bucket)
         return ended
 
-    def _attempt(self, items: Sequence[WorkItem], bucket: int) -> list[Completion]:
+    def _attempt(self, items: Sequence[WorkItem], bucket: int, graph: Graph) -> list[Completion]:
         """Run images as one batch, and end them unless memory does not suffice: then raises OutOfDeviceMemory."""
         for row, item in enumerate(items):
             self._staging[row] = self.pool.pixels(item.slot)
@@ -216,7 +226,7 @@ class EngineCore:
         # scales, and foreign pixels would change them.
         self._staging[len(items) : bucket] = self._staging[len(items) - 1]
         asked = frozenset[str]().union(*(item.outputs for item in items))
-        outputs = tuple(name for name in self.session.output_names if name in asked)
+        outputs = tuple(name for name in self._output_names[graph] if name in asked)
         started_s = self._clock()
         try:
             results = self._infer(bucket, outputs)
@@ -231,7 +241,7 @@ class EngineCore:
             return self._fail_batch(items, bucket)
         self.failures_in_a_row = 0
         inference_s = ended_s - started_s
-        self._batcher.costs.observe(bucket, inference_s)
+        self._batcher.costs_of(graph).observe(bucket, inference_s)
         queue_s = [started_s - item.enqueued_s for item in items]
         self._observer.batch_ran(bucket=bucket, queue_s=queue_s, inference_s=inference_s)
         self.pool.finish(item.slot for item in items)

@@ -24,7 +24,17 @@ from service.engine.control import Attach, ControlSocket, End, Failed, Ping, Pon
 from service.engine.core import EngineCore, EngineObserver
 from service.engine.records import REPLY, REQUEST, RecordSocket, Reply, Request, reply_for
 from service.engine.shared import EngineRow, Geometry, SlotMemory
-from service.engine.types import Completion, EngineState, Outputs, Pixels, Priority, Session, WorkItem
+from service.engine.types import (
+    Completion,
+    EngineState,
+    ExplainingSession,
+    Graph,
+    Outputs,
+    Pixels,
+    Priority,
+    Session,
+    WorkItem,
+)
 from service.errors import StartupError
 
 _log = logging.getLogger(__name__)
@@ -97,7 +107,7 @@ class EngineProcess:
         self._control = control
         self._row = row
         self._geometry = geometry
-        self._batcher = Batcher(BucketCosts(buckets), max_delay_s=max_delay_s)
+        self._batcher = Batcher(BucketCosts(buckets), explain_outputs=geometry.explain_names, max_delay_s=max_delay_s)
         self._observer = observer
         self._clock = clock
         self._links: dict[int, _Link] = {}
@@ -139,11 +149,16 @@ class EngineProcess:
 
     def _check_outputs(self, session: Session) -> None:
         """Raise StartupError unless the results fit the places that the workers' memory has for them."""
-        bucket = self._batcher.costs.buckets[0]
-        results = session.run(np.zeros((bucket, *session.input_shape), np.uint8), session.output_names)
-        shapes = {name: result.shape[1:] for name, result in results.items()}
-        if shapes != dict(self._geometry.outputs):
-            promised = dict(self._geometry.outputs)
+        names = [(session.output_names, Graph.MODEL)]
+        if isinstance(session, ExplainingSession):
+            names.append((session.explain_names, Graph.EXPLAIN))
+        shapes: dict[str, tuple[int, ...]] = {}
+        for outputs, graph in names:
+            bucket = self._batcher.costs_of(graph).buckets[0]
+            results = session.run(np.zeros((bucket, *session.input_shape), np.uint8), outputs)
+            shapes |= {name: result.shape[1:] for name, result in results.items()}
+        promised = dict(self._geometry.outputs + self._geometry.explain)
+        if shapes != promised:
             raise StartupError(f"The model's outputs are {shapes}; its directory promises {promised}.")
 
     def _serve(self, core: EngineCore) -> None:

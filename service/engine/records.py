@@ -17,7 +17,7 @@ from typing import Any
 
 from service.errors import Cancelled, DeadlineExceeded, InferenceFailed, ServiceError
 
-REQUEST = struct.Struct("=BBxxIIQdd")
+REQUEST = struct.Struct("=BBxxIQQdd")
 """Kind, priority, slot, outputs (a bit each), ticket, deadline_s, enqueued_s; a CANCEL has its ticket alone."""
 REPLY = struct.Struct("=BxxxIIIQdd")
 """Kind, slot, batch size, bucket, ticket, queue_s, inference_s; READY has nothing, and failures have no times."""

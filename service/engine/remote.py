@@ -79,6 +79,11 @@ class RemoteEngine(EngineClient):
         return self._memory.geometry.output_names
 
     @property
+    def explain_names(self) -> tuple[str, ...]:
+        """Every output that says where the model looked."""
+        return self._memory.geometry.explain_names
+
+    @property
     def slots_in_use(self) -> int:
         """Images in the service, of all workers, from being decoded to being answered."""
         return self._board.admitted

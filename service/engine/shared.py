@@ -36,6 +36,8 @@ LARGE_BYTES = 256 * 1024
 """Results of one image from this size on are copied in a thread, and their pages are given back."""
 
 _FLOAT_BYTES = 4
+_MOST_OUTPUTS = 64
+"""As many as the number in a record has bits."""
 _WAITING = 4
 """The first of the columns in which a worker says what each engine has of its."""
 _STATES = tuple(EngineState)
@@ -43,25 +45,44 @@ _STATES = tuple(EngineState)
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What determines a worker's memory: its slots, their images, and the model's outputs by name, batch left out."""
+    """What determines a worker's memory: its slots, their images, and the outputs by name, their batch axis left out.
+
+    `outputs` are the model's own, `explain` those of the graph that says where it looked. Raises ValueError where they
+    are more than a record has bits for.
+    """
 
     slots: int
     input_shape: tuple[int, int, int]
     outputs: tuple[tuple[str, tuple[int, ...]], ...]
+    explain: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self._names) > _MOST_OUTPUTS:
+            raise ValueError(f"a model may have {_MOST_OUTPUTS} outputs in all, not {len(self._names)}")
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Every output, in an order that all processes share."""
+        """Every output of the model."""
         return tuple(name for name, _ in self.outputs)
+
+    @property
+    def explain_names(self) -> tuple[str, ...]:
+        """Every output that says where the model looked."""
+        return tuple(name for name, _ in self.explain)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """Every output there is, in an order that all processes share."""
+        return self.output_names + self.explain_names
 
     def mask(self, outputs: Iterable[str]) -> int:
         """Return outputs as a number, one bit each."""
-        names = self.output_names
+        names = self._names
         return sum(1 << names.index(name) for name in outputs)
 
     def named(self, mask: int) -> frozenset[str]:
         """Return the outputs that a number stands for."""
-        return frozenset(name for bit, name in enumerate(self.output_names) if mask >> bit & 1)
+        return frozenset(name for bit, name in enumerate(self._names) if mask >> bit & 1)
 
 
 class SlotMemory:
@@ -258,15 +279,15 @@ def _bytes(shape: Sequence[int]) -> int:
 
 
 def _by_size(geometry: Geometry) -> list[tuple[str, tuple[int, ...]]]:
-    """The smallest results come first and share a page: that page is all that a classification touches."""
-    return sorted(geometry.outputs, key=lambda output: _bytes(output[1]))
+    """The model's smallest results come first and share a page: that page is all that a classification touches."""
+    return sorted(geometry.outputs, key=lambda output: _bytes(output[1])) + list(geometry.explain)
 
 
 def _layout(geometry: Geometry) -> tuple[int, int, int, int]:
     """Return where pixels and results begin, the bytes of one slot's results, and the bytes of all."""
     pixels_at = _whole_pages(geometry.slots)
     results_at = pixels_at + _whole_pages(geometry.slots * math.prod(geometry.input_shape))
-    stride = _whole_pages(sum(_bytes(shape) for _, shape in geometry.outputs))
+    stride = _whole_pages(sum(_bytes(shape) for _, shape in geometry.outputs + geometry.explain))
     return pixels_at, results_at, stride, results_at + geometry.slots * stride
 
 

@@ -9,19 +9,33 @@ BULK_EVERY = 8
 
 
 class Turns:
-    """Interactive goes first, but of what is taken while both wait every `bulk_every`-th is bulk: neither starves."""
+    """Interactive goes first, but of what is taken while both wait every `bulk_every`-th is bulk: neither starves.
+
+    Whoever takes something else than the turns say, because a batch must go on, tells `took`: what one priority had
+    beyond its share the other gets afterwards.
+    """
 
     def __init__(self, bulk_every: int = BULK_EVERY) -> None:
         if bulk_every < 2:
             raise ValueError(f"bulk_every must be at least 2, not {bulk_every}")
-        self._bulk_every = bulk_every
+        self._interactive_a_bulk = bulk_every - 1
         self._since_bulk = 0
+        """Interactive taken while bulk waited; below 0 where bulk had more than its share."""
 
     def take(self, *, interactive: bool, bulk: bool) -> Priority:
-        """Return whose turn it is, of those that wait; one of the two does."""
-        bulk_is_due = self._since_bulk >= self._bulk_every - 1
-        if bulk and (bulk_is_due or not interactive):
-            self._since_bulk = 0
-            return Priority.BULK
-        self._since_bulk = self._since_bulk + 1 if bulk else 0
-        return Priority.INTERACTIVE
+        """Return whose turn it is, of those that wait, and count it as taken; one of the two does wait."""
+        priority = self.next(interactive=interactive, bulk=bulk)
+        self.took(priority, interactive=interactive, bulk=bulk)
+        return priority
+
+    def next(self, *, interactive: bool, bulk: bool) -> Priority:
+        """Return whose turn it is, of those that can be taken; one of the two can."""
+        bulk_is_due = self._since_bulk >= self._interactive_a_bulk
+        return Priority.BULK if bulk and (bulk_is_due or not interactive) else Priority.INTERACTIVE
+
+    def took(self, priority: Priority, *, interactive: bool, bulk: bool) -> None:
+        """Count one as taken, while the priorities waited that are named, this one included."""
+        if priority is Priority.BULK:
+            self._since_bulk = self._since_bulk - self._interactive_a_bulk if interactive else 0
+        else:
+            self._since_bulk = self._since_bulk + 1 if bulk or self._since_bulk < 0 else 0

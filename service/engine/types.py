@@ -27,6 +27,14 @@ class Priority(enum.IntEnum):
     BULK = 1
 
 
+class Graph(enum.IntEnum):
+    """What a run computes; every output belongs to one of them, and a batch is of one."""
+
+    MODEL = 0
+    EXPLAIN = 1
+    """Where the model looked: a graph beside the model's, which not every model has."""
+
+
 class EngineState(enum.Enum):
     """The life of an engine, in order; only READY takes work."""
 
@@ -92,6 +100,16 @@ class Session(Protocol):
         caller copies what it keeps. OutOfDeviceMemory says that fewer images might run; any other exception fails
         the batch, and it alone.
         """
+        ...
+
+
+@runtime_checkable
+class ExplainingSession(Session, Protocol):
+    """A session of two graphs; a run is asked for outputs of one of them."""
+
+    @property
+    def explain_names(self) -> tuple[str, ...]:
+        """Every output of the other graph; `output_names` are the model's alone."""
         ...
 
 

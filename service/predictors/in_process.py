@@ -109,6 +109,7 @@ async def open_predictor(settings: Settings, *, concurrency: int | None = None) 
     if settings.devices:
         raise SettingsError("one process runs on one device: give `device`, not `devices`, or ask a server")
     prepare_pillow()
+    settings = settings.model_copy(update={"explain": False})  # nobody asks for it here
     model = select_model(settings.repository, name=settings.model, version=settings.model_version)
     device = resolve_device(settings.device)
     buckets = settings.buckets_for(device)

@@ -14,7 +14,7 @@ from service.engine.types import EngineState
 from service.errors import NotReady, Unauthorized, UnknownModel
 from service.imaging import Preprocessing
 from service.metrics import Metrics
-from service.repository import ModelDirectory
+from service.repository import ExplainRecord, ModelDirectory
 from service.settings import Settings
 
 
@@ -30,6 +30,11 @@ class Service:
     decode_pool: DecodePool
     inference_routes: frozenset[str]
     """Paths of the routes that run the model."""
+
+    @property
+    def explain(self) -> ExplainRecord | None:
+        """What the model can say of where it looked; None where it cannot, or the settings do not want it to."""
+        return self.model.manifest.explain if self.settings.explain else None
 
     def check_model(self, name: str | None, version: str | None = None) -> None:
         """Raise UnknownModel unless `name` and `version` are the served model's, or None."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from fastapi import Request
@@ -29,6 +29,8 @@ from service.routes.context import Service
 from service.routes.parameters import CallParameters, InferenceParameters
 
 T = TypeVar("T")
+Check: TypeAlias = Callable[[int, Mapping[int, ImageTimings]], None]
+"""Looks at how many images a request has, and by their index at those that could be decoded; may raise."""
 
 
 class ImageSource(Protocol):
@@ -97,14 +99,23 @@ class Inferred(Generic[ImageT]):
 
 
 async def infer(
-    request: Request, service: Service, parameters: InferenceParameters, *, outputs: frozenset[str]
+    request: Request,
+    service: Service,
+    parameters: InferenceParameters,
+    *,
+    outputs: frozenset[str],
+    check: Check | None = None,
 ) -> Inferred[Upload]:
-    """Admit, read, decode and infer a request's images; raises what `service.errors` has for each way to fail."""
+    """Admit, read, decode and infer a request's images; raises what `service.errors` has for each way to fail.
+
+    `check` sees what was decoded before anything is inferred, and may raise.
+    """
     terms = Terms.of(request, service, parameters)
     service.check_model(parameters.model)
     plan = plan_body(request, Limits.of(service.settings))
     admit(service, terms)
-    return await infer_images(request, service, await plan.read(request), terms=terms, outputs=outputs)
+    images = await plan.read(request)
+    return await infer_images(request, service, images, terms=terms, outputs=outputs, check=check)
 
 
 def admit(service: Service, terms: Terms) -> None:
@@ -113,17 +124,24 @@ def admit(service: Service, terms: Terms) -> None:
 
 
 async def infer_images(
-    request: Request, service: Service, images: Sequence[ImageT], *, terms: Terms, outputs: frozenset[str]
+    request: Request,
+    service: Service,
+    images: Sequence[ImageT],
+    *,
+    terms: Terms,
+    outputs: frozenset[str],
+    check: Check | None = None,
 ) -> Inferred[ImageT]:
     """Decode and infer the images of a request whose body was read; the work ends when the client goes away."""
     context_of(request).images = len(images)
-    inferred = await _unless_disconnected(request, _decode_and_infer(service, images, terms=terms, outputs=outputs))
+    work = _decode_and_infer(service, images, terms=terms, outputs=outputs, check=check)
+    inferred = await _unless_disconnected(request, work)
     service.metrics.images_ended("ok", len(inferred.answers))
     return inferred
 
 
 async def _decode_and_infer(
-    service: Service, images: Sequence[ImageT], *, terms: Terms, outputs: frozenset[str]
+    service: Service, images: Sequence[ImageT], *, terms: Terms, outputs: frozenset[str], check: Check | None
 ) -> Inferred[ImageT]:
     priority, deadline_s = terms.priority, terms.deadline_s
     with service.engine.reserve(len(images), priority=priority, deadline_s=deadline_s) as reservation:
@@ -132,6 +150,8 @@ async def _decode_and_infer(
             service.metrics.images_ended(fault.code)
         if faults and not terms.skip_bad:
             raise BadImages([faults[index] for index in sorted(faults)])
+        if check is not None:
+            check(len(images), decoding)
         good = sorted(decoding)
         answers = (
             await reservation.infer(good, outputs=outputs, deadline_s=deadline_s, priority=priority) if good else []

@@ -21,4 +21,4 @@ async def list_models(service: ServiceDependency) -> ModelList:
 async def get_model(name: str, service: ServiceDependency) -> ModelDetails:
     """Answer with a model's input, outputs, labels and origin."""
     service.check_model(name)
-    return ModelDetails.of(service.model)
+    return ModelDetails.of(service.model, explain=service.explain)

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from service import problems
 from service.routes.bodies import JsonImages
-from service.schemas import FeaturesResponse, Problem
+from service.schemas import ExplainResponse, FeaturesResponse, Problem
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -121,6 +121,12 @@ FEATURES_ANSWER: dict[str, Any] = {
             "schema": {"type": "string"},
         },
     },
+}
+EXPLAIN_ANSWER: dict[str, Any] = {
+    "model": ExplainResponse,
+    "description": "Where the model looked in every image, or the one image with the points of one layer drawn on it.",
+    "content": {"image/png": {"schema": {"type": "string", "contentMediaType": "image/png"}}},
+    "headers": ANSWER_HEADERS,
 }
 INFERENCE_PROBLEMS = problem_answers((400, 401, 404, 405, 406, 408, 413, 415, 422, 429, 500, 503, 504))
 READING_PROBLEMS = problem_answers((401, 404, 405, 422, 500))

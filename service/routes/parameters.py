@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.engine.types import Priority
 
+QUERY_PATTERN = r"^-?[0-9]+(\.[0-9]+)?,-?[0-9]+(\.[0-9]+)?$"
+
 
 class CallParameters(BaseModel):
     """What every inference call takes."""
@@ -64,3 +66,14 @@ class FeaturesParameters(InferenceParameters):
     """In JSON: nested lists of numbers, or base64 of the little-endian bytes with dtype and shape."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the numbers; `float16` halves the answer."""
+
+
+class ExplainParameters(InferenceParameters):
+    """The parameters of an explanation."""
+
+    layer: Annotated[int, Field(ge=0)] | None = None
+    """One deformable layer, by its place in the order in which they run, from 0. By default all in JSON, and the last
+    in a picture."""
+    query: Annotated[str | None, Field(json_schema_extra={"pattern": QUERY_PATTERN, "examples": ["320,240"]})] = None
+    """A place `x,y`, in pixels of the image as sent: the attention is then that from there alone, of the query cell of
+    each layer that it lies in. It must be in the part that the model sees. By default the mean over all queries."""

@@ -30,6 +30,9 @@ from service.engine.types import Answer, Outputs, Pixels, Priority, WorkItem
 LOGITS = frozenset({"logits"})
 OUTPUTS = (("logits", (2,)), ("embedding", (24,)))
 """The outputs of a ScriptedSession and their shapes."""
+FIRST = frozenset({"first"})
+EXPLAIN_OUTPUTS = (("first", (1,)),)
+"""What the second graph of an ExplainingScriptedSession gives."""
 PATIENCE_S = 30.0
 """How long a test waits for what must happen before it calls it a failure."""
 
@@ -78,7 +81,8 @@ class ScriptedSession:
         fault = self.faults.popleft() if self.faults else None
         if fault is not None:
             raise fault
-        answers = {"logits": np.stack([pixels.sum(1), pixels[:, 0]], axis=1), "embedding": pixels}
+        logits = np.stack([pixels.sum(1), pixels[:, 0]], axis=1)
+        answers = {"logits": logits, "embedding": pixels, "first": pixels[:, :1]}
         return {name: answers[name] for name in outputs}
 
     def hold(self) -> None:
@@ -97,6 +101,16 @@ class ScriptedSession:
     def let_one_go(self) -> None:
         """Let one held run end."""
         self._go.release()
+
+
+class ExplainingScriptedSession(ScriptedSession):
+    """One with a second graph, whose only output is an image's first pixel; a run of both is refused."""
+
+    explain_names = ("first",)
+
+    def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
+        assert set(outputs) <= set(self.output_names) or outputs == self.explain_names, f"{outputs} are of two graphs"
+        return super().run(images, outputs)
 
 
 class RecordingObserver:
@@ -213,6 +227,8 @@ def _options(session: ScriptedSession, options: dict[str, Any]) -> dict[str, Any
 @asynccontextmanager
 async def running_in_thread(session: ScriptedSession, **options: Any) -> AsyncIterator[InProcessEngine]:
     """The engine as a thread beside the event loop."""
+    if isinstance(session, ExplainingScriptedSession):
+        options["explain_outputs"] = ExplainingScriptedSession.explain_names
     engine = InProcessEngine(lambda: session, **_options(session, options))
     await engine.start()
     await engine.wait_ready()
@@ -259,7 +275,8 @@ async def linked(
 ) -> AsyncIterator[Linked]:
     """Engine 0 as its own process runs it, linked to worker 0; `engines` says how many there may be in all."""
     options = _options(session, options)
-    geometry = Geometry(options.pop("max_queued_images"), session.input_shape, outputs)
+    explain = EXPLAIN_OUTPUTS if isinstance(session, ExplainingScriptedSession) else ()
+    geometry = Geometry(options.pop("max_queued_images"), session.input_shape, outputs, explain)
     board, descriptor = Board.create(workers=1, engines=engines)
     os.close(descriptor)
     memory = SlotMemory.create(geometry)

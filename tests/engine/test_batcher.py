@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from functools import cache
 
 import pytest
@@ -8,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.engine.batcher import Batcher, BucketCosts
-from service.engine.types import Priority, WorkItem
-from tests.engine.fakes import item
+from service.engine.batcher import Batcher, BucketCosts, explain_buckets
+from service.engine.types import Graph, Priority, WorkItem
+from tests.engine.fakes import FIRST, LOGITS, item
 
 BULK_EVERY = 3
 
@@ -29,16 +30,20 @@ def tickets(items: tuple[WorkItem, ...]) -> list[int]:
 class BatcherMachine(RuleBasedStateMachine):
     """Any order of arrivals, cancellations, waiting and batches, against a list of what must still be inside."""
 
+    outputs = (LOGITS,)
+    most_in_a_row = BULK_EVERY
+
     def __init__(self) -> None:
         super().__init__()
-        self.batcher = Batcher(BucketCosts([1, 2, 4]), bulk_every=BULK_EVERY)
+        self.batcher = Batcher(BucketCosts([1, 2, 4]), explain_outputs=FIRST, bulk_every=BULK_EVERY)
         self.now_s = 0.0
         self.inside: list[WorkItem] = []
         self.interactive_in_a_row_while_bulk_waits = 0
 
-    @rule(priority=st.sampled_from(Priority), patience_s=st.sampled_from([0.0, 1.0, 2.0, math.inf]))
-    def arrive(self, priority: Priority, patience_s: float) -> None:
-        new = item(priority=priority, deadline_s=self.now_s + patience_s, enqueued_s=self.now_s)
+    @rule(priority=st.sampled_from(Priority), patience_s=st.sampled_from([0.0, 1.0, 2.0, math.inf]), data=st.data())
+    def arrive(self, priority: Priority, patience_s: float, data: st.DataObject) -> None:
+        outputs = data.draw(st.sampled_from(self.outputs))
+        new = item(priority=priority, outputs=outputs, deadline_s=self.now_s + patience_s, enqueued_s=self.now_s)
         self.batcher.add(new)
         self.inside.append(new)
 
@@ -66,18 +71,24 @@ class BatcherMachine(RuleBasedStateMachine):
         assert not (batch.expired and batch.items)
         assert bool(batch.items) == bool(self.inside and not late)
         assert len(batch.items) <= batch.bucket <= 4
+        assert len({taken.outputs for taken in batch.items}) <= 1  # of one graph
+        heads = [self.oldest(priority) for priority in Priority]
+        assert not batch.items or any(taken is head for taken in batch.items for head in heads)
         for taken in batch.items:
-            same = [each for each in self.inside if each.priority is taken.priority]
+            same = [each for each in self.inside if (each.priority, each.outputs) == (taken.priority, taken.outputs)]
             assert taken is same[0]  # first come, first served
             bulk_waits = any(each.priority is Priority.BULK for each in self.inside)
             skipped = taken.priority is Priority.INTERACTIVE and bulk_waits
             self.interactive_in_a_row_while_bulk_waits = (
                 self.interactive_in_a_row_while_bulk_waits + 1 if skipped else 0
             )
-            assert self.interactive_in_a_row_while_bulk_waits < BULK_EVERY
+            assert self.interactive_in_a_row_while_bulk_waits < self.most_in_a_row
             self.inside.remove(taken)
         for gone in late:
             self.inside.remove(gone)
+
+    def oldest(self, priority: Priority) -> WorkItem | None:
+        return next((each for each in self.inside if each.priority is priority), None)
 
     @invariant()
     def nothing_is_lost_or_doubled(self) -> None:
@@ -92,6 +103,91 @@ class BatcherMachine(RuleBasedStateMachine):
 
 BatcherMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 test_every_image_leaves_exactly_once_in_order_and_in_time = BatcherMachine.TestCase
+
+
+class TwoGraphsMachine(BatcherMachine):
+    """The same with two graphs."""
+
+    outputs = (LOGITS, FIRST)
+    # Four bulk images of a batch, of which one was due, are made up for by three times two; a batch of four is never
+    # cut short.
+    most_in_a_row = 4 * (BULK_EVERY - 1) + 4
+
+
+TwoGraphsMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+test_every_image_of_two_graphs_leaves_exactly_once_in_order_and_in_time = TwoGraphsMachine.TestCase
+
+
+@pytest.mark.parametrize(("crowd", "lonely"), [(LOGITS, FIRST), (FIRST, LOGITS)], ids=["explain", "model"])
+@pytest.mark.parametrize("priority", Priority)
+def test_an_image_is_run_soon_however_many_of_the_other_graph_arrive(
+    crowd: frozenset[str], lonely: frozenset[str], priority: Priority
+) -> None:
+    batcher = Batcher(BucketCosts([1, 4]), explain_outputs=FIRST, bulk_every=BULK_EVERY)
+    for _ in range(10):
+        batcher.add(item(outputs=crowd, priority=priority, enqueued_s=0.0))
+    one = item(outputs=lonely, priority=priority, enqueued_s=1.0)
+    batcher.add(one)
+    batches = []
+    while one not in (batches[-1].items if batches else ()):
+        for _ in range(4):
+            batcher.add(item(outputs=crowd, priority=priority, enqueued_s=2.0))
+        batches.append(batcher.next_batch(3.0))
+    assert [len(batch.items) for batch in batches] == [4, 4, 4, 1]  # those before it, with company, and then it
+
+
+def test_images_join_a_batch_past_those_of_the_other_graph() -> None:
+    batcher = Batcher(BucketCosts([1, 2, 4]), explain_outputs=FIRST)
+    waiting = [item(outputs=outputs, enqueued_s=number) for number, outputs in enumerate([LOGITS, FIRST] * 4)]
+    for each in waiting:
+        batcher.add(each)
+    first, second = batcher.next_batch(9.0), batcher.next_batch(9.0)
+    assert (tickets(first.items), first.graph) == (tickets(tuple(waiting[0::2])), Graph.MODEL)
+    assert (tickets(second.items), second.graph) == (tickets(tuple(waiting[1::2])), Graph.EXPLAIN)
+    assert batcher.next_batch(9.0).items == ()
+
+
+@pytest.mark.parametrize(("interactive", "bulk"), [(LOGITS, FIRST), (FIRST, LOGITS)], ids=["explain", "model"])
+def test_bulk_of_the_other_graph_keeps_its_share_of_an_endless_stream(
+    interactive: frozenset[str], bulk: frozenset[str]
+) -> None:
+    batcher = Batcher(BucketCosts([8]), explain_outputs=FIRST, bulk_every=BULK_EVERY)
+    taken = Counter[Priority]()
+    for _ in range(300):
+        for _ in range(8):
+            batcher.add(item(outputs=interactive))
+            batcher.add(item(outputs=bulk, priority=Priority.BULK))
+        taken.update(each.priority for each in batcher.next_batch(0.0).items)
+    assert taken.total() == 300 * 8  # no place is left empty
+    assert taken[Priority.BULK] / taken.total() == pytest.approx(1 / BULK_EVERY, abs=0.01)
+
+
+def test_runs_of_one_graph_do_not_change_the_times_of_the_other() -> None:
+    batcher = Batcher(measured({1: 1.0, 4: 2.0}), explain_outputs=FIRST)
+    explain = batcher.costs_of(Graph.EXPLAIN)
+    explain.observe(1, 1.0)
+    explain.observe(4, 9.0)
+    for outputs in (LOGITS, FIRST):
+        for _ in range(4):
+            batcher.add(item(outputs=outputs, enqueued_s=float(outputs == FIRST)))
+    batches = [batcher.next_batch(5.0) for _ in range(5)]
+    assert [(batch.graph, batch.bucket) for batch in batches] == [(Graph.MODEL, 4)] + [(Graph.EXPLAIN, 1)] * 4
+
+
+@pytest.mark.parametrize(
+    ("buckets", "explain"), [([1, 2, 4, 8], (1, 2, 4, 8)), ([1, 8, 16, 64], (1, 8)), ([16, 32], (16,))]
+)
+def test_explaining_takes_the_small_buckets(buckets: list[int], explain: tuple[int, ...]) -> None:
+    assert Batcher(BucketCosts(buckets)).costs_of(Graph.EXPLAIN).buckets == explain == explain_buckets(buckets)
+
+
+def test_a_delay_ends_when_either_graph_has_a_full_batch() -> None:
+    batcher = Batcher(BucketCosts([1, 2]), explain_outputs=FIRST, max_delay_s=60.0)
+    batcher.add(item(enqueued_s=10.0))
+    batcher.add(item(outputs=FIRST, enqueued_s=10.0))
+    assert batcher.next_batch(10.0).items == ()
+    batcher.add(item(outputs=FIRST, enqueued_s=10.0))
+    assert [len(batcher.next_batch(10.0).items) for _ in range(1)] == [1]  # the oldest goes first
 
 
 @given(bulk=st.integers(1, 10), arrivals=st.integers(1, 8), largest=st.sampled_from([1, 2, 4, 8]))

@@ -24,7 +24,8 @@ DEMO_SIZE = (DEMO.input_size, DEMO.input_size)
 
 
 def export(*arguments: object, repository: Path) -> int:
-    return main([*map(str, arguments), "--repository", str(repository)])
+    """Run the command, without the graph of `test_explain`."""
+    return main([*map(str, arguments), "--no-explain", "--repository", str(repository)])
 
 
 def everything(directory: Path) -> list[str]:

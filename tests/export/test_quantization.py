@@ -124,7 +124,21 @@ def test_export_without_images_is_refused(first_exported: Exported) -> None:
 
 
 def test_demo_reads_unseen_digits_as_well_as_in_float32(exported: ExportOnce, tmp_path: Path) -> None:
-    assert main(["dat_demo", "--weights", str(WEIGHTS_FILE), "--precision", "int8", "--repository", str(tmp_path)]) == 0
+    assert (
+        main(
+            [
+                "dat_demo",
+                "--weights",
+                str(WEIGHTS_FILE),
+                "--precision",
+                "int8",
+                "--no-explain",
+                "--repository",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     opened = open_model(tmp_path / "dat_demo" / "1")
     assert opened.manifest.precision == "int8"
     assert opened.manifest.verification.quantization is not None

@@ -17,7 +17,7 @@ IN_EVERY_RUN = {("dat_tiny", "gridsample"), ("dat_pp_tiny", "gather")}
 
 
 def export_by_command(repository: Path, *arguments: str) -> Manifest:
-    assert main([*arguments, "--random-weights", "1", "--repository", str(repository)]) == 0
+    assert main([*arguments, "--random-weights", "1", "--no-explain", "--repository", str(repository)]) == 0
     return open_model(repository / arguments[0] / "1").manifest
 
 

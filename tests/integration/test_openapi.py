@@ -37,7 +37,7 @@ def document(service: Threaded) -> dict[str, Any]:
     return answer
 
 
-OPERATIONS = ("classify", "features", "list_models", "get_model", "live", "ready", "metrics")
+OPERATIONS = ("classify", "features", "explain", "list_models", "get_model", "live", "ready", "metrics")
 
 
 def operations_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -49,7 +49,7 @@ def test_every_operation_is_described_and_tried_here(document: dict[str, Any]) -
     assert set(operations_of(document)) == set(OPERATIONS)
 
 
-@pytest.mark.parametrize("operation", ["classify", "features"])
+@pytest.mark.parametrize("operation", ["classify", "features", "explain"])
 def test_inference_documents_every_body_and_every_error(document: dict[str, Any], operation: str) -> None:
     described = operations_of(document)[operation]
     forms = {"image/*", "application/octet-stream", "multipart/form-data", "application/json"}
@@ -66,6 +66,7 @@ CASES = [
     *((operation, GenerationMode.POSITIVE) for operation in OPERATIONS),
     ("classify", GenerationMode.NEGATIVE),  # the others take nothing that could be invalid
     ("features", GenerationMode.NEGATIVE),
+    ("explain", GenerationMode.NEGATIVE),
 ]
 
 

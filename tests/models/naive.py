@@ -99,8 +99,11 @@ def neighborhood_attention(x: Tensor, weights: Weights, *, heads: int, kernel: i
     return linear(weights, "proj", out)[:height, :width]
 
 
-def deformable_attention(x: Tensor, weights: Weights, stage: StageConfig, generation: int) -> tuple[Tensor, Tensor]:
-    """One image, (H, W, dim). Returns the output and the positions (groups, Hk, Wk, 2)."""
+def deformable_attention(
+    x: Tensor, weights: Weights, stage: StageConfig, generation: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One image, (H, W, dim). Returns the output, the positions (groups, Hk, Wk, 2), and how much each query heeds
+    each key (heads, queries, keys)."""
     height, width, dim = x.shape
     query = linear(weights, "proj_q", x)
     position = _positions(query, weights, stage, generation)
@@ -121,10 +124,14 @@ def deformable_attention(x: Tensor, weights: Weights, stage: StageConfig, genera
         )
     key, value = (heads_of(linear(weights, name, sampled), stage.heads) for name in ("proj_k", "proj_v"))
     bias = _position_bias(places, weights, stage, generation, (height, width))
-    out = attend(heads_of(query.reshape(-1, dim), stage.heads), key, value, bias).reshape(height, width, dim)
+    queries = heads_of(query.reshape(-1, dim), stage.heads)
+    out = attend(queries, key, value, bias).reshape(height, width, dim)
+    # attending to values that are all different says how much each is heeded
+    each = torch.eye(key.shape[1], dtype=x.dtype).expand(stage.heads, -1, -1)
+    heeded = attend(queries, key, each, bias).reshape(height * width, stage.heads, -1).transpose(0, 1)
     if stage.use_pe and stage.dwc_pe and not (stage.no_offsets and generation == 2):
         out = out + depthwise(query, weights, "rpe_table", stride=1, padding=1)
-    return linear(weights, "proj_out", out), position
+    return linear(weights, "proj_out", out), position, heeded
 
 
 def depthwise(x: Tensor, weights: Weights, name: str, *, stride: int, padding: int) -> Tensor:

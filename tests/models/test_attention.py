@@ -109,11 +109,17 @@ def test_deformable_attention_follows_its_definition(case: str, generation: int)
     )
     x = maps(height, width)
     with torch.inference_mode():
-        actual, sampling = layer(x)
+        actual, sampling = layer(x, with_attention=True)
+        without, told = layer(x)
+    assert torch.equal(without, actual)
+    assert told.attention is None
     for index, image in enumerate(x):
-        expected, position = naive.deformable_attention(image.double(), exact_weights(layer), stage, generation)
+        expected, position, attention = naive.deformable_attention(
+            image.double(), exact_weights(layer), stage, generation
+        )
         torch.testing.assert_close(actual[index].double(), expected, atol=TOLERANCE, rtol=0)
         torch.testing.assert_close(sampling.position[index].double(), position, atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(sampling.attention[index].double(), attention, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("case", ["table", "logarithmic", "depthwise", "no offsets, strided"])
@@ -132,5 +138,5 @@ def test_a_position_bias_reads_the_table_beyond_its_border_as_zero() -> None:
     with torch.inference_mode():
         actual, sampling = layer(x)
     assert float(sampling.position.abs().max()) > 1
-    expected, _ = naive.deformable_attention(x[0].double(), exact_weights(layer), stage, 2)
+    expected, *_ = naive.deformable_attention(x[0].double(), exact_weights(layer), stage, 2)
     torch.testing.assert_close(actual[0].double(), expected, atol=TOLERANCE, rtol=0)

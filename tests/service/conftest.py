@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from service.app import create_app
 from service.engine.client import InProcessEngine
-from service.engine.session import OnnxSession
 from service.engine.types import Session
 from service.errors import StartupError
 from service.metrics import Metrics
+from service.plan import explain_outputs, load_session
 from service.repository import ModelDirectory, open_model
-from service.settings import load_settings
-from tests.service import tiny_model
+from service.settings import Settings, load_settings
+from tests.service import tiny_explain, tiny_model
 
 INPUT_SHAPE = (tiny_model.SIZE, tiny_model.SIZE, 3)
 OUTPUT_NAMES = tuple(tiny_model.shapes())
@@ -41,17 +41,12 @@ def model(repository: Path) -> ModelDirectory:
     return open_model(repository / tiny_model.NAME / str(tiny_model.VERSION))
 
 
-def onnx_session(model: ModelDirectory) -> OnnxSession:
-    return OnnxSession.load(
-        model.model_path, device="cpu", input_shape=INPUT_SHAPE, output_names=OUTPUT_NAMES, threads=1
-    )
-
-
 class GatedSession:
     """The tiny model in NumPy, whose runs wait while the gate is closed; it opens for the warm-up."""
 
     input_shape = INPUT_SHAPE
     output_names = OUTPUT_NAMES
+    explain_names = tuple(tiny_explain.shapes())
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -80,7 +75,7 @@ class GatedSession:
         assert self.gate.wait(timeout=30)
         if self.failure is not None:
             raise self.failure
-        answers = tiny_model.reference(images)
+        answers = (tiny_explain if outputs[0] in self.explain_names else tiny_model).reference(images)
         return {name: answers[name] for name in outputs}
 
 
@@ -117,6 +112,7 @@ def make_parts(model: ModelDirectory, load_session: Callable[[], Session], **set
     engine = InProcessEngine(
         load_session,
         buckets=buckets,
+        explain_outputs=[name for name, _ in explain_outputs(model, chosen)],
         max_queued_images=chosen.max_queued_images,
         max_wait_s=chosen.max_wait_ms / 1000,
         hang_after_s=chosen.hang_timeout_ms / 1000,
@@ -132,7 +128,8 @@ async def serving(
     model: ModelDirectory, session: GatedSession | None = None, *, wait_ready: bool = True, **settings: object
 ) -> AsyncIterator[Served]:
     """Serve the tiny model (or a gated session) with some settings."""
-    parts = make_parts(model, lambda: session or onnx_session(model), **settings)
+    loading = Settings(threads=1, explain=bool(settings.get("explain", True)))
+    parts = make_parts(model, lambda: session or load_session(model, "cpu", loading), **settings)
     async with parts.app.router.lifespan_context(parts.app):
         if wait_ready:
             await parts.engine.wait_ready()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from service import repository
+from tests.service import tiny_explain
 
 NAME, VERSION = "tiny", 3
 RESIZE, SIZE, CLASSES = 64, 56, 7
@@ -84,11 +85,13 @@ def shapes() -> dict[str, tuple[int, ...]]:
     }
 
 
-def write(root: Path, *, name: str = NAME, version: int = VERSION) -> Path:
+def write(root: Path, *, name: str = NAME, version: int = VERSION, explain: bool = True) -> Path:
     """Write `<root>/<name>/<version>` and return it."""
     directory = root / name / str(version)
     directory.mkdir(parents=True)
     (directory / repository.MODEL_FILE).write_bytes(graph().SerializeToString())
+    if explain:
+        (directory / repository.EXPLAIN_FILE).write_bytes(tiny_explain.graph(SIZE).SerializeToString())
     rows = [f"{number}\t{label}" for number, label in enumerate(LABELS)]
     (directory / repository.LABELS_FILE).write_text("\n".join(["class_id\tname", *rows]) + "\n")
     write_manifest(directory, name=name, version=version)
@@ -100,7 +103,8 @@ def write_manifest(directory: Path, *, name: str = NAME, version: int = VERSION)
         path.name: repository.FileRecord(
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(), size_bytes=path.stat().st_size
         )
-        for path in (directory / repository.MODEL_FILE, directory / repository.LABELS_FILE)
+        for path in directory.iterdir()
+        if path.name != repository.MANIFEST_FILE
     }
     manifest = repository.Manifest(
         name=name,
@@ -121,6 +125,7 @@ def write_manifest(directory: Path, *, name: str = NAME, version: int = VERSION)
         weights_sha256="0" * 64,
         files=files,
         verification=repository.VerificationRecord(batch_sizes=(1,), provider="none", tolerance=1e-3),
+        explain=tiny_explain.RECORD if repository.EXPLAIN_FILE in files else None,
         exporter={},
     )
     (directory / repository.MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2))

@@ -43,7 +43,8 @@ class PixelImage:
             np.copyto(pixels, self.pixels, casting="unsafe")
         if self.pixels.dtype != np.uint8 and not np.array_equal(pixels, self.pixels):
             raise UnusableImage("inexact_pixels", "The pixels are not all whole numbers from 0 to 255.")
-        return ImageTimings(0.0, time.monotonic() - started_s)
+        height, width, _ = pixels.shape
+        return ImageTimings(0.0, time.monotonic() - started_s, height, width)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,244 @@
+"""`explain.onnx`: its positions and attention are the model's own, and it leaves `model.onnx` alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from export import pipeline
+from export.__main__ import main
+from export.errors import ExportError
+from export.explain import ExplainModel, explain_record, output_names, reference_explanations, verify_explain
+from export.graph import Normalisation, export_graph
+from export.sampling import select_strategy
+from export.source import from_seed
+from export.verify import VerificationFailed, open_session, sample_images
+from models.config import DATConfig
+from models.dat import DAT
+from models.demo.train import WEIGHTS_FILE
+from models.variants import VARIANTS
+from service.errors import RepositoryError
+from service.repository import EXPLAIN_FILE, MANIFEST_FILE, MODEL_FILE, ModelDirectory, open_model
+from tests.export.conftest import NORMALISATION, Exported
+from tests.export.networks import NETWORKS, SIZE, dynamic, first_generation
+from tests.golden import synthetic
+from tests.golden_files import PARITY_TOLERANCE, golden_files, golden_model
+
+GOLDEN = {golden.id: golden for golden in golden_files()}
+
+
+def written(
+    config: DATConfig,
+    path: Path,
+    *,
+    image_size: tuple[int, int] | None = SIZE,
+    sampling: str = "gridsample",
+    tuned_for_cpu: bool = False,
+) -> tuple[DAT, onnx.ModelProto]:
+    model = from_seed(0, config, image_size=image_size).model
+    graph = export_graph(
+        model,
+        NORMALISATION,
+        strategy=select_strategy(sampling, 18),
+        opset=18,
+        example_size=SIZE,
+        tuned_for_cpu=tuned_for_cpu,
+        output_names=output_names(model),
+        front=ExplainModel,
+    )
+    onnx.save(graph, path)
+    return model, graph
+
+
+@pytest.mark.parametrize(
+    ("sampling", "tuned"), [("gridsample", False), pytest.param("separable", True, marks=pytest.mark.full)]
+)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_kind_of_layer_is_explained_as_torch_computes_it(
+    name: str, sampling: str, tuned: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "explain.onnx"
+    model, graph = written(NETWORKS[name](), path, sampling=sampling, tuned_for_cpu=tuned)
+    differences = verify_explain(path, model, NORMALISATION, image_sizes=[SIZE])
+    assert [each.name for each in differences] == list(output_names(model))
+    assert all(each.max_abs <= 1e-4 for each in differences)
+    assert {weight.data_type for weight in graph.graph.initializer} <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+    record = explain_record(model, SIZE, differences)
+    outputs = open_session(path).run(None, {"image": sample_images(5, 2, *SIZE)})
+    assert [(name, values.shape[1:]) for name, values in zip(output_names(model), outputs, strict=True)] == list(
+        record.outputs
+    )
+    for attention in outputs[1::2]:
+        np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[DAT, onnx.ModelProto, Path]:
+    """The small first-generation network, with its graph and that graph's file."""
+    path = tmp_path_factory.mktemp("first") / "explain.onnx"
+    return *written(first_generation(), path), path
+
+
+def test_groups_attention_is_the_mean_of_its_heads(first: tuple[DAT, onnx.ModelProto, Path]) -> None:
+    model, _, _ = first
+    images = sample_images(1, 2, *SIZE)
+    told = dict(zip(output_names(model), reference_explanations(model, NORMALISATION, images), strict=True))
+    mean, std = (np.array(values, np.float32) for values in NORMALISATION)
+    normalised = ((images / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
+    with torch.inference_mode():
+        output = model(torch.from_numpy(normalised.astype(np.float32)), with_attention=True)
+    of_heads, of_last = (sampling.attention.numpy() for sampling in output.sampling if sampling.attention is not None)
+    np.testing.assert_allclose(
+        told["attention0"][:, 1], (of_heads[:, 2] + of_heads[:, 3]) / 2, atol=1e-5
+    )  # 4 heads, 2 groups
+    np.testing.assert_allclose(told["attention1"], of_last, atol=1e-5)  # a group a head
+
+
+def test_nothing_after_the_last_attention_is_in_the_graph(first: tuple[DAT, onnx.ModelProto, Path]) -> None:
+    _, graph, _ = first
+    names = {weight.name for weight in graph.graph.initializer}
+    assert not {
+        name for name in names if "cls_" in name or "stages.3.mlps" in name or "stages.3.attns.0.proj_v" in name
+    }
+    assert {name for name in names if "stages.3.attns.0.proj_k" in name}
+
+
+@pytest.mark.full
+def test_dynamic_model_is_explained_at_other_sizes_too(tmp_path: Path) -> None:
+    path = tmp_path / "explain.onnx"
+    model, _ = written(dynamic(), path, image_size=None)
+    verify_explain(path, model, NORMALISATION, image_sizes=[(64, 64), (96, 64)], batch_sizes=[1, 2])
+
+
+def test_graph_of_other_weights_or_outputs_is_refused(
+    first: tuple[DAT, onnx.ModelProto, Path], first_exported: Exported, tmp_path: Path
+) -> None:
+    _, _, path = first
+    other = from_seed(1, first_generation(), image_size=SIZE).model
+    with pytest.raises(VerificationFailed, match="attention0"):
+        verify_explain(path, other, NORMALISATION, image_sizes=[SIZE])
+    onnx.save(first_exported.graph, tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match="instead of position0, attention0"):
+        verify_explain(tmp_path / "model.onnx", other, NORMALISATION, image_sizes=[SIZE])
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelDirectory, ModelDirectory]:
+    """The demo, exported by the command with explain.onnx and without."""
+    root = tmp_path_factory.mktemp("explain")
+    arguments = ["dat_demo", "--weights", str(WEIGHTS_FILE), "--repository", str(root)]
+    assert main(arguments) == 0
+    assert main([*arguments, "--no-explain"]) == 0
+    return open_model(root / "dat_demo" / "1"), open_model(root / "dat_demo" / "2")
+
+
+def test_model_itself_is_the_same_byte_for_byte(pair: tuple[ModelDirectory, ModelDirectory]) -> None:
+    explained, plain = pair
+    assert explained.model_path.read_bytes() == plain.model_path.read_bytes()
+    assert explained.manifest.files[MODEL_FILE] == plain.manifest.files[MODEL_FILE]
+    assert explained.manifest.outputs == plain.manifest.outputs
+
+
+def test_manifest_says_what_can_be_explained(pair: tuple[ModelDirectory, ModelDirectory]) -> None:
+    explained, plain = pair
+    record = explained.manifest.explain
+    assert record is not None
+    assert EXPLAIN_FILE in explained.manifest.files
+    assert [(layer.name, layer.stage, layer.block, layer.groups, layer.points) for layer in record.layers] == [
+        ("stages.1.attns.1", 2, 2, 2, 16),
+        ("stages.2.attns.0", 3, 1, 2, 16),
+        ("stages.2.attns.1", 3, 2, 2, 16),
+        ("stages.3.attns.0", 4, 1, 4, 4),
+    ]
+    assert all(0 < layer.position_difference < 1e-4 for layer in record.layers)
+    assert all(0 < layer.attention_difference < 1e-4 for layer in record.layers)
+    session = open_session(explained.explain_path)
+    assert [(output.name, tuple(output.shape[1:])) for output in session.get_outputs()] == list(record.outputs)
+    assert plain.manifest.explain is None
+    assert set(plain.manifest.files) == {"model.onnx", "labels.tsv"}
+    assert not plain.explain_path.exists()
+
+
+def test_manifest_from_before_there_were_explanations_is_read(
+    pair: tuple[ModelDirectory, ModelDirectory], tmp_path: Path
+) -> None:
+    _, plain = pair
+    directory = copy_of(plain, tmp_path)
+    manifest = json.loads((directory / MANIFEST_FILE).read_text())
+    del manifest["explain"]
+    (directory / MANIFEST_FILE).write_text(json.dumps(manifest))
+    assert open_model(directory).manifest.explain is None
+
+
+@pytest.mark.parametrize("lost", ["explain", "files"])
+def test_manifest_that_tells_half_of_it_is_refused(
+    pair: tuple[ModelDirectory, ModelDirectory], tmp_path: Path, lost: str
+) -> None:
+    directory = copy_of(pair[0], tmp_path)
+    manifest = json.loads((directory / MANIFEST_FILE).read_text())
+    if lost == "explain":
+        del manifest["explain"]
+    else:
+        del manifest["files"][EXPLAIN_FILE]
+    (directory / MANIFEST_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(RepositoryError, match=r"explain and the record of explain\.onnx go together"):
+        open_model(directory)
+
+
+def copy_of(model: ModelDirectory, root: Path) -> Path:
+    directory = root / model.path.parent.name / model.path.name
+    directory.mkdir(parents=True)
+    for path in model.path.iterdir():
+        shutil.copy(path, directory)
+    return directory
+
+
+def test_export_whose_explanations_are_wrong_leaves_nothing_behind(
+    pair: tuple[ModelDirectory, ModelDirectory],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, explain = (onnx.load(path) for path in (pair[0].model_path, pair[0].explain_path))
+    (bias,) = (weight for weight in explain.graph.initializer if weight.name.endswith("stages.1.attns.1.proj_k.bias"))
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 1, bias.name))
+    monkeypatch.setattr(pipeline, "export_graph", lambda *_, **__: model)
+    monkeypatch.setattr(pipeline, "explain_graph", lambda *_: explain)
+    arguments = ["dat_demo", "--weights", str(WEIGHTS_FILE), "--repository", str(tmp_path / "models")]
+    assert main(arguments) == 1
+    printed = capsys.readouterr().err
+    assert "exporting the graph of where 4 layers look (fp32)" in printed
+    assert "does not compute what the model computes" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["dat_tiny", "dat_pp_tiny"])
+def test_positions_are_those_of_the_published_code(name: str, tmp_path: Path) -> None:
+    golden = GOLDEN[f"{name}-224x224"]
+    expected, variant, model = golden.arrays(), VARIANTS[name], golden_model(golden)
+    graph = export_graph(
+        model,
+        Normalisation(variant.mean, variant.std),
+        strategy=select_strategy("gridsample", 18),
+        opset=18,
+        example_size=(224, 224),
+        output_names=output_names(model),
+        front=ExplainModel,
+    )
+    onnx.save(graph, tmp_path / "explain.onnx")
+    images = synthetic.images(golden.seed, 2, golden.height, golden.width)
+    computed = open_session(tmp_path / "explain.onnx").run(None, {"image": images})
+    assert list(model.deformable_layers) == expected["layers"].tolist()
+    for layer, position, attention in zip(model.deformable_layers, computed[::2], computed[1::2], strict=True):
+        published = expected[f"position/{layer}"]  # of the first image
+        np.testing.assert_allclose(
+            position[: len(published)].reshape(published.shape), published, atol=PARITY_TOLERANCE, rtol=0
+        )
+        np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-5)
