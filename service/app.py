@@ -24,7 +24,7 @@ from service.imaging import Preprocessing, prepare_pillow
 from service.metrics import Metrics
 from service.middleware import RequestContextMiddleware, exception_answers
 from service.repository import ModelDirectory
-from service.routes import classify, features, models, operations
+from service.routes import classify, features, models, operations, page
 from service.routes.context import Service
 from service.routes.direct import ShortWay
 from service.schemas import Problem
@@ -79,7 +79,7 @@ def create_app(
     app.state.service = service
     for part in (classify, features):
         app.router.routes.extend(part.router.routes)
-    for part in (models, operations):
+    for part in (models, operations, page):
         app.include_router(part.router)
     app.add_middleware(RequestContextMiddleware, metrics=metrics)
     build = app.build_middleware_stack
