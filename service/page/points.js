@@ -85,7 +85,7 @@ export function setUpPoints({ onUnauthorized }) {
     return circles
       .filter(({ group }) => !hiddenGroups.has(group))
       .map(({ x, y, weight, group }) => {
-        const r = Math.max(largest * Math.sqrt(weight / heaviest), largest / 12);
+        const r = Math.max(largest * Math.sqrt(weight / heaviest), largest / 8);
         return shape("circle", { class: `point group-${group % 8}`, cx: x, cy: y, r });
       });
   }
