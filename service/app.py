@@ -24,7 +24,7 @@ from service.imaging import Preprocessing, prepare_pillow
 from service.metrics import Metrics
 from service.middleware import RequestContextMiddleware, exception_answers
 from service.repository import ModelDirectory
-from service.routes import classify, explain, features, models, operations
+from service.routes import classify, explain, features, models, operations, page
 from service.routes.context import Service
 from service.routes.direct import DirectRoute, ShortWay
 from service.routes.v2 import infer as v2_infer
@@ -93,6 +93,7 @@ def create_app(
     for router in (
         models.router,
         operations.router,
+        page.router,
         v2_metadata.probes,
         v2_statistics.router,  # before the metadata of a model that could be called "stats"
         v2_metadata.router,

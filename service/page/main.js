@@ -1,0 +1,129 @@
+/** The page's flow: which model there is, then for each image its classes, its points, and the code to ask the same. */
+
+import { Problem, get, hasKey, post, useKey } from "./api.js";
+import { setUpCode, showCode } from "./code.js";
+import { byId } from "./dom.js";
+import { setUpPoints } from "./points.js";
+import { clearPredictions, showPredictions } from "./predictions.js";
+import { clearProblem, showProblem } from "./problems.js";
+import { setUpSources } from "./sources.js";
+
+const CLASSIFY = "v1/classify";
+const PARAMETERS = { top_k: 5 };
+const DRAWN_VARIANT = "dat_demo"; // the model that was trained on drawings
+const UNSENT = { name: "image.jpg", type: "image/jpeg" };
+
+const results = byId("results");
+const problem = byId("problem");
+let model = null;
+let image = null;
+let asking = null;
+let saved = null;
+
+const points = setUpPoints({ onUnauthorized: wantKey });
+const sources = setUpSources({ onImage: look, onNone: forget });
+
+/** Learn which model is served. */
+async function meet() {
+  try {
+    const { models } = await get("v1/models");
+    model = await get(`v1/models/${encodeURIComponent(models[0].name)}`);
+  } catch (error) {
+    return report(error, meet);
+  }
+  clearProblem(problem);
+  welcomeKey();
+  const size = `${model.input_width} × ${model.input_height} pixels`;
+  byId("model").textContent = `${model.name} · version ${model.version} · ${model.num_classes} classes · ${size}`;
+  if (model.variant === DRAWN_VARIANT) sources.offerDrawing();
+  if (image !== null) look(image);
+}
+
+/** Classify an image, then show where the model looked. */
+async function look(given) {
+  asking?.abort();
+  asking = new AbortController();
+  const { signal } = asking;
+  image = given;
+  describeImage();
+  showCode(CLASSIFY, PARAMETERS, image);
+  results.setAttribute("aria-busy", "true");
+  try {
+    const answer = await post(CLASSIFY, PARAMETERS, image, signal);
+    clearProblem(problem);
+    showPredictions(answer);
+  } catch (error) {
+    if (error.name === "AbortError") return; // a later image has taken this one's place
+    clearPredictions();
+    byId("empty").hidden = true;
+    points.hide();
+    report(error, () => look(given));
+    return;
+  } finally {
+    if (!signal.aborted) results.setAttribute("aria-busy", "false");
+  }
+  if (model?.explain) points.show(model, image);
+}
+
+/** Take everything away that was of an image. */
+function forget() {
+  asking?.abort();
+  image = null;
+  results.setAttribute("aria-busy", "false");
+  clearProblem(problem);
+  clearPredictions();
+  points.hide();
+  describeImage();
+  showCode(CLASSIFY, PARAMETERS, UNSENT);
+}
+
+function describeImage() {
+  if (saved !== null) URL.revokeObjectURL(saved);
+  saved = null;
+  const save = byId("save");
+  save.hidden = !image?.isMade;
+  byId("image-note").textContent = image === null ? "" : [image.name, image.note].filter(Boolean).join(" · ");
+  if (!image?.isMade) return;
+  saved = URL.createObjectURL(image.blob);
+  save.href = saved;
+  save.download = image.name;
+}
+
+function report(error, again) {
+  if (!(error instanceof Problem)) throw error;
+  if (error.status === 401) wantKey();
+  else showProblem(problem, error, again);
+}
+
+/** Ask for an API key; again, where one was given that the server does not take. */
+function wantKey() {
+  const form = byId("key-form");
+  byId("key-error").textContent = hasKey() ? "The server does not take this key." : "";
+  useKey(null);
+  byId("key-forget").hidden = true;
+  form.hidden = false;
+  if (image !== null || byId("key-error").textContent) byId("key").focus();
+}
+
+function welcomeKey() {
+  const form = byId("key-form");
+  if (form.contains(document.activeElement)) results.focus();
+  form.hidden = true;
+  byId("key-forget").hidden = !hasKey();
+  showCode(CLASSIFY, PARAMETERS, image ?? UNSENT);
+}
+
+byId("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey(byId("key").value.trim());
+  byId("key").value = "";
+  meet();
+});
+byId("key-forget").addEventListener("click", () => {
+  useKey(null);
+  meet();
+});
+
+setUpCode();
+showCode(CLASSIFY, PARAMETERS, UNSENT);
+meet();
