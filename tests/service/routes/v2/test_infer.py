@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import logging
+import time
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -320,3 +321,39 @@ async def test_all_outputs_are_described_and_answered_where_the_setting_says_so(
         answer = (await served.http.post(PATH, json=document(tensor(data=FLAT)))).json()
         for found in (metadata["outputs"], config["output"], answer["outputs"]):
             assert [output["name"] for output in found] == names
+
+
+async def test_infer_of_the_served_model_passes_the_framework_by(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.app.router, "middleware_stack", None)  # whoever comes here fails
+    assert (await served.http.get("/v2")).status_code == 500
+    for path in (PATH, PATH.replace("/infer", "/versions/3/infer")):
+        assert (await served.http.post(path, **binary(document()))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "parameters", "expected_s"),
+    [
+        ("", {}, 30),
+        ("", {"timeout": 0}, 30),
+        ("", {"timeout": 10_000_000}, 10),
+        ("", {"timeout": 90_000_000}, 30),
+        ("timeout_ms=10000", {"timeout": 20_000_000}, 10),
+        ("timeout_ms=20000", {"timeout": 10_000_000}, 10),
+    ],
+)
+async def test_earliest_of_all_deadlines_counts(
+    served: Served, monkeypatch: pytest.MonkeyPatch, query: str, parameters: dict[str, int], expected_s: float
+) -> None:
+    seen: list[float] = []
+    infer = served.engine.infer
+
+    async def watched(slots: Sequence[int], **arguments: Any) -> list[Answer]:
+        seen.append(arguments["deadline_s"])
+        return await infer(slots, **arguments)
+
+    monkeypatch.setattr(served.engine, "infer", watched)
+    earliest_s = time.monotonic()
+    assert (await served.http.post(f"{PATH}?{query}", **binary(document(parameters=parameters)))).status_code == 200
+    assert earliest_s + expected_s <= seen[0] <= time.monotonic() + expected_s
