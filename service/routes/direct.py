@@ -3,7 +3,8 @@
 For every request FastAPI finds the route among all others, enters half a dozen layers and walks the endpoint's
 dependencies anew, which would cost more than all the rest of an answer but the model. An endpoint of a `DirectRoute`
 declares its dependencies as any other does, for the documentation; there are always the same three (the request, the
-service, the query's parameters), and here they are made directly, with the same checks and the same errors.
+service, the query's parameters) beside those of its path, and here they are made directly, with the same checks and the
+same errors.
 """
 
 from __future__ import annotations

@@ -112,7 +112,11 @@ def test_33_mib_and_100_megapixels_beside_valid_requests(process: Process) -> No
         assert [answer.result().json()["results"] for answer in valid] == [first] * 6
 
 
-def test_client_that_goes_away_is_dropped_from_the_queue(model: ModelDirectory) -> None:
+V2_FILE = ("/v2/models/tiny/infer", "Inference-Header-Content-Length: 0", "X-Image-Datatype: BYTES")
+
+
+@pytest.mark.parametrize("head", [("/v1/classify", JPEG), V2_FILE], ids=["v1", "v2"])
+def test_client_that_goes_away_is_dropped_from_the_queue(model: ModelDirectory, head: tuple[str, ...]) -> None:
     with service_thread(model, batch_buckets="1") as service:
         service.session.close()
         held = threading.Thread(target=_ask, args=(service.port,))
@@ -120,7 +124,7 @@ def test_client_that_goes_away_is_dropped_from_the_queue(model: ModelDirectory) 
         service.session.wait_for_run()
         queued, gone = service.queued_event(), service.request_ended_event(499)
         with Connection(service.port) as connection:
-            connection.head("/v1/classify", JPEG, KEPT_ALIVE, "Expect: 100-continue")
+            connection.head(*head, KEPT_ALIVE, "Expect: 100-continue")
             assert connection.response_head()[0] == 100
             connection.send(PHOTO)
             assert queued.wait(PATIENCE_S)

@@ -37,7 +37,33 @@ def document(service: Threaded) -> dict[str, Any]:
     return answer
 
 
-OPERATIONS = ("classify", "features", "explain", "list_models", "get_model", "live", "ready", "metrics")
+OPERATIONS = (
+    "classify",
+    "features",
+    "explain",
+    "list_models",
+    "get_model",
+    "live",
+    "ready",
+    "metrics",
+    "v2_server_metadata",
+    "v2_live",
+    "v2_ready",
+    "v2_model_metadata",
+    "v2_model_version_metadata",
+    "v2_model_ready",
+    "v2_model_version_ready",
+    "v2_model_config",
+    "v2_model_version_config",
+    "v2_stats",
+    "v2_model_stats",
+    "v2_model_version_stats",
+    "v2_infer",
+    "v2_infer_version",
+    "v2_repository_index",
+    "v2_load_model",
+    "v2_unload_model",
+)
 
 
 def operations_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -62,11 +88,27 @@ def test_inference_documents_every_body_and_every_error(document: dict[str, Any]
     assert all(f"`{code}`" in str(described["responses"]) for code in codes)
 
 
+@pytest.mark.parametrize("operation", ["v2_infer", "v2_infer_version"])
+def test_protocol_documents_every_body_and_every_error_in_its_own_form(
+    document: dict[str, Any], operation: str
+) -> None:
+    described = operations_of(document)[operation]
+    assert set(described["requestBody"]["content"]) == {"application/json", "application/octet-stream"}
+    assert set(described["responses"]) == INFERENCE_STATUSES - {"406"}
+    for status, answer in described["responses"].items():
+        assert "X-Request-ID" in answer["headers"]
+        form = {"$ref": "#/components/schemas/ProtocolError"}
+        assert status == "200" or answer["content"] == {"application/json": {"schema": form}}
+
+
 CASES = [
     *((operation, GenerationMode.POSITIVE) for operation in OPERATIONS),
     ("classify", GenerationMode.NEGATIVE),  # the others take nothing that could be invalid
     ("features", GenerationMode.NEGATIVE),
     ("explain", GenerationMode.NEGATIVE),
+    ("v2_infer", GenerationMode.NEGATIVE),
+    ("v2_repository_index", GenerationMode.NEGATIVE),
+    ("v2_load_model", GenerationMode.NEGATIVE),
 ]
 
 
