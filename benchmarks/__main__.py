@@ -11,10 +11,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import null_model
+from benchmarks import null_model, scenarios
+from benchmarks.explaining import explaining
 from benchmarks.machine import describe
-from benchmarks.scenarios import SCENARIOS, Bench, Result, write_photos
+from benchmarks.scenarios import Bench, Result, write_photos
 from benchmarks.tables import table
+
+SCENARIOS = scenarios.SCENARIOS | {"explain": explaining}
 
 
 def main() -> None:

@@ -33,6 +33,13 @@ def cpu_seconds(pid: int) -> float:
     return own_s + sum(cpu_seconds(child) for child in children_of(pid))
 
 
+def resident_bytes(pid: int) -> int:
+    """Return the memory that a process and its living descendants hold; what they share counts for each in part."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    own_kib = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return own_kib * 1024 + sum(resident_bytes(child) for child in children_of(pid))
+
+
 @dataclass(frozen=True, slots=True)
 class RunningServer:
     """A server that is ready."""

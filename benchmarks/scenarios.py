@@ -64,7 +64,7 @@ class Bench:
 
     def capacity(self, target: RunningServer) -> float:
         """Return the images per second of a closed loop that keeps the server busy: the median of the rounds."""
-        return _median(
+        return median(
             [
                 self.load(target, "--concurrency", SATURATING_CONCURRENCY)["goodput_images_per_s"]
                 for _ in range(self.rounds)
@@ -72,20 +72,21 @@ class Bench:
         )
 
 
-def _median(values: Sequence[float], digits: int = 3) -> float:
+def median(values: Sequence[float], digits: int = 3) -> float:
+    """Return the median, rounded."""
     return round(float(statistics.median(values)), digits)
 
 
-def _closed_loop_row(concurrency: int, reports: Sequence[Result]) -> Result:
+def closed_loop_row(concurrency: int, reports: Sequence[Result]) -> Result:
     """Return the medians of several closed-loop reports."""
     interactive = [report["accepted_ms"]["interactive"] for report in reports]
     return {
         "concurrency": concurrency,
-        "images_per_s": _median([report["goodput_images_per_s"] for report in reports], 1),
-        "p50_ms": _median([figures["p50"] for figures in interactive]),
-        "p99_ms": _median([figures["p99"] for figures in interactive]),
-        "server_cpu_ms": _median([report["cpu_ms_per_answer"]["server"] for report in reports]),
-        "generator_cpu_ms": _median([report["cpu_ms_per_answer"]["generator"] for report in reports]),
+        "images_per_s": median([report["goodput_images_per_s"] for report in reports], 1),
+        "p50_ms": median([figures["p50"] for figures in interactive]),
+        "p99_ms": median([figures["p99"] for figures in interactive]),
+        "server_cpu_ms": median([report["cpu_ms_per_answer"]["server"] for report in reports]),
+        "generator_cpu_ms": median([report["cpu_ms_per_answer"]["generator"] for report in reports]),
         "refused": sum(sum(kind["count"] for kind in report["refused_ms"].values()) for report in reports),
     }
 
@@ -108,17 +109,17 @@ def throughput(bench: Bench) -> Result:
                 rounds.append(measured)
     rows = []
     for count in bench.concurrency:
-        row = _closed_loop_row(count, [one["http"][count] for one in rounds])
+        row = closed_loop_row(count, [one["http"][count] for one in rounds])
 
         def ratio(of: Callable[[dict[str, Any]], float], count: int = count) -> float:
-            return _median([one["http"][count]["goodput_images_per_s"] / of(one) for one in rounds])
+            return median([one["http"][count]["goodput_images_per_s"] / of(one) for one in rounds])
 
         row["share_of_decoder"] = ratio(lambda one: one["decoder"].images_per_s)
         row["share_of_pillow"] = ratio(lambda one: one["pillow"].images_per_s)
         row["share_of_pipeline"] = ratio(lambda one, count=count: one["pipeline"][count].images_per_s)  # type: ignore[misc]
         # Pillow's decoding is what other servers are measured with, and ours is the harder mark.
         for name in ("decoder", "pillow"):
-            row[f"cpu_over_{name}_and_session"] = _median(
+            row[f"cpu_over_{name}_and_session"] = median(
                 [
                     one["http"][count]["cpu_ms_per_answer"]["server"] / (one[name].cpu_ms + one["session"].cpu_ms)
                     for one in rounds
@@ -129,8 +130,8 @@ def throughput(bench: Bench) -> Result:
     return {
         "limits": {
             name: {
-                "images_per_s": _median([one[name].images_per_s for one in rounds], 1),
-                "cpu_ms": _median([one[name].cpu_ms for one in rounds]),
+                "images_per_s": median([one[name].images_per_s for one in rounds], 1),
+                "cpu_ms": median([one[name].cpu_ms for one in rounds]),
             }
             for name in names
         },
@@ -178,12 +179,12 @@ def overload(bench: Bench) -> Result:
     worst = [row for row in rows if row["load"] == OVERLOADS[-1]]
     refused = [row["refused_ms"] for row in worst]
     verdict = {
-        "goodput_share_of_capacity": _median([row["goodput_share_of_capacity"] for row in worst]),
+        "goodput_share_of_capacity": median([row["goodput_share_of_capacity"] for row in worst]),
         "only_429_with_retry_after": all(
             set(kinds) == {"429"} and kinds["429"]["without_retry_after"] == 0 for kinds in refused
         ),
-        "refusal_p50_ms": _median([kinds["429"]["p50"] for kinds in refused if "429" in kinds]),
-        "interactive_p99_over_p99_at_90_percent": _median(
+        "refusal_p50_ms": median([kinds["429"]["p50"] for kinds in refused if "429" in kinds]),
+        "interactive_p99_over_p99_at_90_percent": median(
             [row["accepted_ms"]["interactive"]["p99"] / before for row, before in zip(worst, normal, strict=True)]
         ),
     }
@@ -214,9 +215,7 @@ def workers(bench: Bench) -> Result:
             one["goodput_images_per_s"] / other["goodput_images_per_s"]
             for one, other in zip(reports, alone, strict=True)
         ]
-        rows.append(
-            {"workers": count, **_closed_loop_row(concurrency, reports), "share_of_one_process": _median(shares)}
-        )
+        rows.append({"workers": count, **closed_loop_row(concurrency, reports), "share_of_one_process": median(shares)})
     return {"rows": rows}
 
 

@@ -45,14 +45,17 @@ class Plan:
 
     @property
     def geometry(self) -> Geometry:
-        """The shape of each worker's memory."""
+        """The shape of each worker's memory; raises RepositoryError for a model that has none."""
         manifest = self.model.manifest
-        return Geometry(
-            slots=self.settings.slots_of_a_worker,
-            input_shape=(manifest.input.height, manifest.input.width, 3),
-            outputs=tuple((record.name, _shape(record, manifest.input)) for record in manifest.outputs),
-            explain=explain_outputs(self.model, self.settings),
-        )
+        try:
+            return Geometry(
+                slots=self.settings.slots_of_a_worker,
+                input_shape=(manifest.input.height, manifest.input.width, 3),
+                outputs=tuple((record.name, _shape(record, manifest.input)) for record in manifest.outputs),
+                explain=explain_outputs(self.model, self.settings),
+            )
+        except ValueError as error:
+            raise RepositoryError(f"{self.model.path} cannot be served by several processes: {error}") from error
 
     def metrics(self) -> Metrics:
         """Return a process's part of the metrics."""

@@ -115,3 +115,20 @@ def test_the_board_is_one_for_all_and_empty_at_first() -> None:
     assert other.engines[8].busy_since_s is None
     board.workers[0].clear()
     assert (other.admitted, other.waiting(8)) == (3, 2)
+
+
+def test_outputs_of_both_graphs_have_bits_and_places_of_their_own() -> None:
+    many = tuple((f"position{number}", (2, 3)) for number in range(61))
+    geometry = Geometry(2, (6, 4, 3), GEOMETRY.outputs, many)
+    assert geometry.output_names == GEOMETRY.output_names
+    asked = frozenset({"position0", "position60"})
+    assert geometry.named(geometry.mask(asked)) == asked
+    assert geometry.mask(["position60"]) == 1 << 63
+    descriptor = SlotMemory.create(geometry)
+    worker, engine = SlotMemory(geometry, descriptor), SlotMemory(geometry, descriptor)
+    engine.write(1, results(1) | {"position60": np.full((2, 3), 7, np.float32)})
+    assert (worker.read(1, ["position60"])["position60"] == 7).all()
+    np.testing.assert_array_equal(worker.read(1, ["logits"])["logits"], results(1)["logits"])
+    os.close(descriptor)
+    with pytest.raises(ValueError, match="64 outputs in all, not 65"):
+        Geometry(2, (6, 4, 3), GEOMETRY.outputs, (*many, ("one more", (1,))))
