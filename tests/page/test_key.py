@@ -26,7 +26,7 @@ def locked(exported: ExportOnce) -> Iterator[str]:
 def test_service_without_keys_is_asked_for_none(open_page: Open) -> None:
     page = open_page()
     expect(page.locator("#model")).to_contain_text("dat_demo")
-    expect(page.get_by_label("Key")).to_be_hidden()
+    expect(page.get_by_label("Key", exact=True)).to_be_hidden()
 
 
 def test_key_is_asked_for_kept_for_the_tab_alone_and_forgotten(open_page: Open, locked: str) -> None:
