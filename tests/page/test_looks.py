@@ -190,7 +190,7 @@ def proxied(origin: str) -> Iterator[str]:
             self.wfile.write(data)
             service.close()
 
-        do_GET = do_POST = forward
+        do_GET = do_POST = forward  # noqa: N815  (the names that the base class calls)
 
         def log_message(self, *arguments: object) -> None:
             pass
