@@ -91,10 +91,10 @@ export function setUpPoints({ onUnauthorized }) {
   }
 
   function cross() {
-    const at = cursor ?? query;
-    if (at === null) return [];
+    if (cursor === null) return []; // a place that was chosen shows as its cell
+    const [x, y] = cursor;
     const arm = 1.6 * LARGEST_RADIUS * Math.sqrt(result.width * result.height);
-    const path = `M${at[0] - arm} ${at[1]}h${2 * arm}M${at[0]} ${at[1] - arm}v${2 * arm}`;
+    const path = `M${x - arm} ${y}h${2 * arm}M${x} ${y - arm}v${2 * arm}`;
     return [shape("path", { class: "cross-halo", d: path }), shape("path", { class: "cross", d: path })];
   }
 

@@ -17,7 +17,7 @@ from tests.page.conftest import Open
 from tests.page.test_images import best, digit_png, file
 
 NODE = Path(ROOT_DIR) / "bin" / "node"
-AWKWARD = "it's a $(digit) \"3\".png"
+AWKWARD = 'it\'s a $(digit) "3".png'
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -80,7 +80,12 @@ def test_copy_takes_the_code_to_the_clipboard(open_page: Open) -> None:
 
 def test_arrow_keys_change_the_tab(page: Page) -> None:
     page.get_by_role("tab", name="curl").focus()
-    for key, name in (("ArrowRight", "Python"), ("End", "TypeScript"), ("ArrowRight", "curl"), ("ArrowLeft", "TypeScript")):
+    for key, name in (
+        ("ArrowRight", "Python"),
+        ("End", "TypeScript"),
+        ("ArrowRight", "curl"),
+        ("ArrowLeft", "TypeScript"),
+    ):
         page.keyboard.press(key)
         tab = page.get_by_role("tab", name=name)
         expect(tab).to_be_focused()

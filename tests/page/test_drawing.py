@@ -80,9 +80,7 @@ def test_drawing_is_kept_while_another_source_is_shown(page: Page) -> None:
 
 def test_model_that_knows_no_drawings_offers_none(open_page: Open) -> None:
     def change(page: Page) -> None:
-        page.route(
-            "**/v1/models/*", lambda route: route.fulfill(json=route.fetch().json() | {"variant": "dat_tiny"})
-        )
+        page.route("**/v1/models/*", lambda route: route.fulfill(json=route.fetch().json() | {"variant": "dat_tiny"}))
 
     page = open_page(prepare=change)
     expect(page.locator("#model")).to_contain_text("10 classes")

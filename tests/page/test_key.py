@@ -26,14 +26,14 @@ def locked(exported: ExportOnce) -> Iterator[str]:
 def test_service_without_keys_is_asked_for_none(open_page: Open) -> None:
     page = open_page()
     expect(page.locator("#model")).to_contain_text("dat_demo")
-    expect(page.get_by_label("Key")).to_be_hidden()
+    expect(page.get_by_label("Key", exact=True)).to_be_hidden()
 
 
 def test_key_is_asked_for_kept_for_the_tab_alone_and_forgotten(open_page: Open, locked: str) -> None:
     page = open_page(locked)
     field = page.get_by_label("Key", exact=True)
     expect(field).to_be_visible()
-    expect(page.locator("#key-note")).to_contain_text("kept in this tab’s session storage")
+    expect(page.locator("#key-note")).to_contain_text("session storage, gone when the tab is closed")
     field.fill("wrong")
     field.press("Enter")
     expect(page.get_by_text("The server does not take this key.")).to_be_visible()

@@ -32,7 +32,9 @@ def layer(number: int, query: tuple[float, float] | None) -> dict[str, Any]:
     """A layer of four points a group, each of another weight, that differ by layer and by query."""
     stage, block, groups, side = LAYERS[number]
     shift = 0 if query is None else 7
-    points = [[[30 + 50 * k + 10 * group + shift, 40 + 20 * number + 45 * k] for k in range(4)] for group in range(groups)]
+    points = [
+        [[30 + 50 * k + 10 * group + shift, 40 + 20 * number + 45 * k] for k in range(4)] for group in range(groups)
+    ]
     cell = None
     if query is not None:
         column, row = (math.floor((value / 280 - MARGIN) / (1 - 2 * MARGIN) * side) for value in query)
@@ -87,7 +89,7 @@ def explain(page: Page) -> None:
 def explained(open_page: Open) -> Page:
     """The page with the points of a drawn digit."""
     page = open_page(prepare=explain)
-    expect(page.locator("#model")).to_contain_text("224 × 224")
+    expect(page.locator("#model")).to_contain_text("224 pixels")
     page.set_input_files("#file", file(digit_png(3)))
     expect(page.locator("circle.point")).to_have_count(12)
     return page
@@ -159,7 +161,7 @@ def test_slider_shows_each_layer_without_asking_again(explained: Page) -> None:
 
 def test_play_goes_through_the_layers_and_pauses(open_page: Open) -> None:
     page = open_page(prepare=lambda page: (explain(page), page.clock.install()))
-    expect(page.locator("#model")).to_contain_text("224 × 224")
+    expect(page.locator("#model")).to_contain_text("224 pixels")
     page.set_input_files("#file", file(digit_png(3)))
     expect(page.locator("circle.point")).to_have_count(12)
     name = page.locator("#layer-name")
@@ -181,12 +183,12 @@ def test_tap_asks_for_the_attention_from_that_place(explained: Page) -> None:
     overlay = explained.locator("#overlay")
     box = overlay.bounding_box()
     assert box is not None
-    tap = {"x": 0.4 * box["width"], "y": 0.25 * box["height"]}
+    tap = {"x": 0.4 * box["width"], "y": 0.27 * box["height"]}
     asked = asks(explained, lambda: overlay.click(position=tap))  # type: ignore[arg-type]
-    assert asked == pytest.approx((0.4 * WIDTH, 0.25 * HEIGHT), abs=1)
+    assert asked == pytest.approx((0.4 * WIDTH, 0.27 * HEIGHT), abs=1)
     expect(explained.locator("rect.cell")).to_have_count(1)
     assert_shown(explained, layer(0, asked))
-    expect(explained.locator("#points-say")).to_contain_text("from row 4, column 6 of 14 × 14")
+    expect(explained.locator("#points-say")).to_contain_text("from row 4, column 6 of 14")
     assert asks(explained, explained.get_by_role("button", name="Average over all places").click) is None
     expect(explained.locator("rect.cell")).to_have_count(0)
     assert_shown(explained, layer(0, None))
@@ -223,7 +225,7 @@ def test_frame_shows_what_the_model_saw(explained: Page) -> None:
 
 def test_explanation_that_is_refused_is_told_and_the_predictions_stay(open_page: Open) -> None:
     page = open_page(prepare=explain)
-    expect(page.locator("#model")).to_contain_text("224 × 224")
+    expect(page.locator("#model")).to_contain_text("224 pixels")
     problem = {"title": "Off", "status": 404, "detail": "Not exported with it.", "code": "explain_unavailable"}
     page.route(
         "**/v1/explain*",
