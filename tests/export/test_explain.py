@@ -207,7 +207,7 @@ def test_export_whose_explanations_are_wrong_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, explain = (onnx.load(path) for path in (pair[0].model_path, pair[0].explain_path))
-    (bias,) = (weight for weight in explain.graph.initializer if weight.name.endswith("stages.1.attns.1.proj_k.bias"))
+    (bias,) = (weight for weight in explain.graph.initializer if weight.name.endswith("stages.1.attns.1.proj_q.bias"))
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 1, bias.name))
     monkeypatch.setattr(pipeline, "export_graph", lambda *_, **__: model)
     monkeypatch.setattr(pipeline, "explain_graph", lambda *_: explain)
