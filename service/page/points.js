@@ -52,6 +52,7 @@ export function setUpPoints({ onUnauthorized }) {
   }
 
   function render() {
+    if (result === null) return;
     const layer = result.layers[slider.value];
     const frame = frameOf(subject.model, result);
     const name = `Stage ${layer.stage}, block ${layer.block}`;
@@ -146,6 +147,7 @@ export function setUpPoints({ onUnauthorized }) {
   }
 
   function advance() {
+    if (result === null) return;
     slider.value = (Number(slider.value) + 1) % result.layers.length;
     render();
   }
@@ -182,19 +184,25 @@ export function setUpPoints({ onUnauthorized }) {
   byId("layer-next").addEventListener("click", () => step(1));
   byId("layer-play").addEventListener("click", () => play(playing === null));
 
-  function hide() {
+  /** Take away what was of one image. */
+  function clear() {
     asking?.abort();
-    play(false);
     result = query = cursor = null;
     overlay.replaceChildren();
+    byId("points-say").textContent = "";
+    clearProblem(byId("points-problem"));
+  }
+
+  function hide() {
+    clear();
+    play(false);
     byId("points").hidden = true;
   }
 
   return {
     hide,
     async show(model, image) {
-      asking?.abort();
-      query = cursor = null;
+      clear();
       subject = { model, image };
       if (address !== null) URL.revokeObjectURL(address);
       address = URL.createObjectURL(image.blob);

@@ -11,10 +11,11 @@ const EXIF = 0x45786966;
 const LONGEST_SIDE = 2048; // more than any model sees, and less than any browser's largest canvas
 const QUALITY = 0.95;
 
-/** Return an upright JPEG of a JPEG file that says it lies, or null for any other file. */
+/** Return an upright JPEG of a JPEG file that says it lies, or null for any other file, or a broken one. */
 export async function upright(file) {
   if (orientationOf(new DataView(await file.slice(0, 128 * 1024).arrayBuffer())) <= 1) return null;
-  return redrawn(await createImageBitmap(file));
+  const picture = await createImageBitmap(file).catch(() => null); // broken: what is wrong is for the server to say
+  return picture && redrawn(picture);
 }
 
 /** Return a JPEG of a picture (a bitmap or a video's frame) of at most LONGEST_SIDE pixels a side. */

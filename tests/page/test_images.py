@@ -142,6 +142,17 @@ def test_photo_that_lies_is_sent_upright(page: Page, orientation: int, sent: boo
     expect(page.locator("#image-note")).to_have_text("seven-upright.jpg · Turned upright." if sent else "seven.jpg")
 
 
+def test_broken_photo_that_lies_is_left_to_the_service(page: Page) -> None:
+    stored = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 48)).save(stored, "JPEG", exif=exif)
+    head = stored.getvalue()[: stored.getvalue().index(b"\xff\xdb")]  # all that comes before the picture
+    page.set_input_files("#file", file(head, "broken.jpg", "image/jpeg"))
+    expect(page.locator("#problem")).to_contain_text("bad_image")
+    expect(page.locator("#image-note")).to_have_text("broken.jpg")
+
+
 def test_camera_takes_a_photo(page: Page) -> None:
     page.get_by_role("radio", name="Camera").check()
     page.get_by_role("button", name="Start the camera").click()
