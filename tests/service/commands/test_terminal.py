@@ -39,7 +39,7 @@ def test_on_a_terminal_the_bar_counts_and_lines_for_another_place_stay_out_of_it
 
 
 def _all_of(screen: RawIOBase) -> str:
-    """Read what a terminal was sent, in however many pieces; its end, once nobody writes to it, is an error on Linux."""
+    """Read what a terminal was sent, in however many pieces; once nobody writes to it, its end is an error."""
     pieces: list[bytes] = []
     with contextlib.suppress(OSError):
         while piece := screen.read(1 << 16):
