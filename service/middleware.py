@@ -1,7 +1,8 @@
 """What surrounds every request: its id, its place in the log and the metrics, and its connection's end.
 
 Invariants: every response carries `X-Request-ID`; every request leaves one access line and one count; an exception
-that nobody expected becomes a 500 that tells nothing of its inside. A response that is sent before the request's body
+that nobody expected becomes a 500 that tells nothing of its inside; of a request, the log and the metrics hold its
+id, its method and the route that it took, and nothing else that its sender chose. A response that is sent before the request's body
 was read closes the connection, but lingers: it reads and discards for a while what the client still sends, since
 closing at once would reset the connection and could take the answer from the client's hands.
 """
@@ -25,7 +26,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ServiceError
-from service.logs import ACCESS_LOGGER
+from service.logs import ACCESS_LOGGER, current_request_id
 from service.metrics import Metrics
 from service.problems import (
     ProblemResponse,
@@ -116,6 +117,8 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID_HEADER] = self._context.request_id
+            if self.status >= 400 and "Server-Timing" not in headers:
+                headers["Server-Timing"] = f"total;dur={(time.monotonic() - self._context.started_s) * 1000:.3f}"
             if self._body_pending:
                 headers["Connection"] = "close"
         elif self._body_pending and not self._awaits_continue and not message.get("more_body", False):
@@ -130,10 +133,11 @@ class _Exchange:
                 while self._body_pending:
                     await self.receive()
         except TimeoutError:
-            _log.debug("a client went on sending after its answer", extra={"fields": self._fields()})
+            _log.debug("a client went on sending after its answer")
 
-    def _fields(self) -> dict[str, object]:
-        return {"request_id": self._context.request_id}
+
+class CutShort(Exception):
+    """An answer could not be completed; says nothing of why, since the server logs it once more."""
 
 
 class RequestContextMiddleware:
@@ -152,13 +156,15 @@ class RequestContextMiddleware:
         context = RequestContext(request_id_of(headers), time.monotonic())
         scope.setdefault("state", {})["context"] = context
         exchange = _Exchange(context, headers, receive, send)
+        served = current_request_id.set(context.request_id)
         self._metrics.request_began()
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:
-            _log.exception("unexpected failure", extra={"fields": {"request_id": context.request_id}})
+            _log.exception("unexpected failure")
             if exchange.status is not None:
-                raise  # half a response is out: only a broken connection tells the client
+                context.code = "internal"
+                raise CutShort("Half an answer is out: only a broken connection tells the client.") from None
             context.code = "internal"
             answer = internal_problem(request_id=context.request_id).under(scope["path"])
             await answer(scope, exchange.receive, exchange.send)
@@ -167,15 +173,15 @@ class RequestContextMiddleware:
             raise
         finally:
             self._account(scope, context, exchange.status)
+            current_request_id.reset(served)
 
     def _account(self, scope: Scope, context: RequestContext, status: int | None) -> None:
         duration_s = time.monotonic() - context.started_s
         route = getattr(scope.get("route"), "path", "unmatched")
         self._metrics.request_ended(route=route, status=status or 0, code=context.code, duration_s=duration_s)
         fields: dict[str, object] = {
-            "request_id": context.request_id,
             "method": scope["method"],
-            "path": scope["path"],
+            "route": route,
             "status": status,
             "code": context.code,
             "duration_ms": round(duration_s * 1000, 3),
