@@ -2,9 +2,9 @@
 
 Invariants: every response carries `X-Request-ID`; every request leaves one access line and one count; an exception
 that nobody expected becomes a 500 that tells nothing of its inside; of a request, the log and the metrics hold its
-id, its method and the route that it took, and nothing else that its sender chose. A response that is sent before the request's body
-was read closes the connection, but lingers: it reads and discards for a while what the client still sends, since
-closing at once would reset the connection and could take the answer from the client's hands.
+id, its method and the route that it took, and nothing else that its sender chose. A response that is sent before the
+request's body was read closes the connection, but lingers: it reads and discards for a while what the client still
+sends, since closing at once would reset the connection and could take the answer from the client's hands.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
@@ -35,9 +35,15 @@ from service.problems import (
     problem_for_http,
     problem_for_validation,
 )
+from service.stages import Stages
+
+if TYPE_CHECKING:
+    from service.tracing import Tracer
 
 REQUEST_ID_HEADER = "X-Request-ID"
 LINGER_S = 2.0
+UNMATCHED = "unmatched"
+"""The route of requests that took none."""
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _log = logging.getLogger(__name__)
@@ -54,6 +60,8 @@ class RequestContext:
     code: str = "ok"
     images: int | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
+    stages: Stages | None = None
+    """For the request's trace, where there is one; the routes fill it in."""
 
 
 def context_of(request: Request) -> RequestContext:
@@ -143,9 +151,10 @@ class CutShort(Exception):
 class RequestContextMiddleware:
     """The outermost layer of the application's own."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, tracer: Tracer | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -154,6 +163,8 @@ class RequestContextMiddleware:
             return
         headers = Headers(scope=scope)
         context = RequestContext(request_id_of(headers), time.monotonic())
+        if self._tracer is not None:
+            context.stages = Stages()
         scope.setdefault("state", {})["context"] = context
         exchange = _Exchange(context, headers, receive, send)
         served = current_request_id.set(context.request_id)
@@ -176,8 +187,9 @@ class RequestContextMiddleware:
             current_request_id.reset(served)
 
     def _account(self, scope: Scope, context: RequestContext, status: int | None) -> None:
-        duration_s = time.monotonic() - context.started_s
-        route = getattr(scope.get("route"), "path", "unmatched")
+        ended_s = time.monotonic()
+        duration_s = ended_s - context.started_s
+        route = getattr(scope.get("route"), "path", UNMATCHED)
         self._metrics.request_ended(route=route, status=status or 0, code=context.code, duration_s=duration_s)
         fields: dict[str, object] = {
             "method": scope["method"],
@@ -191,3 +203,13 @@ class RequestContextMiddleware:
         if context.timings_ms:
             fields["timings_ms"] = context.timings_ms
         _access_log.info("request", extra={"fields": fields})
+        if self._tracer is not None and context.stages is not None:
+            self._tracer.record(
+                scope,
+                context.stages,
+                route=None if route == UNMATCHED else route,
+                status=status,
+                code=context.code,
+                started_s=context.started_s,
+                ended_s=ended_s,
+            )
