@@ -106,4 +106,4 @@ def configure_logging(
     logging.basicConfig(level=level.upper(), handlers=[destination], force=True)
     logging.captureWarnings(True)
     logging.getLogger("PIL").setLevel(logging.WARNING)  # its debug lines hold the images' metadata
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings quote bodies; the answer says it all
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings quote what they found in a body
