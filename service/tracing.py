@@ -205,7 +205,7 @@ def _name(scope: Scope, route: str | None) -> str:
 
 def _attributes(scope: Scope, *, route: str | None, status: int | None, code: str) -> dict[str, str | int]:
     """Return what the semantic conventions have for a server's span; `url.path` and the like are the sender's."""
-    attributes: dict[str, str | int] = {HTTP_REQUEST_METHOD: _method(scope), URL_SCHEME: scope["scheme"]}
+    attributes: dict[str, str | int] = {HTTP_REQUEST_METHOD: _method(scope), URL_SCHEME: scope.get("scheme", "http")}
     if route is not None:
         attributes[HTTP_ROUTE] = route
     if status is not None:
