@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -34,6 +34,10 @@ from service.routes.v2 import statistics as v2_statistics
 from service.routes.v2.openapi import DEFINITIONS
 from service.schemas import Problem
 from service.settings import Settings, option_of
+from service.stages import load_tracer
+
+if TYPE_CHECKING:
+    from service.tracing import Tracer
 
 _log = logging.getLogger(__name__)
 
@@ -53,14 +57,17 @@ def create_app(
     metrics: Metrics,
     on_failed_start: Callable[[StartupError], None],
     on_ready: Callable[[], object] = lambda: _log.info("ready"),
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """Return the application.
 
     When the engine has loaded, `on_ready` is called on the event loop, and `on_failed_start` where it could not.
-    `metrics` is the engine's observer, or another of the same process.
+    `metrics` is the engine's observer, or another of the same process. Traces go to `tracer`, or else where the
+    settings say; it ends with the application.
     """
     prepare_pillow()
     _check_outputs(settings, model)
+    tracer = tracer or load_tracer(settings)
     metrics.watch(engine)
     metrics.describe(model.manifest)
     service = Service(
@@ -82,7 +89,7 @@ def create_app(
         title="DAT Serve",
         version=_version(),
         description=_DESCRIPTION,
-        lifespan=lambda _: _lifespan(service, on_failed_start, on_ready),
+        lifespan=lambda _: _lifespan(service, on_failed_start, on_ready, tracer),
         exception_handlers=exception_answers(),
         swagger_ui_parameters={"validatorUrl": None},
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own, and sends none away
@@ -100,17 +107,20 @@ def create_app(
         v2_repository.router,
     ):
         app.include_router(router)
-    app.add_middleware(RequestContextMiddleware, metrics=metrics)
+    app.add_middleware(RequestContextMiddleware, metrics=metrics, tracer=tracer)
     build = app.build_middleware_stack
     served = {"model": model.manifest.name, "version": str(model.manifest.version)}
-    app.build_middleware_stack = lambda: ShortWay(app, build(), metrics=metrics, names=served)  # type: ignore[method-assign]
+    app.build_middleware_stack = lambda: ShortWay(app, build(), metrics=metrics, names=served, tracer=tracer)  # type: ignore[method-assign]
     _document(app, secured=bool(settings.api_keys))
     return app
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(
-    service: Service, on_failed_start: Callable[[StartupError], None], on_ready: Callable[[], object]
+    service: Service,
+    on_failed_start: Callable[[StartupError], None],
+    on_ready: Callable[[], object],
+    tracer: Tracer | None,
 ) -> AsyncIterator[None]:
     """Start the engine, and let go of everything at the end, when no request is left."""
 
@@ -131,6 +141,8 @@ async def _lifespan(
         await asyncio.gather(starting, return_exceptions=True)
         await service.engine.stop()
         service.decode_pool.shutdown()
+        if tracer is not None:
+            await tracer.shutdown()
 
 
 def _document(app: FastAPI, *, secured: bool) -> None:

@@ -1,7 +1,8 @@
 """The threads that decode images, interactive ones before bulk ones by the rule that batches form by.
 
 Invariants: each piece of work ends once, with its result, its exception or cancelled; within a priority work begins
-in the order it came; work whose future was cancelled before a thread came to it is never begun.
+in the order it came; work whose future was cancelled before a thread came to it is never begun; work sees the context
+variables of whoever asked for it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -37,7 +39,7 @@ class DecodePool:
         """Have a thread call `work`, and return the future of what it returns or raises."""
         ended: Future[T] = Future()
         with self._lock:
-            self._waiting[priority].append((ended, partial(work, *args, **kwargs)))
+            self._waiting[priority].append((ended, partial(copy_context().run, work, *args, **kwargs)))
         self._executor.submit(self._run_next)
         return asyncio.wrap_future(ended)
 

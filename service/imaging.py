@@ -74,13 +74,15 @@ class Preprocessing:
 class ImageTimings:
     """How long one image took: `decode_s` from file to RGB, `preprocess_s` from RGB to the model's input.
 
-    `height` and `width` are its own size in pixels, after its EXIF orientation where that is followed.
+    The one follows upon the other, and `started_s` is when the first began, on time.monotonic. `height` and `width` are
+    its own size in pixels, after its EXIF orientation where that is followed.
     """
 
     decode_s: float
     preprocess_s: float
     height: int
     width: int
+    started_s: float
 
 
 class _Kept(threading.local):
@@ -123,7 +125,8 @@ def decode_into(data: bytes | bytearray, pixels: NDArray[np.uint8], preprocessin
     image = decode(data, preprocessing)
     decoded_s = time.monotonic()
     pixels[...] = resize_and_crop(image, preprocessing)
-    return ImageTimings(decoded_s - started_s, time.monotonic() - decoded_s, image.height, image.width)
+    ended_s = time.monotonic()
+    return ImageTimings(decoded_s - started_s, ended_s - decoded_s, image.height, image.width, started_s)
 
 
 def decode(data: bytes | bytearray, preprocessing: Preprocessing) -> Image.Image:

@@ -1,9 +1,10 @@
 """What surrounds every request: its id, its place in the log and the metrics, and its connection's end.
 
 Invariants: every response carries `X-Request-ID`; every request leaves one access line and one count; an exception
-that nobody expected becomes a 500 that tells nothing of its inside. A response that is sent before the request's body
-was read closes the connection, but lingers: it reads and discards for a while what the client still sends, since
-closing at once would reset the connection and could take the answer from the client's hands.
+that nobody expected becomes a 500 that tells nothing of its inside; of a request, the log and the metrics hold its
+id, its method and the route that it took, and nothing else that its sender chose. A response that is sent before the
+request's body was read closes the connection, but lingers: it reads and discards for a while what the client still
+sends, since closing at once would reset the connection and could take the answer from the client's hands.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
@@ -25,7 +26,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ServiceError
-from service.logs import ACCESS_LOGGER
+from service.logs import ACCESS_LOGGER, current_request_id
 from service.metrics import Metrics
 from service.problems import (
     ProblemResponse,
@@ -34,9 +35,15 @@ from service.problems import (
     problem_for_http,
     problem_for_validation,
 )
+from service.stages import Stages
+
+if TYPE_CHECKING:
+    from service.tracing import Tracer
 
 REQUEST_ID_HEADER = "X-Request-ID"
 LINGER_S = 2.0
+UNMATCHED = "unmatched"
+"""The route of requests that took none."""
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _log = logging.getLogger(__name__)
@@ -53,6 +60,8 @@ class RequestContext:
     code: str = "ok"
     images: int | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
+    stages: Stages | None = None
+    """For the request's trace, where there is one; the routes fill it in."""
 
 
 def context_of(request: Request) -> RequestContext:
@@ -116,6 +125,8 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID_HEADER] = self._context.request_id
+            if self.status >= 400 and "Server-Timing" not in headers:
+                headers["Server-Timing"] = f"total;dur={(time.monotonic() - self._context.started_s) * 1000:.3f}"
             if self._body_pending:
                 headers["Connection"] = "close"
         elif self._body_pending and not self._awaits_continue and not message.get("more_body", False):
@@ -130,18 +141,20 @@ class _Exchange:
                 while self._body_pending:
                     await self.receive()
         except TimeoutError:
-            _log.debug("a client went on sending after its answer", extra={"fields": self._fields()})
+            _log.debug("a client went on sending after its answer")
 
-    def _fields(self) -> dict[str, object]:
-        return {"request_id": self._context.request_id}
+
+class CutShort(Exception):
+    """An answer could not be completed; says nothing of why, since the server logs it once more."""
 
 
 class RequestContextMiddleware:
     """The outermost layer of the application's own."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, tracer: Tracer | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -150,15 +163,19 @@ class RequestContextMiddleware:
             return
         headers = Headers(scope=scope)
         context = RequestContext(request_id_of(headers), time.monotonic())
+        if self._tracer is not None:
+            context.stages = Stages()
         scope.setdefault("state", {})["context"] = context
         exchange = _Exchange(context, headers, receive, send)
+        served = current_request_id.set(context.request_id)
         self._metrics.request_began()
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:
-            _log.exception("unexpected failure", extra={"fields": {"request_id": context.request_id}})
+            _log.exception("unexpected failure")
             if exchange.status is not None:
-                raise  # half a response is out: only a broken connection tells the client
+                context.code = "internal"
+                raise CutShort("Half an answer is out: only a broken connection tells the client.") from None
             context.code = "internal"
             answer = internal_problem(request_id=context.request_id).under(scope["path"])
             await answer(scope, exchange.receive, exchange.send)
@@ -167,15 +184,16 @@ class RequestContextMiddleware:
             raise
         finally:
             self._account(scope, context, exchange.status)
+            current_request_id.reset(served)
 
     def _account(self, scope: Scope, context: RequestContext, status: int | None) -> None:
-        duration_s = time.monotonic() - context.started_s
-        route = getattr(scope.get("route"), "path", "unmatched")
+        ended_s = time.monotonic()
+        duration_s = ended_s - context.started_s
+        route = getattr(scope.get("route"), "path", UNMATCHED)
         self._metrics.request_ended(route=route, status=status or 0, code=context.code, duration_s=duration_s)
         fields: dict[str, object] = {
-            "request_id": context.request_id,
             "method": scope["method"],
-            "path": scope["path"],
+            "route": route,
             "status": status,
             "code": context.code,
             "duration_ms": round(duration_s * 1000, 3),
@@ -185,3 +203,13 @@ class RequestContextMiddleware:
         if context.timings_ms:
             fields["timings_ms"] = context.timings_ms
         _access_log.info("request", extra={"fields": fields})
+        if self._tracer is not None and context.stages is not None:
+            self._tracer.record(
+                scope,
+                context.stages,
+                route=None if route == UNMATCHED else route,
+                status=status,
+                code=context.code,
+                started_s=context.started_s,
+                ended_s=ended_s,
+            )

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.errors import ReceiveTimeout
+from service.errors import MalformedRequest, ReceiveTimeout, ServiceError
 from service.problems import problem_for
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -60,7 +60,7 @@ class Protocol(HttpToolsProtocol):
             if was_in_head:
                 self._head_bytes += len(data)
                 if self._head_bytes > MAX_HEAD_BYTES:
-                    self._refuse_head()
+                    self.send_400_response("The head of the request is too large.")
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -81,10 +81,9 @@ class Protocol(HttpToolsProtocol):
         self._whole.flush()
         super().on_response_complete()
 
-    def _refuse_head(self) -> None:
-        message = "The head of the request is too large."
-        self.logger.warning(message)
-        self.send_400_response(message)
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request, or none that is taken, and close; `msg` is a sentence without anything of it."""
+        self._refuse(MalformedRequest(msg))
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -99,9 +98,13 @@ class Protocol(HttpToolsProtocol):
             # An earlier request is still being answered, and the answer to this one comes after: it has until then.
             self._head_timer = self.loop.call_later(self.receive_timeout_s, self._head_is_late)
             return
-        error = ReceiveTimeout(f"The head of the request did not arrive within {self.receive_timeout_s:g} s.")
-        self.logger.warning(str(error))
+        self._refuse(ReceiveTimeout(f"The head of the request did not arrive within {self.receive_timeout_s:g} s."))
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer and close, where there is no request that the application could answer."""
         request_id = uuid.uuid4().hex
+        fields = {"request_id": request_id, "code": error.code}
+        self.logger.warning(str(error), extra={"fields": fields})
         response = problem_for(error, request_id=request_id)
         headers = [*response.raw_headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)

@@ -115,6 +115,9 @@ class Settings(BaseSettings):
     """Least severe log lines to write."""
     log_format: Literal["json", "text"] = "text"
     """`json` writes one JSON object a line."""
+    tracing: bool = False
+    """Send OpenTelemetry traces by OTLP over HTTP, as the standard OTEL_ variables say where to. Wants the packages of
+    requirements/tracing.txt."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """API keys, separated by commas; where any is set, `/v1` and `/v2` want one as `Authorization: Bearer`.
     Prefer the variable: other users of the machine can read a command line."""

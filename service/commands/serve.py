@@ -20,6 +20,7 @@ from service.plan import Plan, explain_outputs, load_session
 from service.repository import ModelDirectory, select_model
 from service.server import Server, listen
 from service.settings import Settings, add_options
+from service.stages import require_tracing
 from service.supervisor import Supervisor
 
 _log = logging.getLogger("service")
@@ -38,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
         form=settings.log_format,
         process="supervisor" if settings.has_processes else None,
     )
+    require_tracing(settings)
     model = select_model(settings.repository, name=settings.model, version=settings.model_version)
     return _serve_with_processes(settings, model) if settings.has_processes else _serve_alone(settings, model)
 

@@ -246,7 +246,7 @@ class EngineCore:
         self._observer.batch_ran(bucket=bucket, queue_s=queue_s, inference_s=inference_s)
         self.pool.finish(item.slot for item in items)
         return [
-            Completion(item.ticket, item.slot, Answer(outputs, waited_s, inference_s, len(items), bucket))
+            Completion(item.ticket, item.slot, Answer(outputs, waited_s, inference_s, len(items), bucket, started_s))
             for item, outputs, waited_s in zip(items, kept, queue_s, strict=True)
         ]
 

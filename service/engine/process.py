@@ -208,7 +208,7 @@ class EngineProcess:
         link = _Link(self._newest, worker, socket.socket(fileno=end), mapped)
         self._links[link.number] = link
         self._selector.register(link.socket, selectors.EVENT_READ, partial(self._on_link, core, link))
-        self._send(link, REPLY.pack(Reply.READY, 0, 0, 0, 0, 0, 0))
+        self._send(link, REPLY.pack(Reply.READY, 0, 0, 0, 0, 0, 0, 0))
 
     def _on_link(self, core: EngineCore, link: _Link) -> None:
         if link.number not in self._links:  # it was replaced by what the supervisor said a moment ago
@@ -259,7 +259,14 @@ def _reply(completion: Completion) -> bytes:
     own, slot, answer = completion.ticket & _OWN, completion.slot & _OWN, completion.answer
     if answer is not None:
         return REPLY.pack(
-            Reply.ANSWERED, slot, answer.batch_size, answer.bucket, own, answer.queue_s, answer.inference_s
+            Reply.ANSWERED,
+            slot,
+            answer.batch_size,
+            answer.bucket,
+            own,
+            answer.queue_s,
+            answer.inference_s,
+            answer.started_s,
         )
     assert completion.error is not None
-    return REPLY.pack(reply_for(completion.error), slot, 0, 0, own, 0, 0)
+    return REPLY.pack(reply_for(completion.error), slot, 0, 0, own, 0, 0, 0)

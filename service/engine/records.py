@@ -19,8 +19,8 @@ from service.errors import Cancelled, DeadlineExceeded, InferenceFailed, Service
 
 REQUEST = struct.Struct("=BBxxIQQdd")
 """Kind, priority, slot, outputs (a bit each), ticket, deadline_s, enqueued_s; a CANCEL has its ticket alone."""
-REPLY = struct.Struct("=BxxxIIIQdd")
-"""Kind, slot, batch size, bucket, ticket, queue_s, inference_s; READY has nothing, and failures have no times."""
+REPLY = struct.Struct("=BxxxIIIQddd")
+"""Kind, slot, batch size, bucket, ticket, queue_s, inference_s, started_s; READY has nothing, failures no times."""
 
 _CHUNK_BYTES = 64 * 1024
 

@@ -16,6 +16,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from service.engine.admission import Backlog
 from service.engine.calls import REFUSALS, EngineClient, is_failing
@@ -23,6 +24,9 @@ from service.engine.records import REPLY, REQUEST, RecordSocket, Reply, Request,
 from service.engine.shared import Board, EngineRow, SlotMemory
 from service.engine.types import Answer, Completion, EngineState, WorkItem
 from service.errors import NotReady
+
+_Facts: TypeAlias = tuple[float, float, int, int, float]
+"""Of an Answer, all but its outputs."""
 
 
 class _Link:
@@ -203,8 +207,8 @@ class RemoteEngine(EngineClient):
     def _read(self, link: _Link) -> None:
         records, is_open = link.socket.receive()
         ended: list[Completion] = []
-        large: list[tuple[WorkItem, tuple[float, float, int, int]]] = []
-        for kind, _, batch_size, bucket, ticket, queue_s, inference_s in records:
+        large: list[tuple[WorkItem, _Facts]] = []
+        for kind, _, batch_size, bucket, ticket, queue_s, inference_s, started_s in records:
             if kind == Reply.READY:
                 self._become_ready(link)
                 continue
@@ -215,10 +219,10 @@ class RemoteEngine(EngineClient):
                 self._memory.discard(item.slot, item.outputs)
                 ended.append(Completion(ticket, item.slot))
             elif self._memory.is_large(item.outputs):
-                large.append((item, (queue_s, inference_s, batch_size, bucket)))
+                large.append((item, (queue_s, inference_s, batch_size, bucket, started_s)))
             else:
                 outputs = self._memory.read(item.slot, item.outputs)
-                answer = Answer(outputs, queue_s, inference_s, batch_size, bucket)
+                answer = Answer(outputs, queue_s, inference_s, batch_size, bucket, started_s)
                 ended.append(Completion(ticket, item.slot, answer))
         self._row.set_waiting(link.engine, len(link.outstanding))
         if ended:
@@ -228,7 +232,7 @@ class RemoteEngine(EngineClient):
         if not is_open:
             self._lose(link)
 
-    def _read_in_thread(self, large: Sequence[tuple[WorkItem, tuple[float, float, int, int]]]) -> None:
+    def _read_in_thread(self, large: Sequence[tuple[WorkItem, _Facts]]) -> None:
         """Copy large results without holding up the loop; their slots are nobody else's until that is done."""
 
         def copy() -> list[Completion]:

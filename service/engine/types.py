@@ -60,7 +60,8 @@ class Answer:
     """The engine's answer for one image: each asked output without its batch axis, and how it came about.
 
     `queue_s` is the time from entering the queue to the start of the run, `inference_s` the run's own.
-    `batch_size` counts the images of the run, `bucket` the padded size that the session saw.
+    `batch_size` counts the images of the run, `bucket` the padded size that the session saw. `started_s` is when the
+    run began, and tells the engine's runs apart: it does one at a time.
     """
 
     outputs: Outputs
@@ -68,6 +69,7 @@ class Answer:
     inference_s: float
     batch_size: int
     bucket: int
+    started_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,12 +33,15 @@ def fault_of(fault: ImageFault) -> Fault:
 
 
 def timings_ms(request: Request, service: Service, inferred: Inferred[Any], *, postprocess_s: float) -> Timings:
-    """Return where the time went, and note it for the access line and the metrics."""
+    """Return where the time went, postprocessing until now, and note it for the access line, metrics and trace."""
     context = context_of(request)
+    now_s = time.monotonic()
+    if context.stages is not None:
+        context.stages.postprocessed_s = (now_s - postprocess_s, now_s)
     stages_s = {
         **inferred.stage_seconds(),
         "postprocess": postprocess_s,
-        "total": time.monotonic() - context.started_s,
+        "total": now_s - context.started_s,
     }
     for stage in ("postprocess", "total"):
         service.metrics.stage_took(stage, stages_s[stage])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from functools import lru_cache
-from typing import Any, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, Request
@@ -26,6 +26,9 @@ from service.metrics import Metrics
 from service.middleware import EXPECTED_EXCEPTIONS, RequestContextMiddleware, problem_answer
 from service.routes.context import authorize, service_of
 from service.routes.parameters import CallParameters
+
+if TYPE_CHECKING:
+    from service.tracing import Tracer
 
 
 class DirectRoute(APIRoute):
@@ -58,13 +61,15 @@ class ShortWay:
     Of the values that `names` gives to a path's parameters; a request with others goes through the stack too.
     """
 
-    def __init__(self, app: FastAPI, stack: ASGIApp, *, metrics: Metrics, names: Mapping[str, str]) -> None:
+    def __init__(
+        self, app: FastAPI, stack: ASGIApp, *, metrics: Metrics, names: Mapping[str, str], tracer: Tracer | None
+    ) -> None:
         self._stack = stack
         self._entrances: dict[tuple[str, str], ASGIApp] = {}
         for route in app.routes:
             if isinstance(route, DirectRoute):
                 own = {name: names[name] for name in route.param_convertors}
-                entrance = RequestContextMiddleware(_Entrance(route, own), metrics=metrics)
+                entrance = RequestContextMiddleware(_Entrance(route, own), metrics=metrics, tracer=tracer)
                 self._entrances |= {(method, route.path.format(**own)): entrance for method in route.methods or ()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -27,6 +27,7 @@ from service.middleware import context_of
 from service.routes.bodies import Limits, Upload, plan_body
 from service.routes.context import Service
 from service.routes.parameters import CallParameters, InferenceParameters
+from service.stages import Stages
 
 T = TypeVar("T")
 Check: TypeAlias = Callable[[int, Mapping[int, ImageTimings]], None]
@@ -133,19 +134,28 @@ async def infer_images(
     check: Check | None = None,
 ) -> Inferred[ImageT]:
     """Decode and infer the images of a request whose body was read; the work ends when the client goes away."""
-    context_of(request).images = len(images)
-    work = _decode_and_infer(service, images, terms=terms, outputs=outputs, check=check)
+    context = context_of(request)
+    context.images = len(images)
+    work = _decode_and_infer(service, images, terms=terms, outputs=outputs, check=check, stages=context.stages)
     inferred = await _unless_disconnected(request, work)
     service.metrics.images_ended("ok", len(inferred.answers))
     return inferred
 
 
 async def _decode_and_infer(
-    service: Service, images: Sequence[ImageT], *, terms: Terms, outputs: frozenset[str], check: Check | None
+    service: Service,
+    images: Sequence[ImageT],
+    *,
+    terms: Terms,
+    outputs: frozenset[str],
+    check: Check | None,
+    stages: Stages | None,
 ) -> Inferred[ImageT]:
     priority, deadline_s = terms.priority, terms.deadline_s
     with service.engine.reserve(len(images), priority=priority, deadline_s=deadline_s) as reservation:
         decoding, faults = await _decode(service, reservation, images, terms=terms)
+        if stages is not None:
+            stages.decoding = decoding.values()
         for fault in faults.values():
             service.metrics.images_ended(fault.code)
         if faults and not terms.skip_bad:
@@ -156,6 +166,8 @@ async def _decode_and_infer(
         answers = (
             await reservation.infer(good, outputs=outputs, deadline_s=deadline_s, priority=priority) if good else []
         )
+        if stages is not None:
+            stages.answers = answers
     return Inferred(images, dict(zip(good, answers, strict=True)), faults, decoding)
 
 

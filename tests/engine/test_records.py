@@ -17,7 +17,7 @@ def pair() -> tuple[RecordSocket, socket.socket]:
 
 
 def reply(ticket: int) -> bytes:
-    return REPLY.pack(Reply.ANSWERED, 1, 2, 4, ticket, 0.25, 0.5)
+    return REPLY.pack(Reply.ANSWERED, 1, 2, 4, ticket, 0.25, 0.5, 100.0)
 
 
 @given(cuts=st.lists(st.integers(0, 5 * REPLY.size), max_size=6))

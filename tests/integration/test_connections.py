@@ -158,8 +158,9 @@ def test_head_over_the_limit_is_refused_however_it_arrives(process: Process, whe
         else:
             connection.send(data[:-30_000])
             connection.send(data[-30_000:])
-        status, headers = connection.response_head()
-        assert (status, headers["connection"]) == (400, "close")
+        status, headers, problem = connection.response()
+        assert (status, headers["connection"], problem["code"]) == (400, "close", "malformed_request")
+        assert headers["x-request-id"] == problem["request_id"]
 
 
 def test_endless_head_is_refused_without_its_end(process: Process) -> None:

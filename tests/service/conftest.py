@@ -23,6 +23,7 @@ from service.metrics import Metrics
 from service.plan import explain_outputs, load_session
 from service.repository import ModelDirectory, open_model
 from service.settings import Settings, load_settings
+from service.tracing import Tracer
 from tests.service import tiny_explain, tiny_model
 
 INPUT_SHAPE = (tiny_model.SIZE, tiny_model.SIZE, 3)
@@ -104,7 +105,9 @@ class Parts:
     failed_starts: list[StartupError]
 
 
-def make_parts(model: ModelDirectory, load_session: Callable[[], Session], **settings: object) -> Parts:
+def make_parts(
+    model: ModelDirectory, load_session: Callable[[], Session], tracer: Tracer | None = None, **settings: object
+) -> Parts:
     """Make an application of some settings; the engine gets them too."""
     chosen = load_settings({name: str(value) for name, value in settings.items()}, environment={})
     buckets = chosen.buckets_for("cpu")
@@ -119,17 +122,22 @@ def make_parts(model: ModelDirectory, load_session: Callable[[], Session], **set
         observer=metrics,
     )
     failed_starts: list[StartupError] = []
-    app = create_app(chosen, model, engine, metrics=metrics, on_failed_start=failed_starts.append)
+    app = create_app(chosen, model, engine, metrics=metrics, on_failed_start=failed_starts.append, tracer=tracer)
     return Parts(app, engine, metrics, failed_starts)
 
 
 @contextlib.asynccontextmanager
 async def serving(
-    model: ModelDirectory, session: GatedSession | None = None, *, wait_ready: bool = True, **settings: object
+    model: ModelDirectory,
+    session: GatedSession | None = None,
+    *,
+    wait_ready: bool = True,
+    tracer: Tracer | None = None,
+    **settings: object,
 ) -> AsyncIterator[Served]:
     """Serve the tiny model (or a gated session) with some settings."""
     loading = Settings(threads=1, explain=bool(settings.get("explain", True)))
-    parts = make_parts(model, lambda: session or load_session(model, "cpu", loading), **settings)
+    parts = make_parts(model, lambda: session or load_session(model, "cpu", loading), tracer, **settings)
     async with parts.app.router.lifespan_context(parts.app):
         if wait_ready:
             await parts.engine.wait_ready()

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import pytest
 
@@ -111,3 +112,13 @@ async def test_shutdown_finishes_what_has_begun_and_cancels_the_rest() -> None:
     assert begun == []
     with pytest.raises(RuntimeError):
         pool.run(Priority.BULK, begun.append, "late")
+
+
+async def test_work_sees_the_context_of_whoever_asked_for_it(pool: DecodePool) -> None:
+    asked: ContextVar[str] = ContextVar("asked", default="nobody")
+    with held(pool):
+        ends = []
+        for name in ("first", "second"):
+            asked.set(name)
+            ends.append(pool.run(Priority.INTERACTIVE, asked.get))
+    assert await asyncio.gather(*ends) == ["first", "second"]

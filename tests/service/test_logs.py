@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.logs import configure_logging
+from service.logs import configure_logging, current_request_id
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +65,50 @@ def test_lines_below_the_level_are_not_written() -> None:
     configure_logging(level="warning", form="text", stream=stream)
     logging.getLogger("service.test").info("quiet")
     assert stream.getvalue() == ""
+
+
+SECRET = "terces"[::-1]
+"""Put together, so that no line of source in a traceback has it."""
+
+
+def failed(form: str) -> str:
+    """The line and traceback of an exception that quotes a request, raised from another that does."""
+    stream = io.StringIO()
+    configure_logging(level="info", form=form, stream=stream)  # type: ignore[arg-type]
+    try:
+        try:
+            int(SECRET)
+        except ValueError as error:
+            error.add_note(SECRET)
+            raise ExceptionGroup(SECRET, [KeyError(SECRET)]) from error
+    except ExceptionGroup:
+        logging.getLogger("service.test").exception("unexpected failure")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_traceback_of_a_request_has_frames_and_types_but_no_messages(form: str) -> None:
+    served = current_request_id.set("abc")
+    try:
+        written = failed(form)
+    finally:
+        current_request_id.reset(served)
+    for part in ("builtins.ValueError", "builtins.ExceptionGroup", "builtins.KeyError", "in failed"):
+        assert part in written
+    assert SECRET not in written
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_traceback_outside_of_requests_has_messages(form: str) -> None:
+    assert failed(form).count(SECRET) == 4
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_lines_of_a_request_carry_its_id(form: str) -> None:
+    served = current_request_id.set("abc")
+    try:
+        line = written(form, "within")
+    finally:
+        current_request_id.reset(served)
+    assert ('"request_id": "abc"' if form == "json" else "request_id=abc") in line
+    assert "request_id" not in written(form, "outside")

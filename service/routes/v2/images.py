@@ -44,7 +44,7 @@ class PixelImage:
         if self.pixels.dtype != np.uint8 and not np.array_equal(pixels, self.pixels):
             raise UnusableImage("inexact_pixels", "The pixels are not all whole numbers from 0 to 255.")
         height, width, _ = pixels.shape
-        return ImageTimings(0.0, time.monotonic() - started_s, height, width)
+        return ImageTimings(0.0, time.monotonic() - started_s, height, width, started_s)
 
 
 @dataclass(frozen=True, slots=True)
