@@ -21,6 +21,7 @@ from service.decoding import DecodePool
 from service.engine.calls import EngineClient
 from service.errors import SettingsError, StartupError
 from service.imaging import Preprocessing, prepare_pillow
+from service.key_limits import KeyLimits
 from service.metrics import Metrics
 from service.middleware import RequestContextMiddleware, exception_answers
 from service.repository import ModelDirectory
@@ -58,12 +59,13 @@ def create_app(
     on_failed_start: Callable[[StartupError], None],
     on_ready: Callable[[], object] = lambda: _log.info("ready"),
     tracer: Tracer | None = None,
+    key_limits: KeyLimits | None = None,
 ) -> FastAPI:
     """Return the application.
 
     When the engine has loaded, `on_ready` is called on the event loop, and `on_failed_start` where it could not.
     `metrics` is the engine's observer, or another of the same process. Traces go to `tracer`, or else where the
-    settings say; it ends with the application.
+    settings say; it ends with the application. `key_limits` is shared by several workers.
     """
     prepare_pillow()
     _check_outputs(settings, model)
@@ -82,6 +84,7 @@ def create_app(
         inference_routes=frozenset(
             route.path for router in _INFERENCE for route in router.routes if isinstance(route, DirectRoute)
         ),
+        key_limits=key_limits or KeyLimits(settings.api_keys),
     )
     app = FastAPIOffline(
         redoc_url=None,

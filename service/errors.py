@@ -13,6 +13,8 @@
     │   ├── InvalidParameter      a query parameter or header out of its domain
     │   └── BadImages             one or more images at fault, each with its own ImageFault
     ├── Overloaded                the queue is full; carries when to come back
+    │   ├── RateLimited           an API key's requests come faster than it may send them
+    │   └── ConcurrencyLimited    an API key has as many requests in flight as it may
     ├── NotReady                  loading, draining, or without a living engine
     ├── DeadlineExceeded          the answer would come too late
     ├── Cancelled                 the caller went away; nobody is told
@@ -130,6 +132,18 @@ class Overloaded(ServiceError):
     def __init__(self, detail: str, *, retry_after_s: float) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(Overloaded):
+    """The API key's requests come faster than it may send them; `retry_after_s` says when one would be taken."""
+
+    code = "rate_limited"
+
+
+class ConcurrencyLimited(Overloaded):
+    """The API key has as many requests in flight as it may; one is taken when another has ended."""
+
+    code = "concurrency_limited"
 
 
 class NotReady(ServiceError):

@@ -71,6 +71,12 @@ class Metrics:
             ("route", "status", "code"),
             registry=self.registry,
         )
+        self._key_requests = Counter(
+            "dat_key_requests",
+            "Requests that bore an API key, by its name and code.",
+            ("key", "code"),
+            registry=self.registry,
+        )
         self._request_duration = Histogram(
             "dat_request_duration_seconds",
             "From a request's headers to the end of its response.",
@@ -135,6 +141,7 @@ class Metrics:
         )
         # To look a metric up by its labels costs more than to count; each has a few values, which stay.
         self._requests_of = cache(self._requests.labels)
+        self._key_requests_of = cache(self._key_requests.labels)
         self._request_duration_of = cache(self._request_duration.labels)
         self._images_of = cache(self._images.labels)
         self._stage = cache(self._stages.labels)
@@ -171,6 +178,10 @@ class Metrics:
         self._request_duration_of(route).observe(duration_s)
         if code != "ok":
             self._failed_request_seconds.labels(route).inc(duration_s)
+
+    def key_used(self, *, key: str, code: str) -> None:
+        """Count a request that bore an API key."""
+        self._key_requests_of(key, code).inc()
 
     def images_ended(self, outcome: str, count: int = 1) -> None:
         """Count images by how they ended."""

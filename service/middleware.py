@@ -58,6 +58,10 @@ class RequestContext:
     started_s: float
     """Arrival of the headers, on time.monotonic."""
     code: str = "ok"
+    key: str | None = None
+    """Name of the API key that it bears, where keys are configured."""
+    at_end: Callable[[], None] | None = None
+    """Called when the request has ended."""
     images: int | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
     stages: Stages | None = None
@@ -187,6 +191,8 @@ class RequestContextMiddleware:
             current_request_id.reset(served)
 
     def _account(self, scope: Scope, context: RequestContext, status: int | None) -> None:
+        if context.at_end is not None:
+            context.at_end()
         ended_s = time.monotonic()
         duration_s = ended_s - context.started_s
         route = getattr(scope.get("route"), "path", UNMATCHED)
@@ -198,6 +204,9 @@ class RequestContextMiddleware:
             "code": context.code,
             "duration_ms": round(duration_s * 1000, 3),
         }
+        if context.key is not None:
+            fields["key"] = context.key
+            self._metrics.key_used(key=context.key, code=context.code)
         if context.images is not None:
             fields["images"] = context.images
         if context.timings_ms:

@@ -16,6 +16,7 @@ from pathlib import Path
 from service.engine.control import ControlSocket, Start
 from service.engine.shared import Board, EngineRow, SlotMemory, WorkerRow, engine_name, worker_name
 from service.engine.types import EngineState
+from service.key_limits import KeyLimits
 from service.plan import Plan, run_engine
 from service.worker import run_worker
 
@@ -109,20 +110,26 @@ class WorkerPlace(Place):
 
     row: WorkerRow
 
-    def __init__(self, plan: Plan, number: int, board: Board, board_descriptor: int, listener: socket.socket) -> None:
+    def __init__(
+        self, plan: Plan, number: int, board: Board, board_descriptor: int, *, listener: socket.socket, key_limits: int
+    ) -> None:
         super().__init__()
         self.name, self.number, self.row = worker_name(number), number, board.workers[number]
+        self._key_limits = key_limits
         self._plan, self._board, self._listener = plan, board_descriptor, listener
         self.memory: int | None = None
 
     def begin(self) -> tuple[Start, list[int]]:
-        """Return a worker's start, with the board, new memory of its own, and the socket to accept on."""
+        """Return a worker's start, with the board, new memory of its own, the keys' account, and the socket."""
         self.memory = SlotMemory.create(self._plan.geometry)
-        return Start(run_worker, (self._plan, self.number)), [self._board, self.memory, self._listener.fileno()]
+        descriptors = [self._board, self.memory, self._key_limits, self._listener.fileno()]
+        return Start(run_worker, (self._plan, self.number)), descriptors
 
     def end(self) -> None:
-        """Forget the process that has ended, and its memory."""
+        """Forget the process that has ended, its memory, and what it had in flight."""
         super().end()
+        settings = self._plan.settings
+        KeyLimits(settings.api_keys, workers=settings.workers, descriptor=self._key_limits).clear_worker(self.number)
         if self.memory is not None:
             os.close(self.memory)
             self.memory = None

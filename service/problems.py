@@ -58,6 +58,8 @@ KINDS: Mapping[type[ServiceError], Kind] = dict(
         _kind(errors.InvalidParameter, 422, "Invalid parameter"),
         _kind(errors.BadImages, 422, "Images cannot be used"),
         _kind(errors.Overloaded, 429, "Overloaded"),
+        _kind(errors.RateLimited, 429, "Too many requests"),
+        _kind(errors.ConcurrencyLimited, 429, "Too many requests at a time"),
         _kind(errors.NotReady, 503, "Not ready"),
         _kind(errors.DeadlineExceeded, 504, "Deadline exceeded"),
         # nginx's status for a client that closed the connection: nobody reads it, the log and the metrics show it.

@@ -16,11 +16,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsError
+from service.keys import ApiKey, parse_entries
 
 ENV_PREFIX = "DAT_"
 CLIENT_API_KEY = "DAT_CLIENT_API_KEY"
@@ -118,11 +119,12 @@ class Settings(BaseSettings):
     tracing: bool = False
     """Send OpenTelemetry traces by OTLP over HTTP, as the standard OTEL_ variables say where to. Wants the packages of
     requirements/tracing.txt."""
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    """API keys, separated by commas; where any is set, `/v1` and `/v2` want one as `Authorization: Bearer`.
-    Prefer the variable: other users of the machine can read a command line."""
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = ()
+    """API keys by their hashes, separated by commas, each as NAME:SHA256 and, where it is limited, :rate=10 (requests
+    a second) with :burst=20, and :concurrency=4. Where any is set, `/v1` and `/v2` want one as `Authorization:
+    Bearer`. `python -m service key NAME` makes a key and its entry."""
 
-    @field_validator("batch_buckets", "api_keys", "devices", mode="before")
+    @field_validator("batch_buckets", "devices", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
@@ -159,14 +161,14 @@ class Settings(BaseSettings):
     def _known_devices(cls, devices: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_named_device(device) for device in devices)
 
-    @field_validator("api_keys")
+    @field_validator("api_keys", mode="before")
     @classmethod
-    def _printable(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        for key in keys:
-            secret = key.get_secret_value()
-            if not secret or not all("!" <= character <= "~" for character in secret):
-                raise ValueError("a key must be one or more visible ASCII characters")
-        return keys
+    def _parse_keys(cls, value: Any) -> Any:
+        return parse_entries(value) if isinstance(value, str) else value
+
+    @field_serializer("api_keys")
+    def _name_keys(self, keys: tuple[ApiKey, ...]) -> list[str]:
+        return [key.name for key in keys]
 
     @model_validator(mode="after")
     def _full_request_fits_queue(self) -> Settings:

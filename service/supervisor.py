@@ -31,6 +31,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from service.engine.control import Attach, ControlSocket, End, Failed, Ping, Pong, Ready
 from service.engine.shared import Board
 from service.errors import StartupError
+from service.key_limits import KeyLimits
 from service.metrics_directory import VARIABLE
 from service.places import Child, EnginePlace, Place, WorkerPlace
 from service.plan import Plan
@@ -53,9 +54,11 @@ class Supervisor:
         self._listener = listener
         self._settings = plan.settings
         board, descriptor = Board.create(workers=self._settings.workers, engines=len(plan.devices))
+        key_limits = KeyLimits.create_shared(self._settings.api_keys, workers=self._settings.workers)
         self._engines = [EnginePlace(plan, number, board, descriptor) for number in range(len(plan.devices))]
         self._workers = [
-            WorkerPlace(plan, number, board, descriptor, listener) for number in range(self._settings.workers)
+            WorkerPlace(plan, number, board, descriptor, listener=listener, key_limits=key_limits)
+            for number in range(self._settings.workers)
         ]
         self._ending: asyncio.Event
         self._is_up = False

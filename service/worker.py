@@ -16,6 +16,7 @@ from service.app import create_app
 from service.engine.control import Attach, ControlSocket, End, Ping, Pong, Ready
 from service.engine.remote import RemoteEngine
 from service.engine.shared import SlotMemory, worker_name
+from service.key_limits import KeyLimits
 from service.plan import Plan
 from service.server import Server
 
@@ -23,9 +24,9 @@ _log = logging.getLogger(__name__)
 
 
 def run_worker(control: ControlSocket, descriptors: Sequence[int], plan: Plan, number: int) -> int:
-    """Be worker `number`; `descriptors` holds the board, the worker's memory and the listening socket."""
+    """Be worker `number`; `descriptors` holds the board, its memory, the keys' account and the socket."""
     plan.configure_logging(worker_name(number))
-    board_descriptor, memory_descriptor, listener = descriptors
+    board_descriptor, memory_descriptor, key_limits, listener = descriptors
     board = plan.board(board_descriptor)
     memory = SlotMemory(plan.geometry, memory_descriptor)
     os.close(memory_descriptor)
@@ -47,6 +48,7 @@ def run_worker(control: ControlSocket, descriptors: Sequence[int], plan: Plan, n
         metrics=metrics,
         on_ready=lambda: control.send(Ready()),
         on_failed_start=lambda error: server.fail(error),
+        key_limits=KeyLimits(settings.api_keys, workers=settings.workers, worker=number, descriptor=key_limits),
     )
     server = _WorkerServer(
         app,

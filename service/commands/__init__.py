@@ -14,6 +14,7 @@ COMMANDS: Mapping[str, str] = {
     "serve": "serve the model (the default command)",
     "check": "load and warm the model, and say what would be served",
     "settings": "print every setting with its value",
+    "key": "make an API key, and show it and its entry for the settings, once",
     "classify": "name the classes of image files",
     "features": "write the features of image files to a NumPy archive",
     "evaluate": "measure the accuracy on a folder of images whose classes are known",

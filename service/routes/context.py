@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,9 +10,12 @@ from fastapi import Depends, Request
 from service.decoding import DecodePool
 from service.engine.calls import EngineClient
 from service.engine.types import EngineState
-from service.errors import NotReady, Unauthorized, UnknownModel
+from service.errors import NotReady, UnknownModel
 from service.imaging import Preprocessing
+from service.key_limits import KeyLimits
+from service.keys import find_key
 from service.metrics import Metrics
+from service.middleware import context_of
 from service.repository import ExplainRecord, ModelDirectory
 from service.settings import Settings
 
@@ -30,6 +32,7 @@ class Service:
     decode_pool: DecodePool
     inference_routes: frozenset[str]
     """Paths of the routes that run the model."""
+    key_limits: KeyLimits
 
     @property
     def explain(self) -> ExplainRecord | None:
@@ -67,15 +70,17 @@ ServiceDependency = Annotated[Service, Depends(_service)]
 
 
 def authorize(request: Request, service: Service) -> None:
-    """Raise Unauthorized unless no API keys are configured or the request bears one; takes as long for any guess."""
+    """Let a request pass where no API keys are configured, or it bears one that may ask now; once, before its body.
+
+    From here to the request's end it counts among the key's. Raises Unauthorized, RateLimited or ConcurrencyLimited.
+    """
     keys = service.settings.api_keys
     if not keys:
         return
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    given = token.strip().encode()
-    matches = [hmac.compare_digest(given, key.get_secret_value().encode()) for key in keys]
-    if scheme.lower() != "bearer" or not any(matches):
-        raise Unauthorized("This needs an API key: Authorization: Bearer <key>.")
+    place = find_key(keys, request.headers.get("authorization", ""))
+    context = context_of(request)
+    context.key = keys[place].name
+    context.at_end = service.key_limits.begin(place)
 
 
 async def authorized(request: Request, service: ServiceDependency) -> None:

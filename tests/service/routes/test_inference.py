@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -322,7 +323,8 @@ async def test_access_line_has_what_is_needed_and_nothing_of_the_content(
 
 @pytest.mark.parametrize("path", [CLASSIFY, FEATURES, "/v1/models", "/v1/models/tiny"])
 async def test_api_key_is_asked_for_before_anything_else(model: ModelDirectory, path: str) -> None:
-    async with serving(model, api_keys="first-key,second-key") as served:
+    entries = ",".join(f"{key}:{hashlib.sha256(key.encode()).hexdigest()}" for key in ("first-key", "second-key"))
+    async with serving(model, api_keys=entries) as served:
         ask = served.http.get if "models" in path else served.http.post
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic first-key"}):
             response = await ask(f"{path}?nonsense=1", headers=headers)

@@ -1,0 +1,26 @@
+"""`key`: make an API key, and show it and its entry for the settings, once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from service.errors import SettingsError
+from service.keys import make_key
+from service.settings import option_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the name."""
+    parser.add_argument("name", metavar="NAME", help="what the log and the metrics call the key")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a new key and its entry; raises SettingsError for a name that is none."""
+    try:
+        key, entry = make_key(options.name)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    print(f"key      {key}\nsetting  {option_of('api_keys')} {entry}")
+    print("The key is kept nowhere: it goes to whoever is to ask, and the entry into the settings.", file=sys.stderr)
+    return 0
