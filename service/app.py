@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from service.routes.v2 import repository as v2_repository
 from service.routes.v2 import statistics as v2_statistics
 from service.routes.v2.openapi import DEFINITIONS
 from service.schemas import Problem
+from service.security_headers import SecurityHeaders, cors_layer
 from service.settings import Settings, option_of
 from service.stages import load_tracer
 
@@ -110,10 +112,17 @@ def create_app(
         v2_repository.router,
     ):
         app.include_router(router)
-    app.add_middleware(RequestContextMiddleware, metrics=metrics, tracer=tracer)
+    surround = partial(
+        RequestContextMiddleware,
+        metrics=metrics,
+        security=SecurityHeaders(tls=settings.tls_certificate is not None),
+        cors=cors_layer(settings.cors_origins),
+        tracer=tracer,
+    )
+    app.add_middleware(surround)
     build = app.build_middleware_stack
     served = {"model": model.manifest.name, "version": str(model.manifest.version)}
-    app.build_middleware_stack = lambda: ShortWay(app, build(), metrics=metrics, names=served, tracer=tracer)  # type: ignore[method-assign]
+    app.build_middleware_stack = lambda: ShortWay(app, build(), surround=surround, names=served)  # type: ignore[method-assign]
     _document(app, secured=bool(settings.api_keys))
     return app
 

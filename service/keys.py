@@ -1,7 +1,8 @@
 """API keys: how a setting names them, how a new one is made, and how one that is shown is known.
 
-A key is random and long, so that no list of likely ones exists to try: a plain SHA-256 of it, which costs a microsecond,
-gives it away as little as a slow hash would. Settings hold that hash and never the key; whoever reads them cannot ask.
+A key is random and long, so that no list of likely ones exists to try: a plain SHA-256 of it, which costs a
+microsecond, gives it away as little as a slow hash would. Settings hold that hash and never the key: whoever reads
+them cannot ask.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def _positive(kind: str, text: str) -> float:
 
 
 def parse_entries(entries: str) -> tuple[ApiKey, ...]:
-    """Return the keys of a setting's text, entries separated by commas; raises ValueError that names one by its place."""
+    """Return the keys of entries separated by commas; raises ValueError that names a wrong one by its place."""
     keys: list[ApiKey] = []
     for place, entry in enumerate(entries.split(","), 1):
         try:

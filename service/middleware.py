@@ -35,6 +35,7 @@ from service.problems import (
     problem_for_http,
     problem_for_validation,
 )
+from service.security_headers import SecurityHeaders
 from service.stages import Stages
 
 if TYPE_CHECKING:
@@ -109,8 +110,11 @@ def request_id_of(headers: Headers) -> str:
 class _Exchange:
     """One request and its response as they pass: what was received, what was sent, and how the connection ends."""
 
-    def __init__(self, context: RequestContext, headers: Headers, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, context: RequestContext, headers: Headers, security: SecurityHeaders, receive: Receive, send: Send
+    ) -> None:
         self._context = context
+        self._security = security
         self._receive = receive
         self._send = send
         self._body_pending = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
@@ -133,6 +137,7 @@ class _Exchange:
                 headers["Server-Timing"] = f"total;dur={(time.monotonic() - self._context.started_s) * 1000:.3f}"
             if self._body_pending:
                 headers["Connection"] = "close"
+            self._security.complete(headers.raw)
         elif self._body_pending and not self._awaits_continue and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             await self._linger()
@@ -152,12 +157,28 @@ class CutShort(Exception):
     """An answer could not be completed; says nothing of why, since the server logs it once more."""
 
 
-class RequestContextMiddleware:
-    """The outermost layer of the application's own."""
+async def _fail(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer that the service failed."""
+    answer = internal_problem(request_id=scope["state"]["context"].request_id).under(scope["path"])
+    await answer(scope, receive, send)
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, tracer: Tracer | None = None) -> None:
-        self._app = app
+
+class RequestContextMiddleware:
+    """The outermost layer of the application's own; `cors` is the one below it, around errors too."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        security: SecurityHeaders,
+        cors: Callable[[ASGIApp], ASGIApp],
+        tracer: Tracer | None = None,
+    ) -> None:
+        self._app = cors(app)
+        self._fail = cors(_fail)
         self._metrics = metrics
+        self._security = security
         self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -170,7 +191,7 @@ class RequestContextMiddleware:
         if self._tracer is not None:
             context.stages = Stages()
         scope.setdefault("state", {})["context"] = context
-        exchange = _Exchange(context, headers, receive, send)
+        exchange = _Exchange(context, headers, self._security, receive, send)
         served = current_request_id.set(context.request_id)
         self._metrics.request_began()
         try:
@@ -181,8 +202,7 @@ class RequestContextMiddleware:
                 context.code = "internal"
                 raise CutShort("Half an answer is out: only a broken connection tells the client.") from None
             context.code = "internal"
-            answer = internal_problem(request_id=context.request_id).under(scope["path"])
-            await answer(scope, exchange.receive, exchange.send)
+            await self._fail(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
             context.code = "cancelled"
             raise

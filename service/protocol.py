@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import MalformedRequest, ReceiveTimeout, ServiceError
 from service.problems import problem_for
+from service.security_headers import SecurityHeaders
 
 MAX_HEAD_BYTES = 64 * 1024
 
@@ -24,6 +25,7 @@ MAX_HEAD_BYTES = 64 * 1024
 class Protocol(HttpToolsProtocol):
     """One connection; `within` makes the class that a server needs."""
 
+    security: SecurityHeaders
     receive_timeout_s: float
     """From a head's first byte to its last."""
     _head_bytes = 0
@@ -33,9 +35,9 @@ class Protocol(HttpToolsProtocol):
     """Runs while a head has begun to arrive; most arrive in one piece and need none."""
 
     @classmethod
-    def within(cls, receive_timeout_s: float) -> type[Protocol]:
+    def within(cls, receive_timeout_s: float, security: SecurityHeaders) -> type[Protocol]:
         """Return the class of connections on which a head must arrive within that time."""
-        return type(cls.__name__, (cls,), {"receive_timeout_s": receive_timeout_s})
+        return type(cls.__name__, (cls,), {"receive_timeout_s": receive_timeout_s, "security": security})
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection up."""
@@ -85,6 +87,17 @@ class Protocol(HttpToolsProtocol):
         """Answer what is no request, or none that is taken, and close; `msg` is a sentence without anything of it."""
         self._refuse(MalformedRequest(msg))
 
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer and close, where there is no request that the application could answer."""
+        request_id = uuid.uuid4().hex
+        self.logger.warning(str(error), extra={"fields": {"request_id": request_id, "code": error.code}})
+        response = problem_for(error, request_id=request_id)
+        headers = [*response.raw_headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
+        self.security.complete(headers)
+        lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        self.transport.write(STATUS_LINE[response.status_code] + lines + b"\r\n" + bytes(response.body))
+        self.transport.close()
+
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
@@ -99,17 +112,6 @@ class Protocol(HttpToolsProtocol):
             self._head_timer = self.loop.call_later(self.receive_timeout_s, self._head_is_late)
             return
         self._refuse(ReceiveTimeout(f"The head of the request did not arrive within {self.receive_timeout_s:g} s."))
-
-    def _refuse(self, error: ServiceError) -> None:
-        """Answer and close, where there is no request that the application could answer."""
-        request_id = uuid.uuid4().hex
-        fields = {"request_id": request_id, "code": error.code}
-        self.logger.warning(str(error), extra={"fields": fields})
-        response = problem_for(error, request_id=request_id)
-        headers = [*response.raw_headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
-        lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
-        self.transport.write(STATUS_LINE[response.status_code] + lines + b"\r\n" + bytes(response.body))
-        self.transport.close()
 
 
 class OnePieceTransport:

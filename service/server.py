@@ -11,6 +11,7 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from types import FrameType
 
@@ -19,6 +20,7 @@ from fastapi import FastAPI
 
 from service.errors import StartupError
 from service.protocol import Protocol
+from service.security_headers import SecurityHeaders
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +34,13 @@ class Server(uvicorn.Server):
     """Serves one application on one socket until a signal, or `fail`, ends it."""
 
     def __init__(
-        self, app: FastAPI, *, receive_timeout_s: float, drain_timeout_s: float, give_up: Callable[[], Awaitable[None]]
+        self,
+        app: FastAPI,
+        *,
+        receive_timeout_s: float,
+        drain_timeout_s: float,
+        give_up: Callable[[], Awaitable[None]],
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -45,7 +53,8 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=int(drain_timeout_s) + LAST_ANSWERS_S,
-                http=Protocol.within(receive_timeout_s),
+                http=Protocol.within(receive_timeout_s, SecurityHeaders(tls=tls is not None)),
+                ssl_context_factory=None if tls is None else lambda *_: tls,
                 loop="uvloop",
             )
         )

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_serializer, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -28,6 +28,8 @@ CLIENT_API_KEY = "DAT_CLIENT_API_KEY"
 """Variable with the key that the commands show to a server; no setting of the service."""
 CPU_BUCKETS = (1, 2, 4, 8)
 GPU_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+_SECRET_FIELDS = ("api_keys", "tls_key_password")
+"""Their values are not repeated where they are wrong."""
 
 Count = Annotated[int, Field(gt=0)]
 Milliseconds = Annotated[int, Field(gt=0)]
@@ -123,8 +125,18 @@ class Settings(BaseSettings):
     """API keys by their hashes, separated by commas, each as NAME:SHA256 and, where it is limited, :rate=10 (requests
     a second) with :burst=20, and :concurrency=4. Where any is set, `/v1` and `/v2` want one as `Authorization:
     Bearer`. `python -m service key NAME` makes a key and its entry."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins, such as https://example.org, whose pages may ask from a browser (CORS), by commas; * for any."""
+    tls_certificate: Path | None = None
+    """Certificate, with its chain, in PEM; with it the service speaks https, and nothing else."""
+    tls_key: Path | None = None
+    """Private key of the certificate in PEM; left out where the certificate's file holds it."""
+    tls_key_password: SecretStr | None = None
+    """Password of the private key. Prefer the variable: other users of the machine can read a command line."""
+    tls_ca_certificates: Path | None = None
+    """Certificates in PEM of which one must have signed a client's own; left out, clients need none."""
 
-    @field_validator("batch_buckets", "devices", mode="before")
+    @field_validator("batch_buckets", "devices", "cors_origins", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
@@ -160,6 +172,21 @@ class Settings(BaseSettings):
     @classmethod
     def _known_devices(cls, devices: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_named_device(device) for device in devices)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _known_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", origin):
+                raise ValueError(f"{origin!r} is not an origin, which is scheme://host or scheme://host:port, or *")
+        return origins
+
+    @model_validator(mode="after")
+    def _certificate_comes_first(self) -> Settings:
+        rest = [name for name in ("tls_key", "tls_key_password", "tls_ca_certificates") if getattr(self, name)]
+        if rest and self.tls_certificate is None:
+            raise ValueError(f"{option_of(rest[0])} is given without {option_of('tls_certificate')}")
+        return self
 
     @field_validator("api_keys", mode="before")
     @classmethod
@@ -255,7 +282,7 @@ def _sentence(problem: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         return message
     field = str(place[0])
     name = option_of(field) if field in options else variable_of(field)
-    given = "" if field == "api_keys" else f" (given {problem['input']!r})"
+    given = "" if field in _SECRET_FIELDS else f" (given {problem['input']!r})"
     return f"{name}: {message}{given}"
 
 

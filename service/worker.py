@@ -19,6 +19,7 @@ from service.engine.shared import SlotMemory, worker_name
 from service.key_limits import KeyLimits
 from service.plan import Plan
 from service.server import Server
+from service.tls import tls_context
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def run_worker(control: ControlSocket, descriptors: Sequence[int], plan: Plan, n
         receive_timeout_s=settings.receive_timeout_ms / 1000,
         drain_timeout_s=settings.drain_timeout_ms / 1000,
         give_up=engine.stop,
+        tls=tls_context(settings),
         control=control,
         attach=engine.attach,
     )

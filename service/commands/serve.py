@@ -22,6 +22,7 @@ from service.server import Server, listen
 from service.settings import Settings, add_options
 from service.stages import require_tracing
 from service.supervisor import Supervisor
+from service.tls import tls_context
 
 _log = logging.getLogger("service")
 
@@ -46,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _serve_alone(settings: Settings, model: ModelDirectory) -> int:
     """Serve from this process, with the engine as a thread of it."""
+    tls = tls_context(settings)
     device = resolve_device(settings.device)
     listener = listen(settings.host, settings.port)
     buckets = settings.buckets_for(device)
@@ -66,21 +68,23 @@ def _serve_alone(settings: Settings, model: ModelDirectory) -> int:
         receive_timeout_s=settings.receive_timeout_ms / 1000,
         drain_timeout_s=settings.drain_timeout_ms / 1000,
         give_up=engine.stop,
+        tls=tls,
     )
-    _log_listening(listener, model, device=device, buckets=buckets)
+    _log_listening(settings, listener, model, device=device, buckets=buckets)
     server.serve_on(listener)
     return 0
 
 
 def _serve_with_processes(settings: Settings, model: ModelDirectory) -> int:
     """Serve from several workers, with an engine process a device, and watch over them."""
+    tls_context(settings)  # what is wrong with its files is said before anything is started
     devices = settings.devices or (_resolved_elsewhere(settings.device),)
     buckets = settings.buckets_for(devices[0])
     listener = listen(settings.host, settings.port)
     with metrics_directory() as directory:
         plan = Plan(settings, model, devices=devices, buckets=buckets, metrics_directory=directory)
         supervisor = Supervisor(plan, listener)
-        _log_listening(listener, model, device=",".join(devices), buckets=buckets, workers=settings.workers)
+        _log_listening(settings, listener, model, device=",".join(devices), buckets=buckets, workers=settings.workers)
         return supervisor.run()
 
 
@@ -93,11 +97,17 @@ def _resolved_elsewhere(device: str) -> str:
 
 
 def _log_listening(
-    listener: socket.socket, model: ModelDirectory, *, device: str, buckets: Sequence[int], **more: object
+    settings: Settings,
+    listener: socket.socket,
+    model: ModelDirectory,
+    *,
+    device: str,
+    buckets: Sequence[int],
+    **more: object,
 ) -> None:
     host, port = listener.getsockname()[:2]
     fields = {
-        "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
+        "url": f"{'https' if settings.tls_certificate else 'http'}://{f'[{host}]' if ':' in host else host}:{port}",
         "model": model.manifest.name,
         "version": model.manifest.version,
         "device": device,

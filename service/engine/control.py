@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _MOST_BYTES = 1 << 20
-_MOST_DESCRIPTORS = 4
+_MOST_DESCRIPTORS = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, Request
@@ -22,13 +22,9 @@ from pydantic import ValidationError
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.metrics import Metrics
-from service.middleware import EXPECTED_EXCEPTIONS, RequestContextMiddleware, problem_answer
+from service.middleware import EXPECTED_EXCEPTIONS, problem_answer
 from service.routes.context import authorize, service_of
 from service.routes.parameters import CallParameters
-
-if TYPE_CHECKING:
-    from service.tracing import Tracer
 
 
 class DirectRoute(APIRoute):
@@ -58,18 +54,19 @@ class DirectRoute(APIRoute):
 class ShortWay:
     """Leads requests for DirectRoutes straight to them, past all the layers of `stack`, and all others through it.
 
-    Of the values that `names` gives to a path's parameters; a request with others goes through the stack too.
+    `surround` puts around an entrance what must not be passed by. `names` has the values of the paths' parameters that
+    the short way is for; a request with others goes through the stack too.
     """
 
     def __init__(
-        self, app: FastAPI, stack: ASGIApp, *, metrics: Metrics, names: Mapping[str, str], tracer: Tracer | None
+        self, app: FastAPI, stack: ASGIApp, *, surround: Callable[[ASGIApp], ASGIApp], names: Mapping[str, str]
     ) -> None:
         self._stack = stack
         self._entrances: dict[tuple[str, str], ASGIApp] = {}
         for route in app.routes:
             if isinstance(route, DirectRoute):
                 own = {name: names[name] for name in route.param_convertors}
-                entrance = RequestContextMiddleware(_Entrance(route, own), metrics=metrics, tracer=tracer)
+                entrance = surround(_Entrance(route, own))
                 self._entrances |= {(method, route.path.format(**own)): entrance for method in route.methods or ()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

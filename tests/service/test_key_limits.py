@@ -47,7 +47,7 @@ def test_burst_passes_and_then_the_rate(clock: Clock) -> None:
             continue
         passed.append(tick)
     assert passed[:2] == [0, 1]
-    assert len(passed) == 2 + int(9.9 * 4) - 1
+    assert len(passed) == 2 + int(9.9 * 4)
 
 
 def test_refusal_says_the_very_time_at_which_a_request_passes(clock: Clock) -> None:
@@ -131,7 +131,7 @@ def test_processes_together_pass_no_more_than_the_burst(shared: int) -> None:
         "from service.key_limits import KeyLimits\n"
         "from service.keys import ApiKey\n"
         "key = ApiKey.limited('k', bytes(32), rate=1, burst=500)\n"
-        f"limits = KeyLimits([key, key], workers=2, worker=int(sys.argv[1]), descriptor={shared}, clock=lambda: 1000.0)\n"
+        f"limits = KeyLimits([key] * 2, workers=2, worker=int(sys.argv[1]), descriptor={shared}, clock=lambda: 0.0)\n"
         "passed = 0\n"
         "for _ in range(2000):\n"
         "    try:\n"

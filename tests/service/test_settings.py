@@ -41,8 +41,12 @@ def test_every_field_is_an_option_and_a_variable_and_is_described(name: str, mon
     given = {
         "repository": "elsewhere", "model": "m", "model_version": "2", "device": "cpu", "host": "::1", "workers": "3",
         "devices": "cpu,cuda:1", "provider_options": "use_tf32=1,device_id=2", "batch_buckets": "1,3",
+        "cors_origins": "https://example.org,*", "tls_certificate": "c.pem", "tls_key": "k.pem",
+        "tls_key_password": "p", "tls_ca_certificates": "ca.pem",
         "log_level": "error", "log_format": "json", "api_keys": f"a:{'0' * 64}",
     }.get(name, str(not field.default) if field.annotation is bool else "77")  # fmt: skip
+    if name.startswith("tls_") and name != "tls_certificate":
+        monkeypatch.setenv("DAT_TLS_CERTIFICATE", "c.pem")
     option: tuple[str, ...] = (option_of(name), given)
     if field.annotation is bool:
         option = (option_of(name).replace("--", "--no-") if field.default else option_of(name),)
@@ -94,6 +98,9 @@ def test_bad_values_are_all_named_by_where_they_were_given(monkeypatch: pytest.M
         ("timeout_ms", "-5", "greater than 0"),
         ("device", "tpu", "cpu"),
         ("exif_orientation", "maybe", "boolean"),
+        ("cors_origins", "example.org", "'example.org' is not an origin"),
+        ("cors_origins", "https://example.org/", "is not an origin"),
+        ("tls_key", "key.pem", "--tls-key is given without --tls-certificate"),
     ],
 )
 def test_value_outside_its_domain_is_refused_with_the_reason(name: str, value: str, reason: str) -> None:
