@@ -10,7 +10,7 @@ import pytest
 
 from service.keys import make_key
 from service.repository import ModelDirectory
-from tests.service.conftest import GatedSession, Served, serving
+from tests.service.conftest import GatedSession, serving
 from tests.service.images import photo
 
 CLASSIFY = "/v1/classify"
@@ -91,15 +91,3 @@ async def test_name_of_the_key_is_logged_and_counted(model: ModelDirectory, capl
         assert [record.__dict__["fields"].get("key") for record in caplog.records] == ["phone-app", None]
         assert served.sample("dat_key_requests_total", key="phone-app", code="ok") == 1
         assert served.sample("dat_key_requests_total", key="phone-app", code="unauthorized") == 0
-
-
-async def test_error_says_what_is_known_of_its_time(served: Served) -> None:
-    files = [("image", PHOTO), ("image", b"no image")]
-    response = await served.http.post(CLASSIFY, files=files)
-    assert response.status_code == 422
-    stages = dict(part.split(";dur=") for part in response.headers["server-timing"].split(", "))
-    assert list(stages) == ["decode", "preprocess", "total"]
-    assert float(stages["decode"]) > 0
-    assert float(stages["total"]) >= float(stages["decode"])
-    refused = await served.http.post(CLASSIFY, content=b"x", headers={"Content-Type": "text/plain"})
-    assert "server-timing" not in refused.headers
