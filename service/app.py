@@ -11,13 +11,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
+from service import openapi_document
 from service.decoding import DecodePool
 from service.engine.calls import EngineClient
 from service.errors import SettingsError, StartupError
@@ -33,8 +34,6 @@ from service.routes.v2 import infer as v2_infer
 from service.routes.v2 import metadata as v2_metadata
 from service.routes.v2 import repository as v2_repository
 from service.routes.v2 import statistics as v2_statistics
-from service.routes.v2.openapi import DEFINITIONS
-from service.schemas import Problem
 from service.security_headers import SecurityHeaders, cors_layer
 from service.settings import Settings, option_of
 from service.stages import load_tracer
@@ -45,11 +44,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _INFERENCE = (classify.router, features.router, explain.router, v2_infer.router)
-_DESCRIPTION = """Image classification and features with the Deformable Attention Transformer.
-
-Errors are `application/problem+json` (RFC 9457), and under `/v2` what the Open Inference Protocol has. A refused
-request whose body was not read closes its connection.
-"""
+_OTHERS = (
+    models.router,
+    operations.router,
+    page.router,
+    v2_metadata.probes,
+    v2_statistics.router,  # before the metadata of a model that could be called "stats"
+    v2_metadata.router,
+    v2_repository.router,
+)
 
 
 def create_app(
@@ -91,27 +94,16 @@ def create_app(
     app = FastAPIOffline(
         redoc_url=None,
         static_url="/docs/assets",
-        title="DAT Serve",
+        title=openapi_document.TITLE,
         version=_version(),
-        description=_DESCRIPTION,
         lifespan=lambda _: _lifespan(service, on_failed_start, on_ready, tracer),
         exception_handlers=exception_answers(),
         swagger_ui_parameters={"validatorUrl": None},
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own, and sends none away
     )
     app.state.service = service
-    for router in _INFERENCE:
-        app.router.routes.extend(router.routes)
-    for router in (
-        models.router,
-        operations.router,
-        page.router,
-        v2_metadata.probes,
-        v2_statistics.router,  # before the metadata of a model that could be called "stats"
-        v2_metadata.router,
-        v2_repository.router,
-    ):
-        app.include_router(router)
+    _add_routes(app)
+    app.openapi = cache(lambda: openapi_document.of_routes(app.routes))  # type: ignore[method-assign]
     surround = partial(
         RequestContextMiddleware,
         metrics=metrics,
@@ -123,8 +115,21 @@ def create_app(
     build = app.build_middleware_stack
     served = {"model": model.manifest.name, "version": str(model.manifest.version)}
     app.build_middleware_stack = lambda: ShortWay(app, build(), surround=surround, names=served)  # type: ignore[method-assign]
-    _document(app, secured=bool(settings.api_keys))
     return app
+
+
+def interface() -> dict[str, Any]:
+    """Return the OpenAPI document, the same as every application's: it depends on no setting and no model."""
+    app = FastAPI(openapi_url=None)
+    _add_routes(app)
+    return openapi_document.of_routes(app.routes)
+
+
+def _add_routes(app: FastAPI) -> None:
+    for router in _INFERENCE:
+        app.router.routes.extend(router.routes)
+    for router in _OTHERS:
+        app.include_router(router)
 
 
 @contextlib.asynccontextmanager
@@ -155,32 +160,6 @@ async def _lifespan(
         service.decode_pool.shutdown()
         if tracer is not None:
             await tracer.shutdown()
-
-
-def _document(app: FastAPI, *, secured: bool) -> None:
-    """Complete what FastAPI generates for `/openapi.json`: the problem's schema, and the API key where there is one."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = generate()
-            components = document.setdefault("components", {})
-            schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            components["schemas"] |= {**schema.pop("$defs"), Problem.__name__: schema, **DEFINITIONS}
-            if secured:
-                components["securitySchemes"] = {"api_key": {"type": "http", "scheme": "bearer"}}
-                for path, operations_of_path in document["paths"].items():
-                    for operation in operations_of_path.values() if _is_secured(path) else ():
-                        operation["security"] = [{"api_key": []}]
-            app.openapi_schema = document
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend the document
-
-
-def _is_secured(path: str) -> bool:
-    is_probe = path.startswith("/v2/health/") or (path.startswith("/v2/") and path.endswith("/ready"))
-    return path.startswith(("/v1/", "/v2")) and not is_probe
 
 
 def _check_outputs(settings: Settings, model: ModelDirectory) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+from typing_extensions import TypeAliasType
 
 from service.repository import ExplainLayerRecord, ExplainRecord, Label, Manifest, ModelDirectory
 
-_NESTED: dict[str, Any] = {"type": "array", "items": {}, "description": "Nested lists of numbers, row-major."}
+DType = TypeAliasType("DType", Literal["float32", "float16"])
+"""Type of the numbers of features."""
 
 
 class _Answer(BaseModel):
@@ -50,10 +53,15 @@ class Timings(_Answer):
     """The whole request."""
 
 
+FaultCode = TypeAliasType(
+    "FaultCode", Literal["empty_image", "unsupported_format", "undecodable", "too_many_pixels"]
+)
+
+
 class Fault(_Answer):
     """What is wrong with one image."""
 
-    code: Literal["empty_image", "unsupported_format", "undecodable", "too_many_pixels"]
+    code: FaultCode
     """Stable name of the fault."""
     detail: str
     """A sentence for people."""
@@ -92,45 +100,27 @@ class ClassifiedImage(_Answer):
     """The most likely classes, highest score first."""
 
 
+ClassifyResult = TypeAliasType(
+    "ClassifyResult",
+    Annotated[ClassifiedImage | FailedImage, Field(description="What became of one image; a bad one has `error`.")],
+)
+
+
 class ClassifyResponse(_Answer):
     """The classes of every image of a request."""
 
     model: ModelReference
-    results: list[ClassifiedImage | FailedImage]
+    results: list[ClassifyResult]
     """One result an image, in the request's order; `error` in place of `predictions` where the image is bad."""
     request_id: str
     """The request's id, as in the header X-Request-ID."""
     timings_ms: Timings
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "model": {"name": "dat_tiny", "version": 1},
-                "results": [
-                    {
-                        "index": 0,
-                        "filename": "photo.jpg",
-                        "predictions": [{"class_id": 663, "label": "monastery", "score": 0.71}],
-                    }
-                ],
-                "request_id": "7f1c1a9d0c3b4f0d9a3f0f8e6d0a4b11",
-                "timings_ms": {
-                    "decode": 4.1,
-                    "preprocess": 1.5,
-                    "queue": 0.3,
-                    "inference": 52.0,
-                    "postprocess": 0.1,
-                    "total": 59.2,
-                },
-            }
-        }
-    )
-
 
 class EncodedTensor(_Answer):
     """One output under `encoding=base64`."""
 
-    dtype: Literal["float32", "float16"]
+    dtype: DType
     """Type of the numbers."""
     shape: list[int]
     """Shape, without a batch axis."""
@@ -138,7 +128,19 @@ class EncodedTensor(_Answer):
     """Base64 of the little-endian bytes, row-major."""
 
 
-NestedLists: TypeAlias = Annotated[list[Any], Field(json_schema_extra=_NESTED)]
+FeatureVector = TypeAliasType(
+    "FeatureVector", Annotated[list[float], Field(description="`embedding` or `logits`: (channels) or (classes).")]
+)
+FeatureMap = TypeAliasType(
+    "FeatureMap", Annotated[list[list[list[float]]], Field(description="A stage's output: (channels, rows, columns).")]
+)
+FeatureTensor = TypeAliasType(
+    "FeatureTensor",
+    Annotated[
+        FeatureVector | FeatureMap | EncodedTensor,
+        Field(description="One output of one image: nested lists of numbers, or what `encoding=base64` gives."),
+    ],
+)
 
 
 class ImageFeatures(_Answer):
@@ -148,15 +150,21 @@ class ImageFeatures(_Answer):
     """The image's place in the request, from 0."""
     filename: str | None
     """The file name of the multipart part, if it had one."""
-    features: dict[str, NestedLists | EncodedTensor]
+    features: dict[str, FeatureTensor]
     """Each output asked for, by its name, without a batch axis."""
+
+
+FeaturesResult = TypeAliasType(
+    "FeaturesResult",
+    Annotated[ImageFeatures | FailedImage, Field(description="What became of one image; a bad one has `error`.")],
+)
 
 
 class FeaturesResponse(_Answer):
     """The features of every image of a request."""
 
     model: ModelReference
-    results: list[ImageFeatures | FailedImage]
+    results: list[FeaturesResult]
     """One result an image, in the request's order; `error` in place of `features` where the image is bad."""
     request_id: str
     """The request's id, as in the header X-Request-ID."""
@@ -218,52 +226,21 @@ class ExplainedImage(_Answer):
     """The layers asked for, in the order in which they run."""
 
 
+ExplainResult = TypeAliasType(
+    "ExplainResult",
+    Annotated[ExplainedImage | FailedImage, Field(description="What became of one image; a bad one has `error`.")],
+)
+
+
 class ExplainResponse(_Answer):
     """Where the model looked in every image of a request."""
 
     model: ModelReference
-    results: list[ExplainedImage | FailedImage]
+    results: list[ExplainResult]
     """One result an image, in the request's order; `error` in place of `layers` where the image is bad."""
     request_id: str
     """The request's id, as in the header X-Request-ID."""
     timings_ms: Timings
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "model": {"name": "dat_tiny", "version": 1},
-                "results": [
-                    {
-                        "index": 0,
-                        "filename": "photo.jpg",
-                        "width": 640,
-                        "height": 480,
-                        "layers": [
-                            {
-                                "layer": 0,
-                                "name": "stages.2.attns.1",
-                                "stage": 3,
-                                "block": 2,
-                                "query_rows": 14,
-                                "query_columns": 14,
-                                "query": {"row": 3, "column": 5},
-                                "groups": [{"points": [[104.2, 61.9], [231.0, 198.4]], "weights": [0.82, 0.18]}],
-                            }
-                        ],
-                    }
-                ],
-                "request_id": "7f1c1a9d0c3b4f0d9a3f0f8e6d0a4b11",
-                "timings_ms": {
-                    "decode": 4.1,
-                    "preprocess": 1.5,
-                    "queue": 0.3,
-                    "inference": 58.0,
-                    "postprocess": 2.3,
-                    "total": 67.4,
-                },
-            }
-        }
-    )
 
 
 class LabelEntry(_Answer):
@@ -461,5 +438,5 @@ class Problem(BaseModel):
     """Stable name of the kind of problem, for programs."""
     request_id: str
     """The request's id, as in the header X-Request-ID."""
-    errors: list[ImageError] | None = None
+    errors: list[ImageError] | SkipJsonSchema[None] = None
     """Where images are at fault: every bad one."""

@@ -14,6 +14,7 @@ COMMANDS: Mapping[str, str] = {
     "serve": "serve the model (the default command)",
     "check": "load and warm the model, and say what would be served",
     "settings": "print every setting with its value",
+    "openapi": "print the OpenAPI document, which is the same for every server",
     "key": "make an API key, and show it and its entry for the settings, once",
     "classify": "name the classes of image files",
     "features": "write the features of image files to a NumPy archive",

@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypeAliasType
 
 from service.engine.types import Priority
+from service.schemas import DType
+
+PriorityName = TypeAliasType("Priority", Literal["interactive", "bulk"])
+OnError = TypeAliasType("OnError", Literal["fail", "skip"])
+Encoding = TypeAliasType("Encoding", Literal["list", "base64"])
 
 QUERY_PATTERN = r"^-?[0-9]+(\.[0-9]+)?,-?[0-9]+(\.[0-9]+)?$"
 
@@ -18,7 +24,7 @@ class CallParameters(BaseModel):
 
     timeout_ms: Annotated[int, Field(gt=0)] | None = None
     """Deadline in milliseconds from the request's arrival; it can only shorten the server's own."""
-    priority: Literal["interactive", "bulk"] = "interactive"
+    priority: PriorityName = "interactive"
     """`bulk` work fills what interactive work leaves."""
 
     @property
@@ -37,7 +43,7 @@ class InferenceParameters(CallParameters):
 
     model: str | None = None
     """Name of the model to ask; may be left out."""
-    on_error: Literal["fail", "skip"] = "fail"
+    on_error: OnError = "fail"
     """`fail`: if any image is bad nothing is inferred and every bad one is named. `skip`: the good ones are
     answered, and bad ones carry an `error` in their result."""
 
@@ -62,9 +68,9 @@ class FeaturesParameters(InferenceParameters):
     """Outputs of the model; repeat the parameter for several."""
     normalize: bool = False
     """Scale the embedding to length 1; possible where `embedding` is the only output asked for."""
-    encoding: Literal["list", "base64"] = "list"
+    encoding: Encoding = "list"
     """In JSON: nested lists of numbers, or base64 of the little-endian bytes with dtype and shape."""
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: DType = "float32"
     """Type of the numbers; `float16` halves the answer."""
 
 

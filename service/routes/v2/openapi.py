@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from service import problems
-from service.routes.openapi import ANSWER_HEADERS, REQUEST_ID, RETRY_AFTER, Responses
+from service.routes.openapi import ANSWER_HEADERS, BINARY, ERROR_HEADERS, Responses, header_refs, kinds_of, meanings
 from service.routes.v2.coding import CODINGS
 from service.routes.v2.schemas import InferRequest, InferResponse, ProtocolError
 
 
 def protocol_errors(statuses: Iterable[int]) -> Responses:
     """Return the documentation of errors, all in the protocol's form."""
-    documented: Responses = {}
-    for status in statuses:
-        kinds = [kind for kind in problems.all_kinds().values() if kind.status == status]
-        documented[status] = {
+    return {
+        status: {
             "model": ProtocolError,
-            "description": " ".join(f"`{kind.code}`: {kind.meaning.splitlines()[0]}" for kind in kinds),
-            "headers": {**REQUEST_ID, **(RETRY_AFTER if status in (429, 503) else {})},
+            "description": meanings(status),
+            "content": {"application/json": {"example": {"error": kinds_of(status)[-1].meaning.splitlines()[0]}}},
+            "headers": header_refs(*ERROR_HEADERS.get(status, ())),
         }
-    return documented
+        for status in statuses
+    }
 
 
 PLAIN_ERRORS = protocol_errors((405, 500))
@@ -31,10 +30,21 @@ READING_ERRORS = protocol_errors((400, 401, 404, 405, 422, 500))
 REPOSITORY_ERRORS = protocol_errors((400, 401, 404, 405, 408, 413, 415, 422, 500))
 INFERENCE_ERRORS = protocol_errors((400, 401, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504))
 
-_HEADER_LENGTH = {
+HEADER_LENGTH = "Inference-Header-Content-Length"
+_HEADER_LENGTH: dict[str, Any] = {
     "description": "Bytes of JSON at the beginning of the body; what follows are the binary tensors, in order.",
     "schema": {"type": "integer", "minimum": 0},
+    "example": 213,
 }
+HEADERS: dict[str, dict[str, Any]] = {
+    HEADER_LENGTH: _HEADER_LENGTH,
+    "Content-Encoding": {
+        "description": "Where Accept-Encoding asks for it and the answer is not small.",
+        "schema": {"type": "string", "enum": list(CODINGS)},
+        "example": CODINGS[0],
+    },
+}
+"""The headers of the protocol's answers."""
 IMAGE_DATATYPE: dict[str, Any] = {
     "name": "X-Image-Datatype",
     "in": "header",
@@ -48,15 +58,8 @@ IMAGE_DATATYPE: dict[str, Any] = {
 INFER_ANSWER: dict[str, Any] = {
     "model": InferResponse,
     "description": "The outputs; those asked for in binary follow the JSON, little-endian and row-major.",
-    "content": {"application/octet-stream": {"schema": {}}},
-    "headers": {
-        **ANSWER_HEADERS,
-        "Inference-Header-Content-Length": _HEADER_LENGTH,
-        "Content-Encoding": {
-            "description": "Where Accept-Encoding asks for it and the answer is not small.",
-            "schema": {"type": "string", "enum": list(CODINGS)},
-        },
-    },
+    "content": {"application/json": {}, "application/octet-stream": {"schema": BINARY}},
+    "headers": {**ANSWER_HEADERS, **header_refs(*HEADERS)},
 }
 _REQUEST_SCHEMA = InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
 DEFINITIONS: dict[str, Any] = {**_REQUEST_SCHEMA.pop("$defs"), InferRequest.__name__: _REQUEST_SCHEMA}
@@ -71,11 +74,11 @@ INFER_BODY: dict[str, Any] = {
         ),
         "content": {
             "application/json": {"schema": {"$ref": f"#/components/schemas/{InferRequest.__name__}"}},
-            "application/octet-stream": {"schema": {}},
+            "application/octet-stream": {"schema": BINARY},
         },
     },
     "parameters": [
-        {"name": "Inference-Header-Content-Length", "in": "header", "required": False, **_HEADER_LENGTH},
+        {"name": HEADER_LENGTH, "in": "header", "required": False, **_HEADER_LENGTH},
         {
             "name": "Content-Encoding",
             "in": "header",
@@ -84,12 +87,5 @@ INFER_BODY: dict[str, Any] = {
             "schema": {"type": "string", "enum": [*CODINGS, "identity"]},
         },
         IMAGE_DATATYPE,
-        {
-            "name": "X-Request-ID",
-            "in": "header",
-            "required": False,
-            "description": "1 to 128 visible ASCII characters, echoed in the answer; anything else is replaced.",
-            "schema": {"type": "string"},
-        },
     ],
 }
