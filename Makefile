@@ -36,7 +36,7 @@ TORCH_LOCK_SOURCE ?= --torch-backend cpu
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export test test-full check format bench bench-model lock clean demo
+.PHONY: help serve export test test-full check format bench bench-model openapi lock clean demo
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "%-12s%s\n", $$1, $$2}'
@@ -73,6 +73,9 @@ bench: .venv/.dev $(REPOSITORY)/$(MODEL)  ## Measure MODEL over HTTP beside the 
 
 bench-model: .venv/.bench  ## Measure the graphs of VARIANTS beside torch, OpenVINO and their matrix products; ARGS is passed on.
 	$(VENV_BIN)/python -m benchmarks.model_speed $(VARIANTS) $(ARGS)
+
+openapi: .venv/.dev  ## Write openapi.json anew, from the routes.
+	$(VENV_BIN)/python -m service openapi > $@.json
 
 demo: .venv/.export  ## Train the demo model again.
 	$(VENV_BIN)/python -m models.demo.train

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI reads off the routes, completed and made plain for those who generate code from it.
+"""The OpenAPI document: what FastAPI reads off the routes, completed and made plain for generators of code.
 
 It depends on the routes alone, on no setting, model or release: every server publishes the same one, and the
 repository's `openapi.json` is it. So a key is always described, as something that a server may want or not.
@@ -38,6 +38,12 @@ _TAGS = [
     {"name": "operations", "description": "For those who run the service; no key is asked for."},
     {"name": "inference protocol", "description": "The Open Inference Protocol, version 2, with its extensions."},
 ]
+_MODEL = {"description": "Name of the model.", "example": "dat_tiny"}
+_PATH_PARAMETERS = {
+    "name": _MODEL,
+    "model": _MODEL,
+    "version": {"description": "Version of the model: a whole number from 1.", "example": "1"},
+}
 _KEY = "api_key"
 _UNAUTHORIZED = "401"
 
@@ -66,7 +72,7 @@ def of_routes(routes: Sequence[BaseRoute]) -> Json:
     }
     components["schemas"] = {name: _plain(schemas[name]) for name in sorted(schemas)}
     components["headers"] = {**openapi.HEADERS, **v2_openapi.HEADERS}
-    components["parameters"] = {openapi.REQUEST_ID["name"]: openapi.REQUEST_ID}
+    components["parameters"] = {openapi.REQUEST_ID["name"]: openapi.REQUEST_ID, **v2_openapi.PARAMETERS}
     components["requestBodies"] = dict(openapi.REQUEST_BODIES)
     components["securitySchemes"] = {
         _KEY: {
@@ -104,7 +110,11 @@ def _complete(operation: Json) -> None:
 
 
 def _parameter(parameter: Json) -> Json:
-    """Return a parameter whose schema does not repeat its description, and has no null, which a query cannot say."""
+    """Return a parameter with a schema that has no null, which a query cannot say, and no description once more."""
+    if "$ref" in parameter:
+        return parameter
+    if parameter["in"] == "path":
+        parameter = {**parameter, **_PATH_PARAMETERS[parameter["name"]]}
     schema = {key: value for key, value in _plain(parameter["schema"]).items() if key != "description"}
     if "anyOf" in schema:
         (kind,) = (choice for choice in schema.pop("anyOf") if choice != {"type": "null"})

@@ -53,9 +53,7 @@ class Timings(_Answer):
     """The whole request."""
 
 
-FaultCode = TypeAliasType(
-    "FaultCode", Literal["empty_image", "unsupported_format", "undecodable", "too_many_pixels"]
-)
+FaultCode = TypeAliasType("FaultCode", Literal["empty_image", "unsupported_format", "undecodable", "too_many_pixels"])
 
 
 class Fault(_Answer):

@@ -77,8 +77,8 @@ REQUEST_ID: dict[str, Any] = {
     "example": "7f1c1a9d0c3b4f0d9a3f0f8e6d0a4b11",
 }
 
-# The smallest file that shows the form: one grey pixel as PNG.
-_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
+"""An image for examples: one grey pixel as PNG, in base64."""
 BODY_SCHEMAS: Mapping[str, dict[str, Any]] = {
     "ImageForm": {
         "type": "object",
@@ -115,10 +115,10 @@ REQUEST_BODIES: Mapping[str, dict[str, Any]] = {
             "several as multipart parts named `image` or as base64 in JSON."
         ),
         "content": {
-            "application/json": {"schema": schema_ref("ImageBatch"), "example": {"images": [_PIXEL]}},
+            "application/json": {"schema": schema_ref("ImageBatch"), "example": {"images": [PIXEL]}},
             "multipart/form-data": {"schema": schema_ref("ImageForm")},
-            "application/octet-stream": {"schema": BINARY},
             "image/*": {"schema": BINARY},
+            "application/octet-stream": {"schema": BINARY},
         },
     }
 }
@@ -178,7 +178,11 @@ def json_answer(model: type[BaseModel], description: str) -> dict[str, Any]:
 FEATURES_ANSWER: dict[str, Any] = {
     "model": FeaturesResponse,
     "description": "The features of every image, in the form that Accept asks for.",
-    "content": {"application/json": {}, "application/x-npz": {"schema": BINARY}, "application/octet-stream": {"schema": BINARY}},
+    "content": {
+        "application/json": {},
+        "application/x-npz": {"schema": BINARY},
+        "application/octet-stream": {"schema": BINARY},
+    },
     "headers": header_refs(*_ANSWER_HEADERS, "X-Tensor-Shape", "X-Tensor-Dtype", "X-Image-Index"),
 }
 EXPLAIN_ANSWER: dict[str, Any] = {

@@ -64,6 +64,15 @@ _PROTOCOL_MODEL = {
     "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, 224, 224, 3]}],
     "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 1000]}],
 }
+_CONFIGURATION = {
+    "name": "dat_tiny",
+    "platform": "onnxruntime_onnx",
+    "backend": "onnxruntime",
+    "version_policy": {"specific": {"versions": [1]}},
+    "max_batch_size": 64,
+    "input": [{"name": "image", "data_type": "TYPE_UINT8", "format": "FORMAT_NHWC", "dims": [224, 224, 3]}],
+    "output": [{"name": "logits", "data_type": "TYPE_FP32", "dims": [1000]}],
+}
 _STATISTICS = {
     "model_stats": [
         {
@@ -124,6 +133,8 @@ ANSWERS: Mapping[str, Any] = {
     "v2_model_version_ready": _READY,
     "v2_model_metadata": _PROTOCOL_MODEL,
     "v2_model_version_metadata": _PROTOCOL_MODEL,
+    "v2_model_config": _CONFIGURATION,
+    "v2_model_version_config": _CONFIGURATION,
     "v2_stats": _STATISTICS,
     "v2_model_stats": _STATISTICS,
     "v2_model_version_stats": _STATISTICS,

@@ -1,4 +1,4 @@
-"""The OpenAPI document is whole, valid, plain, and the one in the repository. No operation is named here: all are met."""
+"""The OpenAPI document is whole, valid, plain, and the one in the repository; whatever operations there are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service import __main__ as command_line
 from service.app import interface
 from service.repository import ModelDirectory
 from service.routes.openapi import ERROR_HEADERS
-from tests.service.conftest import make_parts, onnx_session, serving
+from tests.service.conftest import GatedSession, make_parts, serving
 
 COMMITTED = Path(__file__).parents[2] / "openapi.json"
 DOCUMENT = interface()
@@ -65,7 +65,9 @@ def schemas(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_the_committed_document_is_what_is_served() -> None:
-    assert json.loads(COMMITTED.read_text(encoding="utf-8")) == DOCUMENT, "run `make openapi` and look at the difference"
+    assert json.loads(COMMITTED.read_text(encoding="utf-8")) == DOCUMENT, (
+        "run `make openapi` and look at the difference"
+    )
 
 
 def test_the_command_prints_the_committed_document(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +76,7 @@ def test_the_command_prints_the_committed_document(capsys: pytest.CaptureFixture
 
 
 async def test_no_setting_changes_the_document(model: ModelDirectory) -> None:
-    async with serving(model, api_keys="a-secret-of-some-length", explain=False, top_k=2, port=1) as served:
+    async with serving(model, api_keys=f"a:{'0' * 64}", explain=False, top_k=2, port=1) as served:
         assert (await served.http.get("/openapi.json")).json() == DOCUMENT
 
 
@@ -102,7 +104,7 @@ def test_the_document_says_what_it_is() -> None:
 
 
 async def test_every_route_that_answers_for_programs_is_described(model: ModelDirectory) -> None:
-    app = make_parts(model, lambda: onnx_session(model)).app
+    app = make_parts(model, GatedSession).app
     prefixes = ("/v1/", "/v2", "/health/", "/metrics")
     served = {path for route in app.routes if (path := getattr(route, "path", "")).startswith(prefixes)}
     assert served <= set(DOCUMENT["paths"])
@@ -171,7 +173,7 @@ def test_response_has_its_headers_and_examples_that_fit_its_schema(name: str) ->
 
 @each_operation
 def test_errors_are_of_one_form_and_those_that_any_operation_can_meet_are_there(name: str) -> None:
-    method, path, operation = OPERATIONS[name]
+    _, path, operation = OPERATIONS[name]
     errors = {int(status): resolved(each) for status, each in operation["responses"].items() if int(status) >= 400}
     assert {405, 500} <= errors.keys()
     assert ("requestBody" in operation) <= ({400, 408, 413, 415} <= errors.keys())
@@ -193,7 +195,7 @@ def test_a_key_is_described_as_something_that_a_server_may_ask_for() -> None:
 async def test_a_key_is_described_where_one_is_asked_for_and_nowhere_else(name: str, model: ModelDirectory) -> None:
     method, path, operation = OPERATIONS[name]
     place = path.replace("{model}", model.manifest.name).replace("{name}", model.manifest.name)
-    async with serving(model, api_keys="a-secret-of-some-length") as served:
+    async with serving(model, api_keys=f"a:{'0' * 64}") as served:
         answer = await served.http.request(method, place.replace("{version}", str(model.manifest.version)))
     assert (answer.status_code == 401) == (operation.get("security") != [])
 

@@ -16,7 +16,15 @@ from service.routes.context import Service, ServiceDependency, authorized
 from service.routes.v2 import openapi
 from service.routes.v2.images import BYTES, INPUT
 from service.routes.v2.request import expects_files, outputs_by_default
-from service.routes.v2.schemas import Live, ModelMetadata, ModelReady, Ready, ServerMetadata, TensorMetadata
+from service.routes.v2.schemas import (
+    Live,
+    ModelConfiguration,
+    ModelMetadata,
+    ModelReady,
+    Ready,
+    ServerMetadata,
+    TensorMetadata,
+)
 
 NAME = "dat-serve"
 EXTENSIONS = (
@@ -84,7 +92,7 @@ def _model_ready(service: Service, model: str, version: str | None = None) -> Mo
 
 _DESCRIBED: dict[str, Any] = {
     "responses": openapi.READING_ERRORS,
-    "openapi_extra": {"parameters": [openapi.IMAGE_DATATYPE]},
+    "openapi_extra": {"parameters": [openapi.parameter_ref(openapi.IMAGE_DATATYPE)]},
 }
 
 
@@ -112,7 +120,7 @@ async def model_version_metadata(
 @router.get(
     "/v2/models/{model}/config", operation_id="v2_model_config", summary="A model's configuration", **_DESCRIBED
 )
-async def model_config(request: Request, service: ServiceDependency, model: str) -> dict[str, Any]:
+async def model_config(request: Request, service: ServiceDependency, model: str) -> ModelConfiguration:
     """Answer with the configuration that a Triton server would need to serve the model so."""
     service.check_model(model)
     return configuration_of(service, files=expects_files(request))
@@ -126,7 +134,7 @@ async def model_config(request: Request, service: ServiceDependency, model: str)
 )
 async def model_version_config(
     request: Request, service: ServiceDependency, model: str, version: str
-) -> dict[str, Any]:
+) -> ModelConfiguration:
     """Answer with the configuration that a Triton server would need to serve the model so."""
     service.check_model(model, version)
     return configuration_of(service, files=expects_files(request))
@@ -148,7 +156,7 @@ def metadata_of(service: Service, *, files: bool) -> ModelMetadata:
     )
 
 
-def configuration_of(service: Service, *, files: bool) -> dict[str, Any]:
+def configuration_of(service: Service, *, files: bool) -> ModelConfiguration:
     """Return the served model's configuration, with the names and values of Triton's model_config.proto."""
     manifest, settings = service.model.manifest, service.settings
     described: dict[str, Any] = {"data_type": "TYPE_STRING", "format": "FORMAT_NONE", "dims": [1]}

@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from service.routes.openapi import ANSWER_HEADERS, BINARY, ERROR_HEADERS, Responses, header_refs, kinds_of, meanings
+from pydantic import BaseModel
+
+from service.routes.openapi import (
+    ANSWER_HEADERS,
+    BINARY,
+    ERROR_HEADERS,
+    PIXEL,
+    Responses,
+    header_refs,
+    kinds_of,
+    meanings,
+    schema_ref,
+)
 from service.routes.v2.coding import CODINGS
-from service.routes.v2.schemas import InferRequest, InferResponse, ProtocolError
+from service.routes.v2.schemas import IndexRequest, InferRequest, InferResponse, ProtocolError, RepositoryRequest
 
 
 def protocol_errors(statuses: Iterable[int]) -> Responses:
@@ -45,15 +57,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
 }
 """The headers of the protocol's answers."""
-IMAGE_DATATYPE: dict[str, Any] = {
-    "name": "X-Image-Datatype",
-    "in": "header",
-    "required": False,
-    "description": (
-        "`BYTES`: describe `image` in metadata and configuration as holding image files, and take a raw body for one."
-    ),
-    "schema": {"type": "string", "enum": ["UINT8", "BYTES"], "default": "UINT8"},
-}
+IMAGE_DATATYPE = "X-Image-Datatype"
 
 INFER_ANSWER: dict[str, Any] = {
     "model": InferResponse,
@@ -61,9 +65,59 @@ INFER_ANSWER: dict[str, Any] = {
     "content": {"application/json": {}, "application/octet-stream": {"schema": BINARY}},
     "headers": {**ANSWER_HEADERS, **header_refs(*HEADERS)},
 }
-_REQUEST_SCHEMA = InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-DEFINITIONS: dict[str, Any] = {**_REQUEST_SCHEMA.pop("$defs"), InferRequest.__name__: _REQUEST_SCHEMA}
-"""Schemas that only bodies read by hand refer to."""
+_CODING = "RequestCoding"
+_DATATYPE = "ImageDatatype"
+
+
+def _definitions(*models: type[BaseModel]) -> dict[str, Any]:
+    definitions: dict[str, Any] = {}
+    for model in models:
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        definitions |= {**schema.pop("$defs", {}), model.__name__: schema}
+    return definitions
+
+
+DEFINITIONS: dict[str, Any] = {
+    **_definitions(InferRequest, IndexRequest, RepositoryRequest),
+    _CODING: {"type": "string", "enum": [*CODINGS, "identity"], "description": "How a body is compressed."},
+    _DATATYPE: {"type": "string", "enum": ["UINT8", "BYTES"], "description": "What `image` is described as."},
+}
+"""Schemas that only headers, and bodies read by hand, refer to."""
+PARAMETERS: dict[str, Any] = {
+    HEADER_LENGTH: {"name": HEADER_LENGTH, "in": "header", "required": False, **_HEADER_LENGTH},
+    "Content-Encoding": {
+        "name": "Content-Encoding",
+        "in": "header",
+        "required": False,
+        "description": "How the body is compressed; it is limited before and after.",
+        "schema": schema_ref(_CODING),
+        "example": "identity",
+    },
+    IMAGE_DATATYPE: {
+        "name": IMAGE_DATATYPE,
+        "in": "header",
+        "required": False,
+        "description": (
+            "`BYTES`: describe `image` in metadata and configuration as holding image files, and take a raw body for "
+            "one. `UINT8` by default."
+        ),
+        "schema": schema_ref(_DATATYPE),
+        "example": "BYTES",
+    },
+}
+"""The headers of the protocol's requests."""
+
+
+def parameter_ref(name: str) -> dict[str, str]:
+    """Return a reference to one of PARAMETERS."""
+    return {"$ref": f"#/components/parameters/{name}"}
+
+
+def json_body(model: type[BaseModel], description: str, example: object) -> dict[str, Any]:
+    """Return the documentation of a JSON body that may be left out."""
+    content = {"application/json": {"schema": schema_ref(model.__name__), "example": example}}
+    return {"requestBody": {"required": False, "description": description, "content": content}}
+
 
 INFER_BODY: dict[str, Any] = {
     "requestBody": {
@@ -73,19 +127,16 @@ INFER_BODY: dict[str, Any] = {
             "pixels of one image alone. gzip and deflate are taken, named in Content-Encoding."
         ),
         "content": {
-            "application/json": {"schema": {"$ref": f"#/components/schemas/{InferRequest.__name__}"}},
+            "application/json": {
+                "schema": schema_ref(InferRequest.__name__),
+                "example": {
+                    "id": "1",
+                    "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [PIXEL]}],
+                    "outputs": [{"name": "logits", "parameters": {"classification": 3}}],
+                },
+            },
             "application/octet-stream": {"schema": BINARY},
         },
     },
-    "parameters": [
-        {"name": HEADER_LENGTH, "in": "header", "required": False, **_HEADER_LENGTH},
-        {
-            "name": "Content-Encoding",
-            "in": "header",
-            "required": False,
-            "description": "How the body is compressed; it is limited before and after.",
-            "schema": {"type": "string", "enum": [*CODINGS, "identity"]},
-        },
-        IMAGE_DATATYPE,
-    ],
+    "parameters": [parameter_ref(name) for name in PARAMETERS],
 }

@@ -15,16 +15,12 @@ from service.routes.v2.schemas import IndexEntry, IndexRequest, RepositoryReques
 router = APIRouter(tags=["inference protocol"], dependencies=[Depends(authorized)])
 
 
-def _json_body(schema: dict[str, object]) -> dict[str, object]:
-    return {"requestBody": {"required": False, "content": {"application/json": {"schema": schema}}}}
-
-
 @router.post(
     "/v2/repository/index",
     operation_id="v2_repository_index",
     summary="List the repository",
     responses=openapi.REPOSITORY_ERRORS,
-    openapi_extra=_json_body(IndexRequest.model_json_schema()),
+    openapi_extra=openapi.json_body(IndexRequest, "Which models; all where it is left out.", {"ready": True}),
 )
 async def index(request: Request, service: ServiceDependency) -> list[IndexEntry]:
     """Answer with the served model, unless only those are asked for that would answer and it would not."""
@@ -45,7 +41,7 @@ async def index(request: Request, service: ServiceDependency) -> list[IndexEntry
     summary="Load a model",
     response_class=Response,
     responses=openapi.REPOSITORY_ERRORS,
-    openapi_extra=_json_body(RepositoryRequest.model_json_schema()),
+    openapi_extra=openapi.json_body(RepositoryRequest, "May be left out.", {}),
 )
 async def load(request: Request, service: ServiceDependency, model: str) -> Response:
     """Answer 200 for the served model, which is loaded already; it cannot be loaded otherwise than it was exported."""
@@ -62,7 +58,7 @@ async def load(request: Request, service: ServiceDependency, model: str) -> Resp
     summary="Unload a model",
     response_class=Response,
     responses=openapi.REPOSITORY_ERRORS,
-    openapi_extra=_json_body(RepositoryRequest.model_json_schema()),
+    openapi_extra=openapi.json_body(RepositoryRequest, "May be left out.", {}),
 )
 async def unload(service: ServiceDependency, model: str) -> Response:
     """Refuse: a server that serves one model ends with it."""

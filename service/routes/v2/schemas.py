@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+from typing_extensions import TypeAliasType
 
-Parameters = dict[str, Any]
+Parameters = TypeAliasType("ProtocolParameters", Annotated[dict[str, Any], Field(description="Values by their names.")])
+ModelConfiguration = TypeAliasType(
+    "ModelConfiguration",
+    Annotated[dict[str, Any], Field(description="What Triton's model_config.proto has, by its names.")],
+)
 
 
 class _Asked(BaseModel):
@@ -55,16 +61,6 @@ class InferRequest(_Asked):
     outputs: list[RequestedOutput] | None = None
     """What to answer; left out, the outputs that the model's metadata names."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "id": "1",
-                "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["<base64 of an image file>"]}],
-                "outputs": [{"name": "logits", "parameters": {"classification": 3}}],
-            }
-        }
-    )
-
 
 class InferOutput(_Told):
     """One output of an answer."""
@@ -75,16 +71,16 @@ class InferOutput(_Told):
     """Type of the values; `BYTES` under `classification`."""
     shape: list[int]
     """Batch first."""
-    parameters: Parameters | None = None
+    parameters: Parameters | SkipJsonSchema[None] = None
     """`binary_data_size`: how many bytes behind the JSON are this tensor's."""
-    data: list[Any] | None = None
+    data: list[Any] | SkipJsonSchema[None] = None
     """The values, flat and row-major, where they are not behind the JSON."""
 
 
 class InferResponse(_Told):
     """The outputs of a request."""
 
-    id: str | None = None
+    id: str | SkipJsonSchema[None] = None
     """The request's own, where it had one."""
     model_name: str
     """Name of the model that answered."""
@@ -241,7 +237,7 @@ class IndexEntry(_Told):
 class RepositoryRequest(_Asked):
     """What goes with a wish to load or unload."""
 
-    parameters: Annotated[Parameters | None, Field()] = None
+    parameters: Parameters | None = None
     """A model is served as it was exported: there is none to give."""
 
 
