@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypeAliasType
 
-from service.engine.types import Priority
+from service.engine import types
 from service.schemas import DType
 
-PriorityName = TypeAliasType("Priority", Literal["interactive", "bulk"])
+Priority = TypeAliasType("Priority", Literal["interactive", "bulk"])
 OnError = TypeAliasType("OnError", Literal["fail", "skip"])
 Encoding = TypeAliasType("Encoding", Literal["list", "base64"])
 
@@ -24,13 +24,13 @@ class CallParameters(BaseModel):
 
     timeout_ms: Annotated[int, Field(gt=0)] | None = None
     """Deadline in milliseconds from the request's arrival; it can only shorten the server's own."""
-    priority: PriorityName = "interactive"
+    priority: Priority = "interactive"
     """`bulk` work fills what interactive work leaves."""
 
     @property
-    def engine_priority(self) -> Priority:
+    def engine_priority(self) -> types.Priority:
         """The engine's word for `priority`."""
-        return Priority[self.priority.upper()]
+        return types.Priority[self.priority.upper()]
 
     @property
     def skips_bad_images(self) -> bool:

@@ -31,7 +31,7 @@ from service.routes.v2.images import (
     images_from_binary,
     images_from_json,
 )
-from service.routes.v2.schemas import InferInput, InferRequest, Parameters, RequestedOutput
+from service.routes.v2.schemas import InferInput, InferRequest, ProtocolParameters, RequestedOutput
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 IMAGE_DATATYPE = "X-Image-Datatype"
@@ -133,7 +133,7 @@ class RequestPlan:
             raise MalformedRequest(f"{where} has both 'data' and 'binary_data_size'.")
         return images_from_binary(tensor, behind, self.image_limits)
 
-    def _wanted(self, asked: Sequence[RequestedOutput] | None, parameters: Parameters) -> list[Wanted]:
+    def _wanted(self, asked: Sequence[RequestedOutput] | None, parameters: ProtocolParameters) -> list[Wanted]:
         binary = _parameter(parameters, "binary_data_output", bool, "The request") or False
         if not asked:
             return [Wanted(name, binary) for name in self.outputs_by_default]
@@ -215,7 +215,7 @@ def _wanted(output: RequestedOutput, binary_by_default: bool) -> Wanted:
     return Wanted(output.name, binary_by_default if binary is None else binary, classes, datatype)
 
 
-def _parameter(parameters: Parameters, name: str, kind: type[KindT], where: str) -> KindT | None:
+def _parameter(parameters: ProtocolParameters, name: str, kind: type[KindT], where: str) -> KindT | None:
     """Return a parameter, None where there is none; raises MalformedRequest unless it is a bool or counts something."""
     value: Any = parameters.get(name)
     if value is None:
@@ -235,7 +235,7 @@ def _priority(level: int | None) -> Priority | None:
     return PRIORITIES[level]
 
 
-def _refuse_unsupported(parameters: Parameters, where: str) -> None:
+def _refuse_unsupported(parameters: ProtocolParameters, where: str) -> None:
     for name in _UNSUPPORTED_PARAMETERS:
         if parameters.get(name):
             raise MalformedRequest(f"{where}: {name!r} is of an extension that this server does not have.")

@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypeAliasType
 
-Parameters = TypeAliasType("ProtocolParameters", Annotated[dict[str, Any], Field(description="Values by their names.")])
+ProtocolParameters = TypeAliasType(
+    "ProtocolParameters", Annotated[dict[str, Any], Field(description="Values by their names.")]
+)
 ModelConfiguration = TypeAliasType(
     "ModelConfiguration",
     Annotated[dict[str, Any], Field(description="What Triton's model_config.proto has, by its names.")],
@@ -32,7 +34,7 @@ class InferInput(_Asked):
     """Batch first: [batch, height, width, 3] of pixels, or [batch] or [batch, 1] of image files."""
     datatype: str
     """`UINT8`, `FP32` or `FP16` pixels, or `BYTES` that hold image files."""
-    parameters: Parameters | None = None
+    parameters: ProtocolParameters | None = None
     """`binary_data_size`: how many bytes behind the JSON are this tensor's."""
     data: Any = None
     """The values, flat or nested, row-major; files as base64."""
@@ -43,7 +45,7 @@ class RequestedOutput(_Asked):
 
     name: str
     """Name of the output: `logits`, `embedding`, `stage1` and so on."""
-    parameters: Parameters | None = None
+    parameters: ProtocolParameters | None = None
     """`binary_data`: answer behind the JSON. `classification`: how many of the highest values to answer, as text
     `value:index:label`, in place of all. `datatype`: `FP32`, the default, or `FP16`."""
 
@@ -53,7 +55,7 @@ class InferRequest(_Asked):
 
     id: str | None = None
     """Any name for the request; the answer repeats it."""
-    parameters: Parameters | None = None
+    parameters: ProtocolParameters | None = None
     """`timeout` in microseconds, `priority` (1 before 2; 0 is the default, 1), and `binary_data_output`: answer every
     output behind the JSON that does not say itself. Others are passed over."""
     inputs: list[InferInput]
@@ -71,7 +73,7 @@ class InferOutput(_Told):
     """Type of the values; `BYTES` under `classification`."""
     shape: list[int]
     """Batch first."""
-    parameters: Parameters | SkipJsonSchema[None] = None
+    parameters: ProtocolParameters | SkipJsonSchema[None] = None
     """`binary_data_size`: how many bytes behind the JSON are this tensor's."""
     data: list[Any] | SkipJsonSchema[None] = None
     """The values, flat and row-major, where they are not behind the JSON."""
@@ -237,7 +239,7 @@ class IndexEntry(_Told):
 class RepositoryRequest(_Asked):
     """What goes with a wish to load or unload."""
 
-    parameters: Parameters | None = None
+    parameters: ProtocolParameters | None = None
     """A model is served as it was exported: there is none to give."""
 
 
