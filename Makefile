@@ -15,6 +15,7 @@ VARIANTS ?= dat_tiny dat_pp_tiny
 
 SERVE_ENV = .venv/serve$(if $(filter-out cpu,$(SET)),-$(SET))
 VENV_BIN = .venv/bin
+TYPESCRIPT = examples/typescript
 DEMO_WEIGHTS = models/demo/dat_demo.safetensors
 ifeq ($(MODEL),dat_demo)
 WEIGHTS ?= $(DEMO_WEIGHTS)
@@ -36,10 +37,10 @@ TORCH_LOCK_SOURCE ?= --torch-backend cpu
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export test test-full check format bench bench-model openapi lock clean demo
+.PHONY: help serve export test test-full check format bench bench-model openapi typescript-tools lock clean demo
 
 help:  ## Show the targets.
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "%-12s%s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "%-18s%s\n", $$1, $$2}'
 
 serve: $(SERVE_ENV)/.installed $(REPOSITORY)/$(MODEL)  ## Export MODEL (the demo by default) if it is not there yet, and serve it.
 	$(SERVE_ENV)/bin/python -m service --repository $(REPOSITORY) --model $(MODEL) --host $(HOST) --port $(PORT)
@@ -52,10 +53,10 @@ export: .venv/.export  ## Export MODEL from WEIGHTS as its next version.
 $(REPOSITORY)/$(MODEL):
 	$(MAKE) export
 
-test: .venv/.dev $(SERVE_ENV)/.installed .venv/kserve/.installed  ## Run the tests.
+test: .venv/.dev $(SERVE_ENV)/.installed .venv/kserve/.installed typescript-tools  ## Run the tests.
 	$(PYTEST) -m "not full" $(ARGS)
 
-test-full: .venv/.dev $(SERVE_ENV)/.installed .venv/kserve/.installed  ## Run all tests: every variant with every sampling strategy too.
+test-full: .venv/.dev $(SERVE_ENV)/.installed .venv/kserve/.installed typescript-tools  ## Run all tests: every variant with every sampling strategy too.
 	$(PYTEST) $(ARGS)
 
 check: .venv/.dev  ## Check format, lint, types and import rules; changes nothing.
@@ -77,6 +78,8 @@ bench-model: .venv/.bench  ## Measure the graphs of VARIANTS beside torch, OpenV
 openapi: .venv/.dev  ## Write openapi.json anew, from the routes.
 	$(VENV_BIN)/python -m service openapi > $@.json
 
+typescript-tools: $(TYPESCRIPT)/node_modules/.installed  ## Install what generates and compiles the TypeScript client.
+
 demo: .venv/.export  ## Train the demo model again.
 	$(VENV_BIN)/python -m models.demo.train
 
@@ -90,6 +93,7 @@ lock: .venv/.dev  ## Resolve the requirements anew, within what the .in files al
 
 clean:  ## Remove the environments and caches; models stay.
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+	cd $(TYPESCRIPT) && rm -rf node_modules dist src/client
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=...")'
@@ -103,6 +107,11 @@ clean:  ## Remove the environments and caches; models stay.
 
 .venv/.dev: requirements/dev.txt .venv/.export
 	$(VENV_BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	touch $@
+
+# npm and node are development tools like the others, from a wheel.
+$(TYPESCRIPT)/node_modules/.installed: $(TYPESCRIPT)/package-lock.json .venv/.dev
+	cd $(TYPESCRIPT) && PATH="$(CURDIR)/$(VENV_BIN):$$PATH" npm ci --no-fund --no-audit
 	touch $@
 
 .venv/.bench: requirements/bench.txt .venv/.dev

@@ -3,7 +3,7 @@
  *
  *     node dist/main.js [--url URL] IMAGE...
  *
- * A key for the service is taken from API_KEY. Exit status 1 where the service refused, with its reason.
+ * A key for the service is taken from DAT_CLIENT_API_KEY. Exit status 1 where the service refused, with its reason.
  */
 
 import { openAsBlob } from 'node:fs';
@@ -54,7 +54,7 @@ async function main(): Promise<void> {
     options: { url: { type: 'string', default: 'http://127.0.0.1:8000' } },
     allowPositionals: true,
   });
-  const client = createClient({ baseUrl: values.url, auth: process.env.API_KEY, fetch: retrying(TRIES) });
+  const client = createClient({ baseUrl: values.url, auth: process.env.DAT_CLIENT_API_KEY, fetch: retrying(TRIES) });
   const results = await classified(client, paths);
   const embeddings = await Promise.all(paths.map((path) => embedded(client, path)));
   for (const { index, predictions } of results) {
