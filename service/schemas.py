@@ -141,6 +141,11 @@ FeatureTensor = TypeAliasType(
 )
 
 
+FeaturesByOutput = TypeAliasType(
+    "FeaturesByOutput", Annotated[dict[str, FeatureTensor], Field(description="Outputs by their names.")]
+)
+
+
 class ImageFeatures(_Answer):
     """The result of one image."""
 
@@ -148,7 +153,7 @@ class ImageFeatures(_Answer):
     """The image's place in the request, from 0."""
     filename: str | None
     """The file name of the multipart part, if it had one."""
-    features: dict[str, FeatureTensor]
+    features: FeaturesByOutput
     """Each output asked for, by its name, without a batch axis."""
 
 

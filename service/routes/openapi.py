@@ -77,8 +77,12 @@ REQUEST_ID: dict[str, Any] = {
     "example": "7f1c1a9d0c3b4f0d9a3f0f8e6d0a4b11",
 }
 
-PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
-"""An image for examples: one grey pixel as PNG, in base64."""
+EXAMPLE_IMAGE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAoAAAAHgAQAAAAAdquFJAAAAPUlEQVR42u3BAQ0AAADCoPdPbQ43oAAAAAAAAAAAAAAAAAAAAAAA"
+    "AAAAAAAAAAAAAAAAAAAAAAAAAADgzwCX4AABS8wbSgAAAABJRU5ErkJggg=="
+)
+"""A black PNG of 640 x 480 pixels, in base64."""
+_BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 BODY_SCHEMAS: Mapping[str, dict[str, Any]] = {
     "ImageForm": {
         "type": "object",
@@ -98,7 +102,7 @@ BODY_SCHEMAS: Mapping[str, dict[str, Any]] = {
             "images": {
                 "type": "array",
                 "minItems": 1,
-                "items": {"type": "string", "contentEncoding": "base64"},
+                "items": {"type": "string", "contentEncoding": "base64", "minLength": 4, "pattern": _BASE64},
                 "description": "One string an image.",
             }
         },
@@ -115,7 +119,7 @@ REQUEST_BODIES: Mapping[str, dict[str, Any]] = {
             "several as multipart parts named `image` or as base64 in JSON."
         ),
         "content": {
-            "application/json": {"schema": schema_ref("ImageBatch"), "example": {"images": [PIXEL]}},
+            "application/json": {"schema": schema_ref("ImageBatch"), "example": {"images": [EXAMPLE_IMAGE]}},
             "multipart/form-data": {"schema": schema_ref("ImageForm")},
             "image/*": {"schema": BINARY},
             "application/octet-stream": {"schema": BINARY},

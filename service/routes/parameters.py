@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypeAliasType
 
-from service.engine import types
+from service.engine.types import Priority as EnginePriority
 from service.schemas import DType
 
 Priority = TypeAliasType("Priority", Literal["interactive", "bulk"])
@@ -28,9 +28,9 @@ class CallParameters(BaseModel):
     """`bulk` work fills what interactive work leaves."""
 
     @property
-    def engine_priority(self) -> types.Priority:
+    def engine_priority(self) -> EnginePriority:
         """The engine's word for `priority`."""
-        return types.Priority[self.priority.upper()]
+        return EnginePriority[self.priority.upper()]
 
     @property
     def skips_bad_images(self) -> bool:

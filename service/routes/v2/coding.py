@@ -23,7 +23,7 @@ _LEVEL = 1
 
 def request_coding(header: str | None) -> str:
     """Return the coding of a request's body; raises UnsupportedMediaType for one that is not taken, or several."""
-    coding = (header or IDENTITY).strip().lower()
+    coding = (IDENTITY if header is None else header).strip().lower()
     if coding != IDENTITY and coding not in CODINGS:
         raise UnsupportedMediaType(
             f"The content coding {coding!r} is not taken; there are {', '.join(CODINGS)} and {IDENTITY}.",

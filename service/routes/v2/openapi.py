@@ -11,7 +11,7 @@ from service.routes.openapi import (
     ANSWER_HEADERS,
     BINARY,
     ERROR_HEADERS,
-    PIXEL,
+    EXAMPLE_IMAGE,
     Responses,
     header_refs,
     kinds_of,
@@ -46,10 +46,9 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 _HEADER_LENGTH: dict[str, Any] = {
     "description": "Bytes of JSON at the beginning of the body; what follows are the binary tensors, in order.",
     "schema": {"type": "integer", "minimum": 0},
-    "example": 213,
 }
 HEADERS: dict[str, dict[str, Any]] = {
-    HEADER_LENGTH: _HEADER_LENGTH,
+    HEADER_LENGTH: {**_HEADER_LENGTH, "example": 213},
     "Content-Encoding": {
         "description": "Where Accept-Encoding asks for it and the answer is not small.",
         "schema": {"type": "string", "enum": list(CODINGS)},
@@ -131,7 +130,7 @@ INFER_BODY: dict[str, Any] = {
                 "schema": schema_ref(InferRequest.__name__),
                 "example": {
                     "id": "1",
-                    "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [PIXEL]}],
+                    "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [EXAMPLE_IMAGE]}],
                     "outputs": [{"name": "logits", "parameters": {"classification": 3}}],
                 },
             },
