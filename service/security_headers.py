@@ -38,11 +38,15 @@ class SecurityHeaders:
 
     def __init__(self, *, tls: bool) -> None:
         self.headers = _ALWAYS + (_UNDER_TLS if tls else ())
+        self._names = frozenset(name for name, _ in self.headers)
 
     def complete(self, headers: RawHeaders) -> None:
         """Add those that are not there; names in `headers` are lower-case, as ASGI has them."""
         present = {name for name, _ in headers}
-        headers.extend(header for header in self.headers if header[0] not in present)
+        if present.isdisjoint(self._names):  # as nearly always
+            headers.extend(self.headers)
+        else:
+            headers.extend(header for header in self.headers if header[0] not in present)
 
 
 def cors_layer(origins: Sequence[str]) -> Callable[[ASGIApp], ASGIApp]:

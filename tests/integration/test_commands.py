@@ -18,6 +18,7 @@ from PIL import Image
 
 from models.demo.digits import training_and_held_out
 from service.repository import ModelDirectory
+from tests.api_keys import entry_of
 from tests.conftest import ExportOnce
 from tests.integration.conftest import PATIENCE_S, ROOT, service_process, service_thread
 from tests.integration.conftest import model as model
@@ -147,7 +148,7 @@ def test_features_are_the_models_with_a_row_for_each_usable_image(
 
 def test_a_server_and_a_process_say_the_same_to_the_last_bit(exported: ExportOnce, digits: Path) -> None:
     demo = exported("dat_demo")
-    with service_process(demo, "--threads", "1", "--api-keys", "secret") as process:
+    with service_process(demo, "--threads", "1", "--api-keys", entry_of("secret")) as process:
         url = f"http://127.0.0.1:{process.port}"
         refused = command("classify", digits, "--url", url)
         assert (refused.returncode, refused.stdout) == (1, "")

@@ -15,6 +15,7 @@ import pytest
 
 from service.repository import ModelDirectory
 from service.settings import markdown_table
+from tests.api_keys import entry_of
 from tests.integration.conftest import PATIENCE_S, ROOT, Connection, service_process, service_thread
 from tests.service import tiny_model
 from tests.service.images import photo
@@ -125,7 +126,7 @@ def test_check_says_what_would_be_served(repository: Path) -> None:
 
 
 def test_settings_are_printed_with_their_sources_applied() -> None:
-    result = command("settings", "--port", "9001", DAT_TOP_K="3", DAT_API_KEYS="hidden")
+    result = command("settings", "--port", "9001", DAT_TOP_K="3", DAT_API_KEYS=entry_of("hidden"))
     assert result.returncode == 0
     assert "port = 9001" in result.stdout
     assert "top_k = 3" in result.stdout

@@ -21,6 +21,7 @@ import httpx
 import pytest
 from PIL import Image, PngImagePlugin
 
+from tests.api_keys import entry_of
 from tests.integration.collector import Collector, collecting
 from tests.integration.conftest import PATIENCE_S, ROOT
 from tests.service.images import photo
@@ -78,7 +79,7 @@ def serving(repository: Path, folder: Path, collector: Collector, *options: str)
     (folder / "sitecustomize.py").write_text(CUSTOMIZATION)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("DAT_", "OTEL_"))}
     environment |= {
-        "DAT_API_KEYS": KEY,
+        "DAT_API_KEYS": entry_of(KEY),
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
         "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from tests.api_keys import entry_of
 from tests.conftest import ExportOnce
 from tests.integration.conftest import service_process
 from tests.page.conftest import Open
@@ -19,7 +20,7 @@ KEY = "correct-horse"
 
 @pytest.fixture(scope="module")
 def locked(exported: ExportOnce) -> Iterator[str]:
-    with service_process(exported("dat_demo"), "--api-keys", KEY) as running:
+    with service_process(exported("dat_demo"), "--api-keys", entry_of(KEY)) as running:
         yield f"http://127.0.0.1:{running.port}"
 
 

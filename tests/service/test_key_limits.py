@@ -124,27 +124,41 @@ def test_worker_killed_with_the_lock_leaves_it_free(shared: int) -> None:
     holder.stdout.close()
 
 
+RACER = """
+import sys
+from service.errors import RateLimited
+from service.key_limits import KeyLimits
+from service.keys import ApiKey
+
+worker, descriptor, burst = map(int, sys.argv[1:])
+key = ApiKey.limited("k", bytes(32), rate=1, burst=burst)
+limits = KeyLimits([key, key], workers=2, worker=worker, descriptor=descriptor, clock=lambda: 0.0)
+passed = 0
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    while True:
+        limits.begin(0)()
+        passed += 1
+except RateLimited:
+    print(passed)
+"""
+
+
 def test_processes_together_pass_no_more_than_the_burst(shared: int) -> None:
-    script = (
-        "import sys\n"
-        "from service.errors import RateLimited\n"
-        "from service.key_limits import KeyLimits\n"
-        "from service.keys import ApiKey\n"
-        "key = ApiKey.limited('k', bytes(32), rate=1, burst=500)\n"
-        f"limits = KeyLimits([key] * 2, workers=2, worker=int(sys.argv[1]), descriptor={shared}, clock=lambda: 0.0)\n"
-        "passed = 0\n"
-        "for _ in range(2000):\n"
-        "    try:\n"
-        "        limits.begin(0)()\n"
-        "        passed += 1\n"
-        "    except RateLimited:\n"
-        "        pass\n"
-        "print(passed)\n"
-    )
-    running = [
+    burst = 30_000
+    racers = [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(number)], pass_fds=[shared], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", RACER, str(worker), str(shared), str(burst)],
+            pass_fds=[shared], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
-        for number in range(2)
-    ]
-    assert sum(int(process.communicate(timeout=60)[0]) for process in running) == 500
+        for worker in range(2)
+    ]  # fmt: skip
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    assert sum(int(racer.communicate(timeout=60)[0]) for racer in racers) == burst

@@ -16,6 +16,7 @@ from service.predictors.over_http import HttpPredictor, open_predictor
 from service.predictors.retries import RetryPolicy
 from service.predictors.types import Fault, PredictorFailed
 from service.repository import ModelDirectory
+from tests.api_keys import entry_of
 from tests.service import tiny_model
 from tests.service.conftest import Served, serving
 from tests.service.images import expected, photo
@@ -143,7 +144,7 @@ async def test_what_no_image_is_to_blame_for_ends_it(served: Served) -> None:
 
 
 async def test_the_key_is_shown_to_the_server_and_a_wrong_one_is_an_error_at_once(model: ModelDirectory) -> None:
-    async with serving(model, api_keys="right") as served:
+    async with serving(model, api_keys=entry_of("right")) as served:
         transport = httpx.ASGITransport(served.app)
         async with open_predictor(URL, api_key="right", transport=transport) as predictor:
             assert not isinstance(await predictor.classify(PHOTOS[0]), Fault)

@@ -8,6 +8,7 @@ import pytest
 
 from service.repository import ModelDirectory
 from service.routes.page import DIRECTORY, MEDIA_TYPES
+from tests.api_keys import entry_of
 from tests.service.conftest import Served, serving
 
 FILES = sorted(path.name for path in DIRECTORY.iterdir())
@@ -58,7 +59,7 @@ async def test_nothing_else_is_sent(served: Served, path: str) -> None:
 
 
 async def test_page_wants_no_key_and_is_not_in_the_document(model: ModelDirectory) -> None:
-    async with serving(model, api_keys="secret") as locked:
+    async with serving(model, api_keys=entry_of("secret")) as locked:
         assert (await locked.http.get("/")).status_code == 200
         assert (await locked.http.get("/page/main.js")).status_code == 200
         assert (await locked.http.get("/v1/models")).status_code == 401

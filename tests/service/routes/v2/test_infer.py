@@ -19,6 +19,7 @@ from service.engine.calls import EngineClient
 from service.engine.types import Answer, Priority
 from service.errors import Overloaded
 from service.repository import ModelDirectory
+from tests.api_keys import entry_of
 from tests.service.conftest import GatedSession, Served, serving
 from tests.service.images import photo
 from tests.service.routes.v2.bodies import LOGITS, PATH, PIXELS, SHAPE, binary, document, logits_of, tensor
@@ -186,7 +187,7 @@ async def test_request_id_is_kept_and_the_body_id_repeated(served: Served) -> No
 
 
 async def test_keys_guard_everything_but_probes(model: ModelDirectory) -> None:
-    async with serving(model, api_keys="secret") as served:
+    async with serving(model, api_keys=entry_of("secret")) as served:
         response = await served.http.post(PATH, **binary(document()))
         error_of(response, 401)
         assert response.headers["www-authenticate"] == "Bearer"
