@@ -9,6 +9,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.metrics import Metrics
 from service.middleware import CutShort, RequestContextMiddleware
+from service.security_headers import SecurityHeaders, cors_layer
 
 SECRET = "terces"[::-1]
 """Put together, so that no line of source in a traceback has it."""
@@ -32,7 +33,10 @@ async def test_answer_that_fails_in_its_middle_is_broken_off_and_counted() -> No
 
     metrics = Metrics(buckets=(1,))
     with pytest.raises(CutShort) as raised:
-        await RequestContextMiddleware(fails, metrics=metrics)(dict(SCOPE), nothing, send)
+        layer = RequestContextMiddleware(
+            fails, metrics=metrics, security=SecurityHeaders(tls=False), cors=cors_layer(())
+        )
+        await layer(dict(SCOPE), nothing, send)
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert SECRET not in "".join(traceback.format_exception(raised.value))  # the server logs it
     labels = {"route": "unmatched", "status": "200", "code": "internal"}

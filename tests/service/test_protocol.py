@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from service.protocol import Protocol
+from service.security_headers import SecurityHeaders
 
 RECEIVE_TIMEOUT_S = 10
 KEEP_ALIVE_S = 30
@@ -48,7 +49,7 @@ class Served:
     def connection(self) -> Protocol:
         received = self._received
 
-        class Noticing(Protocol.within(RECEIVE_TIMEOUT_S)):  # type: ignore[misc]
+        class Noticing(Protocol.within(RECEIVE_TIMEOUT_S, SecurityHeaders(tls=False))):  # type: ignore[misc]
             def data_received(self, data: bytes) -> None:
                 super().data_received(data)
                 received.put_nowait(len(data))
