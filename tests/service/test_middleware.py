@@ -32,10 +32,8 @@ async def test_answer_that_fails_in_its_middle_is_broken_off_and_counted() -> No
         sent.append(message)
 
     metrics = Metrics(buckets=(1,))
+    layer = RequestContextMiddleware(fails, metrics=metrics, security=SecurityHeaders(tls=False), cors=cors_layer(()))
     with pytest.raises(CutShort) as raised:
-        layer = RequestContextMiddleware(
-            fails, metrics=metrics, security=SecurityHeaders(tls=False), cors=cors_layer(())
-        )
         await layer(dict(SCOPE), nothing, send)
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert SECRET not in "".join(traceback.format_exception(raised.value))  # the server logs it
