@@ -198,10 +198,9 @@ class RequestContextMiddleware:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:
             _log.exception("unexpected failure")
-            if exchange.status is not None:
-                context.code = "internal"
-                raise CutShort("Half an answer is out: only a broken connection tells the client.") from None
             context.code = "internal"
+            if exchange.status is not None:
+                raise CutShort("Half an answer is out: only a broken connection tells the client.") from None
             await self._fail(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
             context.code = "cancelled"

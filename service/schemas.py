@@ -8,17 +8,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypeAliasType
 
-from service.repository import ExplainLayerRecord, ExplainRecord, Label, Manifest, ModelDirectory
+from service.repository import Manifest
 
 DType = TypeAliasType("DType", Literal["float32", "float16"])
 """Type of the numbers of features."""
 
 
-class _Answer(BaseModel):
+class AnswerModel(BaseModel):
+    """What all answers have in common: nothing beyond their fields, and those are described by their docstrings."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class ModelReference(_Answer):
+class ModelReference(AnswerModel):
     """The model that answered."""
 
     name: str
@@ -32,7 +34,7 @@ class ModelReference(_Answer):
         return cls(name=manifest.name, version=manifest.version)
 
 
-class Timings(_Answer):
+class Timings(AnswerModel):
     """Where the time went, in milliseconds.
 
     `decode`, `preprocess`, `queue` and `inference` are the longest of any image of the request: images pass through
@@ -56,7 +58,7 @@ class Timings(_Answer):
 FaultCode = TypeAliasType("FaultCode", Literal["empty_image", "unsupported_format", "undecodable", "too_many_pixels"])
 
 
-class Fault(_Answer):
+class Fault(AnswerModel):
     """What is wrong with one image."""
 
     code: FaultCode
@@ -65,18 +67,21 @@ class Fault(_Answer):
     """A sentence for people."""
 
 
-class FailedImage(_Answer):
-    """The result of an image that could not be used, under `on_error=skip`."""
-
+class _ImageResult(AnswerModel):
     index: int
     """The image's place in the request, from 0."""
     filename: str | None
     """The file name of the multipart part, if it had one."""
+
+
+class FailedImage(_ImageResult):
+    """The result of an image that could not be used, under `on_error=skip`."""
+
     error: Fault
     """What is wrong with it."""
 
 
-class Prediction(_Answer):
+class Prediction(AnswerModel):
     """One class of an image."""
 
     class_id: int
@@ -87,13 +92,9 @@ class Prediction(_Answer):
     """Softmax probability."""
 
 
-class ClassifiedImage(_Answer):
+class ClassifiedImage(_ImageResult):
     """The result of one image."""
 
-    index: int
-    """The image's place in the request, from 0."""
-    filename: str | None
-    """The file name of the multipart part, if it had one."""
     predictions: list[Prediction]
     """The most likely classes, highest score first."""
 
@@ -104,7 +105,7 @@ ClassifyResult = TypeAliasType(
 )
 
 
-class ClassifyResponse(_Answer):
+class ClassifyResponse(AnswerModel):
     """The classes of every image of a request."""
 
     model: ModelReference
@@ -115,7 +116,7 @@ class ClassifyResponse(_Answer):
     timings_ms: Timings
 
 
-class EncodedTensor(_Answer):
+class EncodedTensor(AnswerModel):
     """One output under `encoding=base64`."""
 
     dtype: DType
@@ -146,13 +147,9 @@ FeaturesByOutput = TypeAliasType(
 )
 
 
-class ImageFeatures(_Answer):
+class ImageFeatures(_ImageResult):
     """The result of one image."""
 
-    index: int
-    """The image's place in the request, from 0."""
-    filename: str | None
-    """The file name of the multipart part, if it had one."""
     features: FeaturesByOutput
     """Each output asked for, by its name, without a batch axis."""
 
@@ -163,7 +160,7 @@ FeaturesResult = TypeAliasType(
 )
 
 
-class FeaturesResponse(_Answer):
+class FeaturesResponse(AnswerModel):
     """The features of every image of a request."""
 
     model: ModelReference
@@ -174,7 +171,7 @@ class FeaturesResponse(_Answer):
     timings_ms: Timings
 
 
-class Cell(_Answer):
+class Cell(AnswerModel):
     """One cell of a layer's map."""
 
     row: int
@@ -183,7 +180,7 @@ class Cell(_Answer):
     """From 0, to the right."""
 
 
-class PointGroup(_Answer):
+class PointGroup(AnswerModel):
     """Where one group of a layer's heads looked."""
 
     points: list[tuple[float, float]]
@@ -193,7 +190,7 @@ class PointGroup(_Answer):
     """The attention that each point received, averaged over the group's heads; they add up to 1."""
 
 
-class LayerExplanation(_Answer):
+class LayerExplanation(AnswerModel):
     """Where one deformable attention layer looked."""
 
     layer: int
@@ -214,13 +211,9 @@ class LayerExplanation(_Answer):
     """One entry a group."""
 
 
-class ExplainedImage(_Answer):
+class ExplainedImage(_ImageResult):
     """The result of one image."""
 
-    index: int
-    """The image's place in the request, from 0."""
-    filename: str | None
-    """The file name of the multipart part, if it had one."""
     width: int
     """Width of the image as sent, in pixels; after its EXIF orientation where the server follows that."""
     height: int
@@ -235,7 +228,7 @@ ExplainResult = TypeAliasType(
 )
 
 
-class ExplainResponse(_Answer):
+class ExplainResponse(AnswerModel):
     """Where the model looked in every image of a request."""
 
     model: ModelReference
@@ -246,174 +239,13 @@ class ExplainResponse(_Answer):
     timings_ms: Timings
 
 
-class LabelEntry(_Answer):
-    """One class of a model."""
-
-    class_id: int
-    """Index of the class."""
-    name: str
-    """Name of the class."""
-    synset: str | None
-    """WordNet synset, where the model's labels have them."""
-
-    @classmethod
-    def of(cls, label: Label) -> LabelEntry:
-        """Return a label as it is shown."""
-        return cls(class_id=label.class_id, name=label.name, synset=label.synset)
-
-
-class OutputEntry(_Answer):
-    """One output of a model."""
-
-    name: str
-    """Name to ask for it by."""
-    shape: list[int | None]
-    """Shape, without a batch axis."""
-
-
-class ExplainLayerEntry(_Answer):
-    """One deformable attention layer, as `/v1/explain` answers for it."""
-
-    layer: int
-    """The layer's place in the order in which they run, from 0."""
-    name: str
-    """Its name in the network."""
-    stage: int
-    """The stage that it is in, from 1."""
-    block: int
-    """Its place in the stage, from 1."""
-    groups: int
-    """Groups of heads, each with points of its own."""
-    points: int
-    """Points of one group."""
-    query_rows: int
-    """Height of the map of queries."""
-    query_columns: int
-    """Width of the map of queries."""
-
-    @classmethod
-    def of(cls, layer: int, record: ExplainLayerRecord) -> ExplainLayerEntry:
-        """Return a layer's record as it is shown."""
-        return cls(
-            layer=layer,
-            name=record.name,
-            stage=record.stage,
-            block=record.block,
-            groups=record.groups,
-            points=record.points,
-            query_rows=record.query_rows,
-            query_columns=record.query_columns,
-        )
-
-
-class ExplainEntry(_Answer):
-    """What `/v1/explain` can say of a model."""
-
-    layers: list[ExplainLayerEntry]
-    """Every deformable attention layer, in the order in which they run."""
-
-    @classmethod
-    def of(cls, record: ExplainRecord) -> ExplainEntry:
-        """Return a manifest's record as it is shown."""
-        return cls(layers=[ExplainLayerEntry.of(layer, each) for layer, each in enumerate(record.layers)])
-
-
-class ModelSummary(_Answer):
-    """One served model."""
-
-    name: str
-    """Name in the model repository."""
-    version: int
-    """Version in the model repository."""
-    variant: str
-    """The network's variant."""
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> ModelSummary:
-        """Return a manifest's summary."""
-        return cls(name=manifest.name, version=manifest.version, variant=manifest.variant)
-
-
-class ModelList(_Answer):
-    """All served models."""
-
-    models: list[ModelSummary]
-    """One entry a model."""
-
-
-class ModelDetails(_Answer):
-    """Everything that a caller may want to know of a model."""
-
-    name: str
-    """Name in the model repository."""
-    version: int
-    """Version in the model repository."""
-    variant: str
-    """The network's variant."""
-    precision: str
-    """Precision that the model computes in."""
-    created: str
-    """When it was exported, ISO 8601, UTC."""
-    num_classes: int
-    """Number of classes."""
-    input_height: int
-    """Height of the model's input in pixels."""
-    input_width: int
-    """Width of the model's input in pixels."""
-    resize_height: int
-    """Height that images are resized to before the centre crop."""
-    resize_width: int
-    """Width that images are resized to before the centre crop."""
-    interpolation: str
-    """Filter of the resize."""
-    mean: tuple[float, float, float]
-    """Mean of the normalisation, which the model does itself, per channel on the scale 0 to 1."""
-    std: tuple[float, float, float]
-    """Standard deviation of the normalisation."""
-    outputs: list[OutputEntry]
-    """Outputs that `/v1/features` can be asked for."""
-    opset: int
-    """ONNX opset of the graph."""
-    sampling: str
-    """How the graph samples at deformed points."""
-    target: str | None
-    """Kind of device that the graph was made for, where it is known."""
-    weights_source: str
-    """The file that the weights came from."""
-    weights_sha256: str
-    """Sha256 of that file."""
-    explain: ExplainEntry | None
-    """What `/v1/explain` can say of the model; null where it cannot say anything."""
-    labels: list[LabelEntry]
-    """The classes, by index."""
-
-    @classmethod
-    def of(cls, model: ModelDirectory, *, explain: ExplainRecord | None) -> ModelDetails:
-        """Return what a model's manifest and labels say, and `explain` of where it looks."""
-        manifest = model.manifest
-        return cls(
-            **manifest.model_dump(
-                include={
-                    "name", "version", "variant", "precision", "created", "num_classes", "opset", "sampling", "target",
-                    "weights_source", "weights_sha256",
-                }
-            ),
-            **manifest.preprocess.model_dump(),
-            input_height=manifest.input.height,
-            input_width=manifest.input.width,
-            outputs=[OutputEntry(name=record.name, shape=list(record.shape)) for record in manifest.outputs],
-            explain=ExplainEntry.of(explain) if explain else None,
-            labels=[LabelEntry.of(label) for label in model.labels],
-        )  # fmt: skip
-
-
-class Health(_Answer):
+class Health(AnswerModel):
     """The service is well."""
 
     status: Literal["alive", "ready"]
 
 
-class ImageError(_Answer):
+class ImageError(AnswerModel):
     """What is wrong with one image of a refused request."""
 
     index: int

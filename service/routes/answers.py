@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.responses import Response
 
 from service.errors import ImageFault
 from service.middleware import context_of
+from service.routes.bodies import Upload
 from service.routes.context import Service
 from service.routes.inference import Inferred
-from service.schemas import Fault, Timings
+from service.schemas import FailedImage, Fault, ModelReference, Timings
 
 JSON = "application/json"
 LARGE_BYTES = 64 * 1024
@@ -27,9 +30,18 @@ async def in_thread_if_large(size_bytes: int, make: Callable[[], T]) -> T:
     return make() if size_bytes < LARGE_BYTES else await asyncio.to_thread(make)
 
 
-def fault_of(fault: ImageFault) -> Fault:
-    """Return a fault as an answer shows it, beside the index."""
-    return Fault(code=fault.code, detail=fault.detail)
+def failed_image(upload: Upload, fault: ImageFault) -> FailedImage:
+    """Return the result of an image that could not be used."""
+    return FailedImage(index=upload.index, filename=upload.filename, error=Fault(code=fault.code, detail=fault.detail))
+
+
+def rendered_answer(request: Request, service: Service, results: Iterable[str], timings: Timings) -> Response:
+    """Return the JSON answer whose results, one an image, are rendered by the caller: they hold too many numbers."""
+    body = (
+        f'{{"model":{ModelReference.of(service.model.manifest).model_dump_json()},"results":[{",".join(results)}],'
+        f'"request_id":{json.dumps(context_of(request).request_id)},"timings_ms":{timings.model_dump_json()}}}'
+    )
+    return Response(body, media_type=JSON, headers=answer_headers(service, timings))
 
 
 def timings_ms(request: Request, service: Service, inferred: Inferred[Any], *, postprocess_s: float) -> Timings:

@@ -13,7 +13,7 @@ from service.middleware import context_of
 from service.postprocess import softmax, top_k
 from service.repository import Label
 from service.routes import openapi
-from service.routes.answers import JSON, answer_headers, fault_of, in_thread_if_large, timings_ms
+from service.routes.answers import JSON, answer_headers, failed_image, in_thread_if_large, timings_ms
 from service.routes.bodies import Upload
 from service.routes.context import Service, ServiceDependency
 from service.routes.direct import DirectRoute
@@ -60,7 +60,7 @@ def _response(request: Request, service: Service, inferred: Inferred[Upload], k:
 def _result(inferred: Inferred[Upload], index: int, labels: Sequence[Label], k: int) -> ClassifiedImage | FailedImage:
     upload = inferred.images[index]
     if index in inferred.faults:
-        return FailedImage(index=index, filename=upload.filename, error=fault_of(inferred.faults[index]))
+        return failed_image(upload, inferred.faults[index])
     best = top_k(softmax(inferred.answers[index].outputs["logits"]), k)
     return ClassifiedImage(
         index=index,

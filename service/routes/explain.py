@@ -17,10 +17,9 @@ from service.engine.types import Answer
 from service.errors import BadImages, ExplainUnavailable, InvalidParameter
 from service.explaining import GroupedPoints, QueryCell, View, weights_of
 from service.imaging import ImageTimings, Preprocessing, decode
-from service.middleware import context_of
 from service.repository import ExplainLayerRecord, ExplainRecord, attention_output, position_output
 from service.routes import openapi
-from service.routes.answers import JSON, answer_headers, fault_of, in_thread_if_large, timings_ms
+from service.routes.answers import JSON, answer_headers, failed_image, in_thread_if_large, rendered_answer, timings_ms
 from service.routes.bodies import Upload
 from service.routes.context import Service, ServiceDependency
 from service.routes.direct import DirectRoute
@@ -28,7 +27,6 @@ from service.routes.inference import Inferred, infer
 from service.routes.negotiation import negotiate
 from service.routes.parameters import QUERY_PATTERN, ExplainParameters
 from service.routes.tensors import as_json_text
-from service.schemas import FailedImage, ModelReference
 
 PNG = "image/png"
 Layers = Mapping[int, ExplainLayerRecord]
@@ -170,13 +168,9 @@ def _response(
     request: Request, service: Service, inferred: Inferred[Upload], layers: Layers, place: Place | None
 ) -> Response:
     began_s = time.monotonic()
-    results = ",".join(_results(inferred, layers, place, service.preprocessing))
+    results = list(_results(inferred, layers, place, service.preprocessing))
     timings = timings_ms(request, service, inferred, postprocess_s=time.monotonic() - began_s)
-    body = (
-        f'{{"model":{ModelReference.of(service.model.manifest).model_dump_json()},"results":[{results}],'
-        f'"request_id":{json.dumps(context_of(request).request_id)},"timings_ms":{timings.model_dump_json()}}}'
-    )
-    return Response(body, media_type=JSON, headers=answer_headers(service, timings))
+    return rendered_answer(request, service, results, timings)
 
 
 def _results(
@@ -185,8 +179,7 @@ def _results(
     """Yield each image's result as JSON, as `ExplainResponse` has it."""
     for upload in inferred.images:
         if upload.index in inferred.faults:
-            error = fault_of(inferred.faults[upload.index])
-            yield FailedImage(index=upload.index, filename=upload.filename, error=error).model_dump_json()
+            yield failed_image(upload, inferred.faults[upload.index]).model_dump_json()
             continue
         image = inferred.decoding[upload.index]
         explained = _explained(inferred, upload.index, layers, place, preprocessing)

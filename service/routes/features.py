@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from service.errors import BadImages, InvalidParameter
-from service.middleware import context_of
 from service.postprocess import l2_normalized
 from service.repository import Manifest
 from service.routes import openapi
-from service.routes.answers import JSON, answer_headers, fault_of, in_thread_if_large, timings_ms
+from service.routes.answers import JSON, answer_headers, failed_image, in_thread_if_large, rendered_answer, timings_ms
 from service.routes.bodies import Upload
 from service.routes.context import Service, ServiceDependency
 from service.routes.direct import DirectRoute
@@ -25,7 +24,6 @@ from service.routes.inference import Inferred, infer
 from service.routes.negotiation import negotiate
 from service.routes.parameters import FeaturesParameters
 from service.routes.tensors import Tensor, as_base64, as_json_text, as_npz, as_raw, narrowed
-from service.schemas import FailedImage, ModelReference
 
 NPZ = "application/x-npz"
 RAW = "application/octet-stream"
@@ -91,15 +89,9 @@ def _response(
     }
     postprocess_s = time.monotonic() - began_s
     timings = timings_ms(request, service, inferred, postprocess_s=postprocess_s)
-    headers = answer_headers(service, timings)
     if form == JSON:
-        body = (
-            f'{{"model":{ModelReference.of(service.model.manifest).model_dump_json()},'
-            f'"results":[{",".join(_results(inferred, tensors, parameters.encoding))}],'
-            f'"request_id":{json.dumps(context_of(request).request_id)},'
-            f'"timings_ms":{timings.model_dump_json()}}}'
-        )
-        return Response(body, media_type=JSON, headers=headers)
+        return rendered_answer(request, service, _results(inferred, tensors, parameters.encoding), timings)
+    headers = answer_headers(service, timings)
     batches = {name: np.stack([named[name] for named in tensors.values()]) for name in outputs}
     good = list(tensors)
     if form == NPZ:
@@ -126,8 +118,7 @@ def _results(inferred: Inferred[Upload], tensors: dict[int, dict[str, Tensor]], 
     render = as_base64 if encoding == "base64" else as_json_text
     for upload in inferred.images:
         if upload.index in inferred.faults:
-            error = fault_of(inferred.faults[upload.index])
-            yield FailedImage(index=upload.index, filename=upload.filename, error=error).model_dump_json()
+            yield failed_image(upload, inferred.faults[upload.index]).model_dump_json()
         else:
             named = ",".join(f'"{name}":{render(tensor)}' for name, tensor in tensors[upload.index].items())
             yield f'{{"index":{upload.index},"filename":{json.dumps(upload.filename)},"features":{{{named}}}}}'

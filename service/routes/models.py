@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends
 
+from service.model_schemas import ModelDetails, ModelList, ModelSummary
 from service.routes import openapi
 from service.routes.context import ServiceDependency, authorized
-from service.schemas import ModelDetails, ModelList, ModelSummary
 
 router = APIRouter(tags=["models"], responses=openapi.READING_PROBLEMS, dependencies=[Depends(authorized)])
 
