@@ -48,9 +48,9 @@ def test_limit_holds_over_all_members_of_a_gzip_file() -> None:
     [
         (b"", "gzip"),
         (b"text", "deflate"),
-        (gzip.compress(b"x" * 99)[:-1], "gzip"),
+        (gzip.compress(b"x" * 99, mtime=0)[:-1], "gzip"),
         (zlib.compress(b"x") + b"y", "deflate"),
-        (gzip.compress(b"x") + b"y", "gzip"),
+        (gzip.compress(b"x", mtime=0) + b"y", "gzip"),
     ],
 )
 def test_what_is_not_one_whole_compressed_body_is_malformed(body: bytes, coding: str) -> None:
