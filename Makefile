@@ -3,6 +3,7 @@
 #                  `make bench-model` what models are compared with
 #   .venv/serve    what serves, without torch (.venv/serve-cuda with SET=cuda)
 #   .venv/kserve   KServe's client for the tests, whose dependencies exclude ours
+#   .venv/ray      what serves on a Ray cluster: the serving set of the CPU and Ray
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 REPOSITORY ?= model-repository
@@ -53,10 +54,10 @@ export: .venv/.export  ## Export MODEL from WEIGHTS as its next version.
 $(REPOSITORY)/$(MODEL):
 	$(MAKE) export
 
-test: .venv/.dev $(SERVE_ENV)/.installed .venv/kserve/.installed typescript-tools  ## Run the tests.
+test: .venv/.dev $(SERVE_ENV)/.installed .venv/kserve/.installed .venv/ray/.installed typescript-tools  ## Run the tests.
 	$(PYTEST) -m "not full" $(ARGS)
 
-test-full: .venv/.dev $(SERVE_ENV)/.installed .venv/kserve/.installed typescript-tools  ## Run all tests: every variant with every sampling strategy too.
+test-full: .venv/.dev $(SERVE_ENV)/.installed .venv/kserve/.installed .venv/ray/.installed typescript-tools  ## Run all tests: every variant with every sampling strategy too.
 	$(PYTEST) $(ARGS)
 
 check: .venv/.dev  ## Check format, lint, types and import rules; changes nothing.
@@ -87,7 +88,7 @@ lock: .venv/.dev  ## Resolve the requirements anew, within what the .in files al
 	cd requirements && $(COMPILE) --universal --generate-hashes serve-cpu.in -o serve-cpu.txt
 	cd requirements && $(COMPILE) --upgrade --python-platform x86_64-unknown-linux-gnu $(TORCH_LOCK_SOURCE) torch.in -o torch.txt
 	sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements/torch.txt
-	cd requirements && for set in serve-cuda tracing export dev bench kserve; do \
+	cd requirements && for set in serve-cuda tracing bulk export dev bench kserve ray; do \
 	  $(COMPILE) --universal --generate-hashes $$set.in -o $$set.txt || exit 1; \
 	done
 
@@ -128,4 +129,9 @@ $(SERVE_ENV)/.installed: requirements/serve-$(SET).txt | $(SERVE_ENV)/bin/python
 .venv/kserve/.installed: requirements/kserve.txt | .venv/bin/python
 	$(PYTHON) -m venv .venv/kserve
 	.venv/kserve/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+.venv/ray/.installed: requirements/ray.txt | .venv/bin/python
+	$(PYTHON) -m venv .venv/ray
+	.venv/ray/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
 	touch $@
