@@ -27,6 +27,7 @@ def main() -> None:
         bench = Bench(
             repository=arguments.repository,
             model=arguments.model,
+            device=arguments.device,
             port=arguments.port,
             duration_s=arguments.duration_s,
             rounds=arguments.rounds,
@@ -48,6 +49,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}")
     parser.add_argument("--repository", type=Path, default=Path("model-repository"))
     parser.add_argument("--model", default="dat_demo")
+    parser.add_argument("--device", default="cpu", help="of the server and of the bare session")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--duration-s", type=float, default=5.0, help="of each figure")
     parser.add_argument("--rounds", type=int, default=3)
@@ -94,6 +96,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 def _write(folder: Path, name: str, bench: Bench, result: Result) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     options = {
+        "device": bench.device,
         "duration_s": bench.duration_s,
         "rounds": bench.rounds,
         "workers": bench.workers,
@@ -102,7 +105,8 @@ def _write(folder: Path, name: str, bench: Bench, result: Result) -> None:
     }
     model = _served(name, bench)
     document = {"scenario": name, "model": model, "options": options, **result}
-    (folder / f"{name}-{model}.json").write_text(json.dumps(document, indent=2) + "\n")
+    device = "" if bench.device == "cpu" else f"-{bench.device.replace(':', '')}"
+    (folder / f"{name}-{model}{device}.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -156,7 +156,11 @@ def _placed(subject: Subject, which: str) -> nn.Module:
     module = FromPixels(subject.plain if which == PLAIN else subject.model, subject.variant).eval()
     if subject.device == "cpu":
         return module
-    return module.to(subject.device, torch.float16).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    module.to(subject.device, torch.float16)
+    for parameter in module.parameters():
+        if parameter.ndim == 4:  # Module.to refuses a module that has tensors of five dimensions too
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module
 
 
 def _is_float32(subject: Subject) -> bool:

@@ -47,7 +47,7 @@ class Measured:
 class Limits:
     """The decoder and the session without a server."""
 
-    def __init__(self, model: ModelDirectory, files: Sequence[bytes]) -> None:
+    def __init__(self, model: ModelDirectory, files: Sequence[bytes], *, device: str = "cpu") -> None:
         prepare_pillow()
         manifest = model.manifest
         self._files = files
@@ -55,7 +55,7 @@ class Limits:
         self._preprocessing = Preprocessing.of(manifest, max_pixels=64_000_000, exif_orientation=False)
         self._session = OnnxSession.load(
             model.model_path,
-            DeviceOptions(device="cpu", buckets=(1,)),
+            DeviceOptions(device=device, buckets=(1,), precision=manifest.precision),
             input_shape=self._shape,
             output_names=tuple(output.name for output in manifest.outputs),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -11,11 +12,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("fastapi", "httptools", "numpy", "onnxruntime", "pillow", "simplejpeg", "uvicorn", "uvloop")
+_PACKAGES = (
+    "fastapi",
+    "httptools",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "pillow",
+    "simplejpeg",
+    "uvicorn",
+    "uvloop",
+)
 
 
 def describe(*packages: str) -> dict[str, Any]:
-    """Return the processor, its cores and their load, the memory, the versions, the commit and the time.
+    """Return the processor, its cores and their load, the memory, the GPUs, the versions, the commit and the time.
 
     `packages` are those whose versions matter beside the server's own; of one that is not installed it is None.
     """
@@ -25,11 +36,21 @@ def describe(*packages: str) -> dict[str, Any]:
         "processor": _field("/proc/cpuinfo", "model name") or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory": _field("/proc/meminfo", "MemTotal"),
+        "gpus": _gpus(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "system": platform.platform(),
         "python": sys.version.split()[0],
         "packages": {name: _version(name) for name in sorted({*_PACKAGES, *packages})},
     }
+
+
+def _gpus() -> list[str]:
+    """Return name, memory and driver of each NVIDIA GPU; none where the driver's tool is not there or finds none."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    asked = subprocess.run(query, capture_output=True, text=True, check=False)
+    return asked.stdout.strip().splitlines() if asked.returncode == 0 else []
 
 
 def _version(package: str) -> str | None:

@@ -37,6 +37,7 @@ class Bench:
 
     repository: Path
     model: str
+    device: str
     port: int
     duration_s: float
     rounds: int
@@ -50,7 +51,10 @@ class Bench:
     def serve(self, *options: str, port: int | None = None) -> Any:
         """Return a context of a server with these options."""
         return server(
-            self.repository, self.model, port=port or self.port, options=("--device", "cpu", *self.options, *options)
+            self.repository,
+            self.model,
+            port=port or self.port,
+            options=("--device", self.device, *self.options, *options),
         )
 
     def load(self, target: RunningServer, *options: str | float, duration_s: float | None = None) -> Result:
@@ -94,7 +98,7 @@ def closed_loop_row(concurrency: int, reports: Sequence[Result]) -> Result:
 def throughput(bench: Bench) -> Result:
     """Closed loops beside the bare decoder, the bare session, and both in a row."""
     model = select_model(bench.repository, name=bench.model)
-    limits = Limits(model, [path.read_bytes() for path in bench.files])
+    limits = Limits(model, [path.read_bytes() for path in bench.files], device=bench.device)
     rounds: list[dict[str, Any]] = []
     with bench.serve("--workers", str(bench.workers)) as target:
         for number in range(bench.rounds + 1):
