@@ -1,0 +1,101 @@
+"""The commands and programs of the documentation do what it says: each is run as it stands, against a live server.
+
+They run in a directory that is laid out like a checkout, with the files that they name; of a command, only the port of
+the server is another, and `python` is the tests' own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from models.demo.digits import training_and_held_out
+from tests.conftest import ExportOnce
+from tests.docs.pages import BLOCKS, ROOT, RUN, Block
+from tests.generated import run
+from tests.integration.conftest import service_process
+from tests.service.images import photo
+
+LINKED = ("benchmarks", "docs", "examples", "export", "models", "requirements", "service", "tests")
+COPIED = ("Makefile", "README.md", "openapi.json", "pyproject.toml")
+TO_RUN = [block for block in BLOCKS if block.language in RUN and block.mark is None]
+RUN_ELSEWHERE = [block for block in BLOCKS if block.run_by is not None]
+
+pytestmark = pytest.mark.xdist_group("demo")
+
+
+@pytest.fixture(scope="module")
+def server(exported: ExportOnce) -> Iterator[int]:
+    """Serve the demo model, and give the port."""
+    with service_process(exported("dat_demo", explain=True), "--threads", "1") as process:
+        yield process.port
+
+
+@pytest.fixture
+def checkout(exported: ExportOnce, tmp_path: Path) -> Path:
+    """Lay out a checkout in which nothing that a command writes reaches the real one, and what the pages name."""
+    for name in LINKED:
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name in COPIED:
+        shutil.copy(ROOT / name, tmp_path)
+    repository = exported("dat_demo", explain=True)
+    (tmp_path / "model-repository").symlink_to(repository)
+    (tmp_path / "path/to").mkdir(parents=True)
+    (tmp_path / "path/to/model.onnx").symlink_to(repository / "dat_demo/1/model.onnx")
+    held_out = training_and_held_out()[1]
+    for digit in (3, 7):
+        (tmp_path / "validation" / str(digit)).mkdir(parents=True)
+        for number, pixels in enumerate(held_out.images[held_out.classes == digit][:2]):
+            Image.fromarray(pixels).save(tmp_path / "validation" / str(digit) / f"{number}.png")
+        shutil.copy(tmp_path / "validation" / str(digit) / "0.png", tmp_path / f"{digit}.png")
+    shutil.copy(tmp_path / "3.png", tmp_path / "digit.png")
+    for path in ("cat.jpg", "dog.jpg", "photos/cat.jpg", "more/dog.jpg"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(photo("JPEG", width=640, height=480))
+    return tmp_path
+
+
+def as_run(block: Block, port: int) -> list[str]:
+    text = re.sub(r"\b(127\.0\.0\.1|localhost):8000\b", rf"\1:{port}", block.text)
+    return [sys.executable, "-c", text] if block.language == "python" else ["bash", "-ec", text]
+
+
+@pytest.mark.parametrize("block", TO_RUN, ids=lambda block: block.place)
+def test_block_is_run_as_it_stands(block: Block, server: int, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(("DAT_", "MAKE", "MFLAGS")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    ended = run(*as_run(block, server), directory=checkout)
+    assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+    assert "Traceback" not in ended.stderr, ended.stderr
+    for asked in re.findall(r"(?:-o|--out|>) (\w+\.\w+)$", block.text, re.MULTILINE):
+        assert (checkout / asked).stat().st_size > 0
+
+
+@pytest.mark.parametrize("block", RUN_ELSEWHERE, ids=lambda block: block.place)
+def test_block_that_is_run_elsewhere_is_named_there(block: Block) -> None:
+    assert block.run_by is not None
+    runner = ROOT / block.run_by
+    assert runner.is_file(), f"there is no {block.run_by}"
+    assert block.page.name in runner.read_text(encoding="utf-8"), f"{block.run_by} does not name {block.page.name}"
+
+
+def test_every_mark_of_a_block_is_of_the_known_form() -> None:
+    marked = [block for block in BLOCKS if block.language in RUN and block.mark is not None]
+    assert marked
+    assert [block.place for block in marked if block.run_by is None and block.why_not is None] == []
+
+
+def test_a_command_that_fails_in_the_middle_fails_its_block(tmp_path: Path) -> None:
+    block = Block(ROOT / "README.md", 1, "sh", "false\ntrue\n", None)
+    ended = subprocess.run(as_run(block, 1), cwd=tmp_path, check=False)
+    assert ended.returncode != 0
