@@ -6,7 +6,6 @@ the server is another, and `python` is the tests' own.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -15,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from models.demo.digits import training_and_held_out
-from tests.conftest import ExportOnce
 from tests.docs.pages import BLOCKS, ROOT, RUN, Block
 from tests.generated import run
 from tests.integration.conftest import service_process
@@ -32,21 +31,42 @@ RUN_ELSEWHERE = [block for block in BLOCKS if block.run_by is not None]
 pytestmark = pytest.mark.xdist_group("demo")
 
 
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Export the demo model as docs/export.md has it, once a run however many processes run it."""
+    (block,) = (block for block in RUN_ELSEWHERE if block.run_by == f"tests/docs/{Path(__file__).name}")
+    shared = tmp_path_factory.getbasetemp()
+    directory = (shared if worker_id == "master" else shared.parent) / "documentation"
+    with FileLock(directory.with_suffix(".lock")):
+        if not directory.exists():
+            directory.mkdir()
+            lay_out(directory)
+            ended = run_block(block, directory=directory)
+            assert ended.returncode == 0, ended.stderr
+            assert "dat_pp_base_384" in ended.stdout
+            assert ended.stdout.endswith("my-models/dat_demo/1\n")
+    return directory / "my-models"
+
+
 @pytest.fixture(scope="module")
-def server(exported: ExportOnce) -> Iterator[int]:
+def server(repository: Path) -> Iterator[int]:
     """Serve the demo model, and give the port."""
-    with service_process(exported("dat_demo", explain=True), "--threads", "1") as process:
+    with service_process(repository, "--threads", "1") as process:
         yield process.port
 
 
-@pytest.fixture
-def checkout(exported: ExportOnce, tmp_path: Path) -> Path:
-    """Lay out a checkout in which nothing that a command writes reaches the real one, and what the pages name."""
+def lay_out(directory: Path) -> None:
+    """Lay out a checkout in which nothing that a page's command writes reaches the real one."""
     for name in LINKED:
-        (tmp_path / name).symlink_to(ROOT / name)
+        (directory / name).symlink_to(ROOT / name)
     for name in COPIED:
-        shutil.copy(ROOT / name, tmp_path)
-    repository = exported("dat_demo", explain=True)
+        shutil.copy(ROOT / name, directory)
+
+
+@pytest.fixture
+def checkout(repository: Path, tmp_path: Path) -> Path:
+    """Lay out a checkout, with the files that the pages name."""
+    lay_out(tmp_path)
     (tmp_path / "model-repository").symlink_to(repository)
     (tmp_path / "path/to").mkdir(parents=True)
     (tmp_path / "path/to/model.onnx").symlink_to(repository / "dat_demo/1/model.onnx")
@@ -63,22 +83,20 @@ def checkout(exported: ExportOnce, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def as_run(block: Block, port: int) -> list[str]:
+def run_block(block: Block, *, directory: Path, port: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a block in a directory; the first command that fails ends it."""
     text = re.sub(r"\b(127\.0\.0\.1|localhost):8000\b", rf"\1:{port}", block.text)
-    return [sys.executable, "-c", text] if block.language == "python" else ["bash", "-ec", text]
+    command = [sys.executable, "-c", text] if block.language == "python" else ["bash", "-ec", text]
+    return run(*command, directory=directory, environment={"OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.parametrize("block", TO_RUN, ids=lambda block: block.place)
-def test_block_is_run_as_it_stands(block: Block, server: int, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith(("DAT_", "MAKE", "MFLAGS")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    ended = run(*as_run(block, server), directory=checkout)
+def test_block_is_run_as_it_stands(block: Block, server: int, checkout: Path) -> None:
+    ended = run_block(block, directory=checkout, port=server)
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
     assert "Traceback" not in ended.stderr, ended.stderr
-    for asked in re.findall(r"(?:-o|--out|>) (\w+\.\w+)$", block.text, re.MULTILINE):
-        assert (checkout / asked).stat().st_size > 0
+    for written in re.findall(r"(?:-o|--out|>) (\w+\.\w+)$", block.text, re.MULTILINE):
+        assert (checkout / written).stat().st_size > 0
 
 
 @pytest.mark.parametrize("block", RUN_ELSEWHERE, ids=lambda block: block.place)
@@ -97,5 +115,4 @@ def test_every_mark_of_a_block_is_of_the_known_form() -> None:
 
 def test_a_command_that_fails_in_the_middle_fails_its_block(tmp_path: Path) -> None:
     block = Block(ROOT / "README.md", 1, "sh", "false\ntrue\n", None)
-    ended = subprocess.run(as_run(block, 1), cwd=tmp_path, check=False)
-    assert ended.returncode != 0
+    assert run_block(block, directory=tmp_path).returncode != 0
