@@ -8,44 +8,22 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from PIL import Image
 
 from models.demo.digits import training_and_held_out
+from tests.docs.conftest import lay_out, run_block
 from tests.docs.pages import BLOCKS, ROOT, RUN, Block
-from tests.generated import run
 from tests.integration.conftest import service_process
 from tests.service.images import photo
 
-LINKED = ("benchmarks", "docs", "examples", "export", "models", "requirements", "service", "tests")
-COPIED = ("Makefile", "README.md", "openapi.json", "pyproject.toml")
 TO_RUN = [block for block in BLOCKS if block.language in RUN and block.mark is None]
 RUN_ELSEWHERE = [block for block in BLOCKS if block.run_by is not None]
 
 pytestmark = pytest.mark.xdist_group("demo")
-
-
-@pytest.fixture(scope="session")
-def repository(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """Export the demo model as docs/export.md has it, once a run however many processes run it."""
-    (block,) = (block for block in RUN_ELSEWHERE if block.run_by == f"tests/docs/{Path(__file__).name}")
-    shared = tmp_path_factory.getbasetemp()
-    directory = (shared if worker_id == "master" else shared.parent) / "documentation"
-    with FileLock(directory.with_suffix(".lock")):
-        if not directory.exists():
-            directory.mkdir()
-            lay_out(directory)
-            ended = run_block(block, directory=directory)
-            assert ended.returncode == 0, ended.stderr
-            assert "dat_pp_base_384" in ended.stdout
-            assert ended.stdout.endswith("my-models/dat_demo/1\n")
-    return directory / "my-models"
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +31,6 @@ def server(repository: Path) -> Iterator[int]:
     """Serve the demo model, and give the port."""
     with service_process(repository, "--threads", "1") as process:
         yield process.port
-
-
-def lay_out(directory: Path) -> None:
-    """Lay out a checkout in which nothing that a page's command writes reaches the real one."""
-    for name in LINKED:
-        (directory / name).symlink_to(ROOT / name)
-    for name in COPIED:
-        shutil.copy(ROOT / name, directory)
 
 
 @pytest.fixture
@@ -81,13 +51,6 @@ def checkout(repository: Path, tmp_path: Path) -> Path:
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(photo("JPEG", width=640, height=480))
     return tmp_path
-
-
-def run_block(block: Block, *, directory: Path, port: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a block in a directory; the first command that fails ends it."""
-    text = re.sub(r"\b(127\.0\.0\.1|localhost):8000\b", rf"\1:{port}", block.text)
-    command = [sys.executable, "-c", text] if block.language == "python" else ["bash", "-ec", text]
-    return run(*command, directory=directory, environment={"OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.parametrize("block", TO_RUN, ids=lambda block: block.place)

@@ -14,7 +14,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import ExportOnce
 from tests.docs.pages import BLOCKS, ROOT
 from tests.integration.conftest import PATIENCE_S
 
@@ -24,11 +23,11 @@ INSTALLED = (".venv/bin/python", ".venv/.export", ".venv/.dev", ".venv/serve/bin
 pytestmark = pytest.mark.xdist_group("demo")
 
 
-def test_make_serve_serves_the_demo_model(exported: ExportOnce, tmp_path: Path) -> None:
+def test_make_serve_serves_the_demo_model(repository: Path, tmp_path: Path) -> None:
     (block,) = (block for block in BLOCKS if block.run_by == f"tests/docs/{Path(__file__).name}")
     for name in (".venv", "requirements", "service"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "model-repository").symlink_to(exported("dat_demo"))
+    (tmp_path / "model-repository").symlink_to(repository)
     shutil.copy(ROOT / "Makefile", tmp_path)
     make = " ".join(["make", "PORT=0", *(f"-o {path}" for path in INSTALLED)])
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("DAT_", "MAKE", "MFLAGS"))}
