@@ -18,9 +18,9 @@ RUN = ("sh", "python")
 """Languages of what is to be run."""
 
 _BLOCK = re.compile(
-    r"(?:^<!-- *(?P<mark>[^\n]*?) *-->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
+    r"(?:^<!-- *(?P<mark>(?:(?!-->).)*?) *-->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
 )
-_MARK = re.compile(r"(run by|not run:) +(\S.*)")
+_MARK = re.compile(r"(run by|not run:)\s+(\S.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)

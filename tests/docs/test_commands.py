@@ -16,7 +16,7 @@ from PIL import Image
 
 from models.demo.digits import training_and_held_out
 from tests.docs.conftest import lay_out, run_block
-from tests.docs.pages import BLOCKS, ROOT, RUN, Block
+from tests.docs.pages import BLOCKS, PAGES, ROOT, RUN, Block
 from tests.integration.conftest import service_process
 from tests.service.images import photo
 
@@ -74,6 +74,12 @@ def test_every_mark_of_a_block_is_of_the_known_form() -> None:
     marked = [block for block in BLOCKS if block.language in RUN and block.mark is not None]
     assert marked
     assert [block.place for block in marked if block.run_by is None and block.why_not is None] == []
+
+
+def test_no_block_is_hidden_from_these_tests_by_its_indentation() -> None:
+    assert [
+        page.name for page in PAGES if re.search(r"^[ \t]+```", page.read_text(encoding="utf-8"), re.MULTILINE)
+    ] == []
 
 
 def test_a_command_that_fails_in_the_middle_fails_its_block(tmp_path: Path) -> None:
