@@ -11,13 +11,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 
 from models.demo.digits import training_and_held_out
 from tests.docs.conftest import lay_out, run_block
 from tests.docs.pages import BLOCKS, PAGES, ROOT, RUN, Block
-from tests.integration.conftest import service_process
+from tests.integration.conftest import PATIENCE_S, service_process
 from tests.service.images import photo
 
 TO_RUN = [block for block in BLOCKS if block.language in RUN and block.mark is None]
@@ -53,10 +54,18 @@ def checkout(repository: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def errors_answered(port: int) -> float:
+    """Return how many requests the server has answered with an error, which curl does not tell by its status."""
+    metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S).text
+    return sum(map(float, re.findall(r'^dat_requests_total\{.*status="[45]\d\d"\} (\S+)$', metrics, re.MULTILINE)))
+
+
 @pytest.mark.parametrize("block", TO_RUN, ids=lambda block: block.place)
 def test_block_is_run_as_it_stands(block: Block, server: int, checkout: Path) -> None:
+    errors_before = errors_answered(server)
     ended = run_block(block, directory=checkout, port=server)
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+    assert errors_answered(server) == errors_before, ended.stdout
     assert "Traceback" not in ended.stderr, ended.stderr
     for written in re.findall(r"(?:-o|--out|>) (\w+\.\w+)$", block.text, re.MULTILINE):
         assert (checkout / written).stat().st_size > 0

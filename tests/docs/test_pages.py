@@ -61,6 +61,16 @@ def test_the_index_lists_every_page() -> None:
     assert {str(page.relative_to(ROOT)) for page in pages - listed} == set()
 
 
+def test_modules_that_the_architecture_names_exist() -> None:
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", prose_of(ROOT / "docs" / "architecture.md"))
+    packages = [
+        ROOT,
+        *(ROOT / name for name in ("models", "export", "service", "service/engine", "service/engine/runtime")),
+    ]
+    assert len(named) > 40
+    assert [name for name in named if not any((package / name).exists() for package in packages)] == []
+
+
 @each_page
 def test_variables_that_are_named_exist(page: Path) -> None:
     known = {CLIENT_API_KEY, *map(variable_of, Settings.model_fields)}
