@@ -14,16 +14,17 @@ from filelock import FileLock
 from tests.docs.pages import BLOCKS, ROOT, Block
 from tests.generated import run
 
-LINKED = ("benchmarks", "docs", "examples", "export", "models", "requirements", "service", "tests")
-COPIED = ("Makefile", "README.md", "openapi.json", "pyproject.toml")
-
 
 def lay_out(directory: Path) -> None:
-    """Lay out a checkout in which nothing that a page's command writes reaches the real one."""
-    for name in LINKED:
-        (directory / name).symlink_to(ROOT / name)
-    for name in COPIED:
-        shutil.copy(ROOT / name, directory)
+    """Lay out a checkout with its environment: folders as links, files as copies, which commands may write over."""
+    for entry in ROOT.iterdir():
+        if entry.name.startswith(".") or entry.name == "model-repository":
+            continue
+        if entry.is_dir():
+            (directory / entry.name).symlink_to(entry)
+        else:
+            shutil.copy(entry, directory)
+    (directory / ".venv").symlink_to(sys.prefix)
 
 
 def run_block(block: Block, *, directory: Path, port: int = 0) -> subprocess.CompletedProcess[str]:

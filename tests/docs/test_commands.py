@@ -6,6 +6,7 @@ the server is another, and `python` is the tests' own.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -35,8 +36,10 @@ def server(repository: Path) -> Iterator[int]:
 
 
 @pytest.fixture
-def checkout(repository: Path, tmp_path: Path) -> Path:
-    """Lay out a checkout, with the files that the pages name."""
+def checkout(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Lay out a checkout, with the files that the pages name, and no setting but theirs."""
+    for name in [name for name in os.environ if name.startswith("DAT_")]:
+        monkeypatch.delenv(name)
     lay_out(tmp_path)
     (tmp_path / "model-repository").symlink_to(repository)
     (tmp_path / "path/to").mkdir(parents=True)
