@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from service import commands
+from service import VERSION, commands
 from service.errors import SettingsError, StartupError
 
 _PROGRAM = "python -m service"
@@ -50,7 +50,7 @@ def _choose(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
     """Return the command's name and its arguments; prints help, or what is wrong, and exits where there is none."""
     if arguments and not arguments[0].startswith("-"):
         name, *rest = arguments
-    elif arguments[:1] in (["-h"], ["--help"]):
+    elif arguments[:1] in (["-h"], ["--help"], ["--version"]):
         name, rest = "", list(arguments)
     else:
         name, rest = commands.DEFAULT, list(arguments)
@@ -61,11 +61,12 @@ def _choose(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
         description="Serve a model directory over HTTP, or ask a model from the command line.",
         epilog=f"`{_PROGRAM} COMMAND --help` shows a command's options.",
     )
+    parser.add_argument("--version", action="version", version=f"dat-serve {VERSION}")
     choices = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for each, summary in commands.COMMANDS.items():
         choices.add_parser(each, help=summary)
     parser.parse_args([name, *rest] if name else rest)
-    raise AssertionError("argparse exits for help and for what it does not know")
+    raise AssertionError("argparse exits for help, the version, and what it does not know")
 
 
 if __name__ == "__main__":

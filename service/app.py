@@ -12,13 +12,12 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from service import openapi_document
+from service import VERSION, openapi_document
 from service.decoding import DecodePool
 from service.engine.calls import EngineClient
 from service.errors import SettingsError, StartupError
@@ -95,7 +94,7 @@ def create_app(
         redoc_url=None,
         static_url="/docs/assets",
         title=openapi_document.TITLE,
-        version=_version(),
+        version=VERSION,
         lifespan=lambda _: _lifespan(service, on_failed_start, on_ready, tracer),
         exception_handlers=exception_answers(),
         swagger_ui_parameters={"validatorUrl": None},
@@ -169,10 +168,3 @@ def _check_outputs(settings: Settings, model: ModelDirectory) -> None:
         raise SettingsError(
             f"{option_of('v2_outputs')}: the model has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
         )
-
-
-def _version() -> str:
-    try:
-        return version("dat-serve")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0"

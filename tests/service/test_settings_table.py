@@ -1,4 +1,4 @@
-"""The README says what is true."""
+"""The documentation of the settings says what is true."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 from service.settings import markdown_table
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
 
 def test_the_table_of_settings_is_the_settings_own() -> None:
-    match = re.search(r"<!-- settings -->\n(.*?)<!-- /settings -->", README.read_text(encoding="utf-8"), re.DOTALL)
+    match = re.search(r"<!-- settings -->\n(.*?)<!-- /settings -->", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert match is not None
     assert match[1] == markdown_table()
