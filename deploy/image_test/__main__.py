@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from deploy.image_test.engines import Container, Engine, ImageConfig, engine_for
+from deploy.image_test.engines import Engine, ImageConfig, engine_for
 from deploy.image_test.sizes import MEGABYTE, read_layers, report
 
 _PATIENCE_S = 180
@@ -54,7 +54,8 @@ def main() -> int:
         lambda: check_contents(engine, options.tag, options.run_option),
         lambda: check_service(engine, options.tag, config, environment=options.env, run_options=options.run_option),
     ]
-    return 0 if all([_passes(check) for check in checks]) else 1
+    passed = [_passes(check) for check in checks]
+    return 0 if all(passed) else 1
 
 
 def _parse() -> argparse.Namespace:
@@ -190,7 +191,7 @@ class _Log:
 def _classify(port: int) -> str:
     """Ask for the class of a handwritten one; only the demo model is expected to know it."""
     url = f"http://127.0.0.1:{port}/v1/classify"
-    request = urllib.request.Request(url, data=_drawn_one(), headers={"Content-Type": "image/png"})  # noqa: S310
+    request = urllib.request.Request(url, data=_drawn_one(), headers={"Content-Type": "image/png"})
     try:
         with urllib.request.urlopen(request, timeout=_PATIENCE_S) as response:  # noqa: S310
             answer = json.load(response)
