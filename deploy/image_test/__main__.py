@@ -29,7 +29,7 @@ from deploy.image_test.sizes import MEGABYTE, read_layers, report
 
 _PATIENCE_S = 180
 """For the model to load, and for the service to end."""
-_LIMIT_MB = {"cpu": 450}
+_LIMIT_MB = {"cpu": 450, "cuda": 2600}
 _ABSENT = ("torch", "onnx", "pip", "setuptools", "onnxruntime.transformers", "pytest")
 _PROBE = (
     "import importlib.util as u, json, os, sys; print(json.dumps("
@@ -64,7 +64,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--target", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--tag", help="the image's name (default: dat-serve:TARGET)")
     parser.add_argument("--build", default=True, action=argparse.BooleanOptionalAction, help="build it first")
-    parser.add_argument("--limit-mb", type=float, help="largest size unpacked (default: 450 for cpu)")
+    parser.add_argument("--limit-mb", type=float, help="largest size unpacked (default: 450 for cpu, 2600 for cuda)")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="variable of the container")
     parser.add_argument("--run-option", action="append", default=[], metavar="OPTION", help="further option of `run`")
     parser.add_argument("build_options", nargs="*", metavar="BUILD_OPTION", help="after --, options of `build`")
@@ -191,7 +191,7 @@ class _Log:
 def _classify(port: int) -> str:
     """Ask for the class of a handwritten one; only the demo model is expected to know it."""
     url = f"http://127.0.0.1:{port}/v1/classify"
-    request = urllib.request.Request(url, data=_drawn_one(), headers={"Content-Type": "image/png"})
+    request = urllib.request.Request(url, data=drawn_one(), headers={"Content-Type": "image/png"})
     try:
         with urllib.request.urlopen(request, timeout=_PATIENCE_S) as response:  # noqa: S310
             answer = json.load(response)
@@ -204,7 +204,7 @@ def _classify(port: int) -> str:
     return f"{model} answers {best['label']!r} with {best['score']:.3f}"
 
 
-def _drawn_one(side: int = 64) -> bytes:
+def drawn_one(side: int = 64) -> bytes:
     """Return a PNG file of a vertical stroke, as wide as a pen's, white on black."""
     stroke = range(side * 28 // 64, side * 36 // 64)
     inside = range(side // 8, side - side // 8)

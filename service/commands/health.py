@@ -18,7 +18,7 @@ from service.errors import SettingsError
 from service.settings import Settings, add_options, option_of
 
 _PATH = "/health/ready"
-_TIMEOUT_S = 4.0
+TIMEOUT_S = 4.0
 """Shorter than the image's HEALTHCHECK gives it, so that a server which hangs is named rather than cut off."""
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where one asks, not listens
 """Addresses that stand for all of a machine's, and where its own programs reach what listens on them."""
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 def _connection(settings: Settings, host: str) -> http.client.HTTPConnection:
     """Return a connection yet to be made; it shows the server's own certificate where clients must have one."""
     if settings.tls_certificate is None:
-        return http.client.HTTPConnection(host, settings.port, timeout=_TIMEOUT_S)
+        return http.client.HTTPConnection(host, settings.port, timeout=TIMEOUT_S)
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -70,7 +70,7 @@ def _connection(settings: Settings, host: str) -> http.client.HTTPConnection:
             raise SettingsError(
                 f"{option_of('tls_certificate')}: {settings.tls_certificate} cannot be used: {error}"
             ) from error
-    return http.client.HTTPSConnection(host, settings.port, timeout=_TIMEOUT_S, context=context)
+    return http.client.HTTPSConnection(host, settings.port, timeout=TIMEOUT_S, context=context)
 
 
 def _not_ready(url: str, reason: str) -> int:
@@ -80,7 +80,7 @@ def _not_ready(url: str, reason: str) -> int:
 
 def _reason(error: OSError | http.client.HTTPException) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer within {_TIMEOUT_S:g} s."
+        return f"no answer within {TIMEOUT_S:g} s."
     if isinstance(error, ssl.SSLError):
         return f"TLS failed ({error.reason or error})."
     if isinstance(error, OSError):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from service import commands
-from service.commands.health import _TIMEOUT_S
+from service.commands.health import TIMEOUT_S
 from service.settings import ENV_PREFIX, load_settings
 from tests.deploy.dockerfile import copied_from_context, is_ignored, lineage, read_ignored, read_stages
 
@@ -68,7 +68,7 @@ def test_health_check_is_a_command_of_the_service_that_ends_by_itself_in_time(ta
     assert name in commands.COMMANDS
     timeout = re.search(r"--timeout=(\d+)s", options)
     assert timeout
-    assert int(timeout[1]) > _TIMEOUT_S
+    assert int(timeout[1]) > TIMEOUT_S
 
 
 @pytest.mark.parametrize("target", TARGETS)

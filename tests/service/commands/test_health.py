@@ -107,7 +107,7 @@ def test_nobody_at_the_port_fails(free_port: int, capsys: pytest.CaptureFixture[
 def test_service_that_does_not_answer_fails_in_time(
     silent: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(health, "_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(health, "TIMEOUT_S", 0.05)
     assert asked_with(silent) == 1
     assert "no answer within 0.05 s." in capsys.readouterr().err
 
