@@ -33,11 +33,24 @@ RUN python3.11 -m venv /opt/export \
 COPY models/ models/
 COPY export/ export/
 COPY service/ service/
+
+
+# A graph has the form that is best on what will run it, which is not what builds the image.
+FROM export AS model-cuda
 ARG MODEL=dat_demo WEIGHTS=dat_demo.safetensors EXPORT_OPTIONS=
 COPY --from=weights ${WEIGHTS} /weights/
 # Unquoted, because these are several words.
 # hadolint ignore=SC2086
-RUN /opt/export/bin/python -m export "${MODEL}" --weights "/weights/${WEIGHTS##*/}" --repository /models ${EXPORT_OPTIONS}
+RUN /opt/export/bin/python -m export "${MODEL}" --weights "/weights/${WEIGHTS##*/}" --target cuda --repository /models \
+        ${EXPORT_OPTIONS}
+
+
+FROM export AS model-cpu
+ARG MODEL=dat_demo WEIGHTS=dat_demo.safetensors EXPORT_OPTIONS=
+COPY --from=weights ${WEIGHTS} /weights/
+# hadolint ignore=SC2086
+RUN /opt/export/bin/python -m export "${MODEL}" --weights "/weights/${WEIGHTS##*/}" --target cpu --repository /models \
+        ${EXPORT_OPTIONS}
 
 
 FROM python AS packages
@@ -88,7 +101,7 @@ LABEL org.opencontainers.image.title="DAT Serve for NVIDIA GPUs" \
 ENV DAT_DEVICE=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=packages-cuda /opt/serve/ /opt/serve/
 COPY LICENSE ./
-COPY --from=export /models/ /models/
+COPY --from=model-cuda /models/ /models/
 COPY --from=application /app/ /app/
 
 
@@ -102,5 +115,5 @@ LABEL org.opencontainers.image.title="DAT Serve" \
 ENV DAT_DEVICE=cpu
 COPY --from=packages-cpu /opt/serve/ /opt/serve/
 COPY LICENSE ./
-COPY --from=export /models/ /models/
+COPY --from=model-cpu /models/ /models/
 COPY --from=application /app/ /app/

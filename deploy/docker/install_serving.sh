@@ -27,11 +27,13 @@ rm "$site"/onnxruntime/capi/libonnxruntime.so.*
 #   cufft, cufftw   Fourier transforms, looked for when a graph has one
 #   cudnn_adv       recurrent networks and attention of cuDNN's older interface
 #   nvblas          stands in for a CPU's BLAS
+# Nor is anything linked here, for which the static libraries are.
 # docs/decisions/0018-images.md says how that was found out, and why nvJitLink and cudnn's other parts stay.
 if [ "$1" = serve-cuda ]; then
     for library in cu13/lib/libcufft cu13/lib/libcufftw cu13/lib/libnvblas cudnn/lib/libcudnn_adv; do
         rm "$site/nvidia/$library".so*
     done
+    find "$site/nvidia" -name '*.a' -exec rm {} +
 fi
 
 # By content, since copying need not keep the files' times.

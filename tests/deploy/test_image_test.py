@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploy.image_test.__main__ import CheckFailed, drawn_one, check_config, check_service, check_size
+from deploy.image_test.__main__ import CheckFailed, check_config, check_service, check_size, drawn_one
 from deploy.image_test.engines import Container, ImageConfig, engine_for
 from deploy.image_test.sizes import read_layers, report
 from tests.service.conftest import model as model
@@ -114,7 +114,7 @@ class OwnService:
         local = Local()
         with local.process:
             try:
-                yield local  # type: ignore[misc]
+                yield local
             finally:
                 local.process.kill()
 
@@ -211,7 +211,8 @@ def confined(*command: str) -> subprocess.Popen[str]:
 
 namespaces = pytest.mark.skipif(
     os.geteuid() != 0
-    or subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False).returncode,
+    or subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False).returncode
+    != 0,
     reason="only root, and where namespaces may be made, can change root",
 )
 

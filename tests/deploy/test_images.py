@@ -88,7 +88,10 @@ def test_variables_of_the_image_are_settings_and_agree_with_what_it_exposes(
 @pytest.mark.parametrize("target", TARGETS)
 def test_only_the_exported_model_comes_from_where_torch_is(target: str) -> None:
     copied = [rest for stage in lineage(STAGES, target) for rest in stage.all("COPY")]
-    assert [rest for rest in copied if "--from=export" in rest] == ["--from=export /models/ /models/"]
+    with_torch = [name for name in STAGES if "export" in [stage.name for stage in lineage(STAGES, name)]]
+    assert with_torch == ["export", "model-cuda", "model-cpu"]
+    from_these = [rest for rest in copied if re.search(rf"--from=({'|'.join(with_torch)}) ", rest)]
+    assert from_these == [f"--from=model-{target} /models/ /models/"]
     assert not [stage.name for stage in lineage(STAGES, target) if stage.all("RUN")]
     assert "torch" not in " ".join(STAGES[f"packages-{target}"].all("RUN"))
 
@@ -101,6 +104,12 @@ def test_everything_copied_is_there_and_goes_into_the_build(stage: object) -> No
         files = [path] if path.is_file() else [each for each in path.rglob("*.*") if "__pycache__" not in each.parts]
         taken = [each for each in files if not is_ignored(IGNORED, each.relative_to(ROOT).as_posix())]
         assert taken, f"{source} is kept out by .dockerignore"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_model_is_exported_for_what_will_run_it(target: str) -> None:
+    (run,) = STAGES[f"model-{target}"].all("RUN")
+    assert f"--target {target} " in run
 
 
 def test_locks_that_the_stages_install_are_there() -> None:
