@@ -13,6 +13,7 @@ from typing import Protocol, cast
 COMMANDS: Mapping[str, str] = {
     "serve": "serve the model (the default command)",
     "check": "load and warm the model, and say what would be served",
+    "health": "ask the service that runs with these settings whether it is ready",
     "settings": "print every setting with its value",
     "openapi": "print the OpenAPI document, which is the same for every server",
     "key": "make an API key, and show it and its entry for the settings, once",

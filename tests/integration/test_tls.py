@@ -95,6 +95,20 @@ def test_client_without_a_certificate_is_turned_away_where_one_is_wanted(reposit
             ask(process.port, files)
 
 
+def test_health_command_asks_over_tls_with_the_servers_own_certificate(
+    repository: Path, files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tls = ("--tls-certificate", files.server, "--tls-key", files.locked_key, "--tls-key-password", PASSWORD)
+    tls = (*tls, "--tls-ca-certificates", files.ca)
+    with service_process(repository, *tls) as process:
+        port = ("--port", str(process.port))
+        assert main(["health", *port, *tls]) == 0
+        assert capsys.readouterr().out == f"https://127.0.0.1:{process.port} is ready.\n"
+        assert main(["health", *port]) == 1
+    assert main(["health", *port, *tls]) == 1
+    assert "Connection refused" in capsys.readouterr().err
+
+
 def test_encrypted_key_is_opened_by_its_password(
     repository: Path, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
