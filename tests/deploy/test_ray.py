@@ -1,0 +1,293 @@
+"""The service on a real Ray cluster of three nodes on this machine, of which one is killed under load."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import ExportOnce
+from tests.faults.load import until
+from tests.integration.conftest import PATIENCE_S, ROOT, Connection
+from tests.service.images import photo
+
+PYTHON = ROOT / ".venv/ray/bin/python"
+START_PATIENCE_S = 120
+JPEG = {"Content-Type": "image/jpeg"}
+PHOTOS = [photo("JPEG", seed=seed) for seed in range(4)]
+MARK = "RAY_CLUSTER_OF_TEST"
+"""A variable that every process of the cluster inherits, by which the last of them are found."""
+
+pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="there is no .venv/ray; make test makes it")
+
+
+@dataclass
+class RayService:
+    """The cluster's process, and the service behind Ray's proxy."""
+
+    popen: subprocess.Popen[str]
+    port: int = 0
+
+    def ask(self, *command: str) -> Any:
+        """Have the cluster do something; returns what it says."""
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(" ".join(command) + "\n")
+        self.popen.stdin.flush()
+        return self.hear()
+
+    def hear(self) -> Any:
+        assert self.popen.stdout is not None
+        line = self.popen.stdout.readline()
+        assert line, "the cluster's process ended; its errors are above"
+        return json.loads(line)
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def classify(self, picture: bytes, *, app: str = "", **options: Any) -> httpx.Response:
+        url = self.url(f"{app}/v1/classify")
+        return httpx.post(url, content=picture, headers=JPEG, timeout=PATIENCE_S, **options)
+
+    def metrics(self, *, app: str = "") -> list[Any]:
+        """Every sample of every replica."""
+        text = httpx.get(self.url(f"{app}/metrics"), timeout=PATIENCE_S).text
+        return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+    def metric(self, name: str, *, app: str = "", **labels: str) -> float:
+        """The sum over all replicas of the samples with these labels."""
+        return sum(
+            sample.value
+            for sample in self.metrics(app=app)
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def replicas(self, *, app: str = "") -> set[str]:
+        """The names of the replicas, all of which said their metrics; none while one is silent."""
+        samples = self.metrics(app=app)
+        silent = sum(s.value for s in samples if s.name == "dat_replicas" and s.labels["shown"] == "false")
+        return set() if silent else {s.labels["replica"] for s in samples if "replica" in s.labels}
+
+
+@pytest.fixture(scope="module")
+def service(exported: ExportOnce) -> Iterator[RayService]:
+    """The demo model in two replicas, on a node each."""
+    mark, directory = uuid.uuid4().hex, tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets want short paths
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DAT_", "RAY_"))}
+    environment |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.ray_proxy:middlewares",
+        "RAY_TMPDIR": directory,
+        "PYTHONPATH": str(ROOT),
+        MARK: mark,
+    }
+    popen = subprocess.Popen(
+        [str(PYTHON), "-m", "tests.deploy.ray_cluster", str(exported("dat_demo"))],
+        cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    service = RayService(popen)
+    try:
+        service.hear()
+        service.port = service.ask("deploy", "main", '{"min_replicas":2,"max_replicas":2}')
+        yield service
+    finally:
+        with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
+            popen.communicate(timeout=PATIENCE_S)
+        for pid in _marked(mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        popen.wait()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _marked(mark: str) -> list[int]:
+    """The processes that inherited the mark."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{MARK}={mark}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    return found
+
+
+def assert_problem(answer: httpx.Response, status: int, code: str) -> None:
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
+    assert answer.json()["code"] == code
+    assert answer.headers.get_list("x-request-id") == [answer.json()["request_id"]]
+
+
+def test_behind_rays_proxy_the_service_answers_as_it_does_alone(service: RayService) -> None:
+    answer = httpx.post(
+        service.url("/v1/classify?top_k=3"), content=PHOTOS[0], headers={**JPEG, "X-Request-ID": "mine"}, timeout=60
+    )
+    assert answer.status_code == 200
+    assert len(answer.json()["results"][0]["predictions"]) == 3
+    assert answer.headers.get_list("x-request-id") == ["mine"]
+    assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
+    assert httpx.get(service.url("/health/ready"), timeout=60).json() == {"status": "ready"}
+    assert_problem(service.classify(b"no image"), 422, "bad_image")
+    assert_problem(httpx.get(service.url("/nothing"), timeout=60), 404, "not_found")
+    assert httpx.post(service.url("/v2/models/dat_demo/infer"), json={}, timeout=60).json().keys() == {"error"}
+
+
+def test_metrics_are_those_of_all_replicas_whichever_is_asked(service: RayService) -> None:
+    before = service.metric("dat_requests_total", route="/v1/classify", code="ok")
+    for _ in range(3):
+        with ThreadPoolExecutor(8) as clients:
+            assert all(answer.status_code == 200 for answer in clients.map(service.classify, PHOTOS * 2))
+    assert service.metric("dat_requests_total", route="/v1/classify", code="ok") == before + 24
+    assert len(service.replicas()) == 2
+
+
+SMALL = json.dumps({"max_queued_images": 4, "max_images": 4, "max_delay_ms": 3000, "explain": False})
+"""One replica with room for four images, in which four are no full batch and wait for more."""
+
+
+@pytest.fixture
+def small(service: RayService) -> Iterator[RayService]:
+    """The same, and beside it an application with one small replica at /small."""
+    service.ask("deploy", "small", SMALL)
+    yield service
+    service.ask("delete", "small")
+
+
+def test_what_a_replica_has_no_room_for_is_refused_and_may_come_back(small: RayService) -> None:
+    with ThreadPoolExecutor(5) as clients:
+        answers = list(clients.map(lambda _: small.classify(PHOTOS[0], app="/small"), range(5)))
+    assert Counter(answer.status_code for answer in answers) == {200: 4, 429: 1}
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert_problem(refused, 429, "overloaded")
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_who_leaves_is_dropped_from_the_replicas_queue(small: RayService) -> None:
+    with Connection(small.port) as leaving:
+        leaving.head("/small/v1/classify", "Content-Type: image/jpeg", f"Content-Length: {len(PHOTOS[0])}")
+        leaving.send(PHOTOS[0])
+        until(lambda: small.metric("dat_queued_images", app="/small") == 1)
+    until(lambda: small.metric("dat_dropped_images_total", app="/small", reason="cancelled") == 1)
+    assert small.metric("dat_images_total", app="/small", outcome="answered") == 0
+
+
+def test_a_replica_that_is_told_to_end_finishes_what_it_has(small: RayService) -> None:
+    with ThreadPoolExecutor(1) as client:
+        waiting = client.submit(small.classify, PHOTOS[0], app="/small")
+        until(lambda: small.metric("dat_queued_images", app="/small") == 1)
+        small.ask("delete", "small")
+        assert waiting.result().status_code == 200
+
+
+def test_a_replica_whose_engine_has_ended_is_replaced(service: RayService) -> None:
+    service.ask("deploy_breakable", "breakable")
+    (before,) = service.replicas(app="/breakable")
+    service.ask("break_engine", "breakable")
+    assert_problem(service.classify(PHOTOS[0], app="/breakable"), 503, "not_ready")
+    until(lambda: len(now := service.replicas(app="/breakable")) == 1 and now != {before})
+    assert service.classify(PHOTOS[0], app="/breakable").status_code == 200
+    service.ask("delete", "breakable")
+
+
+class Load:
+    """Clients that each send one request after the other, and check and count the answers."""
+
+    def __init__(self, service: RayService, clients: int) -> None:
+        self.ends: Counter[str] = Counter()
+        self._service = service
+        self._right = [answer.json()["results"][0] for answer in map(service.classify, PHOTOS)]
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(clients)]
+
+    def _send(self, number: int) -> None:
+        photo, right = PHOTOS[number % len(PHOTOS)], self._right[number % len(PHOTOS)]
+        while not self._stopping:
+            try:
+                end = self._end_of(self._service.classify(photo), right)
+            except httpx.TimeoutException:
+                end = "no answer"
+            except httpx.TransportError:
+                end = "broken connection"
+            with self._changed:
+                self.ends[end] += 1
+                self._changed.notify_all()
+
+    @staticmethod
+    def _end_of(answer: httpx.Response, right: Any) -> str:
+        if answer.status_code == 200:
+            return "right" if alike(answer.json()["results"][0], right) else "wrong"
+        if answer.headers["content-type"] != "application/problem+json":
+            return f"{answer.status_code} {answer.text}"
+        come_back = " come back" if answer.headers.get("retry-after", "").isdecimal() else ""
+        return f"{answer.status_code} {answer.json()['code']}{come_back}"
+
+    def wait_for_more(self, count: int) -> None:
+        """Return when so many more requests were answered."""
+        with self._changed:
+            enough = self.ends["right"] + count
+            assert self._changed.wait_for(lambda: self.ends["right"] >= enough, PATIENCE_S), self.ends
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Load]:
+        """Have the clients send; at the end every one of them must have been answered."""
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._stopping = True
+            for thread in self._threads:
+                thread.join(2 * PATIENCE_S)
+        assert not any(thread.is_alive() for thread in self._threads), "a request never ended"
+
+
+def alike(result: Any, right: Any) -> bool:
+    """Whether two answers are the same but for the rounding of another batch size."""
+    return all(
+        mine["class_id"] == other["class_id"] and mine["score"] == pytest.approx(other["score"], abs=1e-4)
+        for mine, other in zip(result["predictions"], right["predictions"], strict=True)
+    )
+
+
+def test_when_a_node_dies_under_load_every_request_is_answered_or_refused_and_its_replica_comes_back(
+    service: RayService,
+) -> None:
+    before = service.replicas()
+    assert len(before) == 2
+    with contextlib.ExitStack() as stack:
+        # Requests that wait for the rest of their bodies: some of them are with either replica when one of them dies.
+        half_sent = [stack.enter_context(Connection(service.port)) for _ in range(16)]
+        for connection in half_sent:
+            connection.head("/v1/classify", "Content-Type: image/jpeg", f"Content-Length: {len(PHOTOS[0])}")
+            connection.send(PHOTOS[0][:100])
+        until(lambda: service.metric("dat_requests_in_flight") >= len(half_sent))
+        load = stack.enter_context(Load(service, clients=6).running())
+        load.wait_for_more(50)
+        killed_s = time.monotonic()
+        assert service.ask("kill_node") > 1
+        for connection in half_sent:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.send(PHOTOS[0][100:])
+        ends = Counter(connection.response()[0] for connection in half_sent)
+        until(lambda: len(now := service.replicas()) == 2 and now != before)
+        back_s = time.monotonic() - killed_s
+        load.wait_for_more(50)
+    print(f"\nunder load {dict(load.ends)}, in flight {dict(ends)}, two replicas again after {back_s:.1f} s")
+    assert ends.keys() == {200, 503}
+    assert load.ends.keys() <= {"right", "503 not_ready come back"}
+    assert load.ends["right"] > 100
