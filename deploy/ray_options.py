@@ -34,6 +34,10 @@ class Placement(BaseModel):
     max_replicas: Annotated[int, Field(ge=1)] = 1
     target_ongoing_requests: Annotated[float, Field(gt=0)] | None = None
     """Requests in flight a replica at which Ray adds no more and takes none away; two of the largest batches."""
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 10.0
+    """How long there must be too many requests before Ray adds replicas."""
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 300.0
+    """How long there must be too few before Ray takes replicas away."""
     max_replicas_per_node: Annotated[int, Field(ge=1)] | None = None
     num_cpus: Annotated[float, Field(gt=0)] | None = None
     """Cores of a replica, which are also its threads where the settings leave them open."""
@@ -48,7 +52,10 @@ class Placement(BaseModel):
 
 
 def read_arguments(arguments: Mapping[str, Any]) -> tuple[Placement, Settings]:
-    """Return what `arguments` and the environment say; raises SettingsError."""
+    """Return what `arguments` and the environment say; raises SettingsError.
+
+    The device `auto` becomes CUDA where replicas are given GPUs, and else the CPU.
+    """
     placed = {name: value for name, value in arguments.items() if name in Placement.model_fields}
     options = {name: value for name, value in arguments.items() if name not in Placement.model_fields}
     unknown = sorted(options.keys() - Settings.model_fields.keys())
@@ -61,16 +68,19 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[Placement, Settings]:
     if ":" in settings.device:
         raise SettingsError(f"{option_of('device')}: Ray gives each replica its own GPU; name no number")
     try:
-        return Placement.model_validate(placed), settings
+        placement = Placement.model_validate(placed)
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
         raise SettingsError("; ".join(problem.removeprefix(": Value error, ") for problem in problems)) from error
+    if settings.device == "auto":  # a GPU that Ray has set nobody aside for would be shared without anyone's knowing
+        settings = settings.model_copy(update={"device": "cuda" if placement.num_gpus else "cpu"})
+    return placement, settings
 
 
 def deployment_options(placement: Placement, settings: Settings) -> dict[str, Any]:
     """Return Ray's options of the deployment."""
-    on_gpu = settings.device.startswith(("cuda", "tensorrt")) or bool(placement.num_gpus)
-    largest_batch = settings.buckets_for("cuda" if on_gpu else "cpu")[-1]
+    on_gpu = settings.device != "cpu"
+    largest_batch = settings.buckets_for(settings.device)[-1]
     options: dict[str, Any] = {
         "name": NAME,
         "ray_actor_options": {
@@ -81,6 +91,8 @@ def deployment_options(placement: Placement, settings: Settings) -> dict[str, An
             "min_replicas": placement.min_replicas,
             "max_replicas": placement.max_replicas,
             "target_ongoing_requests": placement.target_ongoing_requests or 2 * largest_batch,
+            "upscale_delay_s": placement.upscale_delay_s,
+            "downscale_delay_s": placement.downscale_delay_s,
         },
         "max_ongoing_requests": settings.max_queued_images + OTHER_REQUESTS,
         "max_queued_requests": settings.max_queued_images,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -34,6 +35,8 @@ JPEG = {"Content-Type": "image/jpeg"}
 PHOTOS = [photo("JPEG", seed=seed) for seed in range(4)]
 MARK = "RAY_CLUSTER_OF_TEST"
 """A variable that every process of the cluster inherits, by which the last of them are found."""
+
+_log = logging.getLogger(__name__)
 
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="there is no .venv/ray; make test makes it")
 
@@ -208,6 +211,7 @@ class Load:
 
     def __init__(self, service: RayService, clients: int) -> None:
         self.ends: Counter[str] = Counter()
+        self.took_s: list[float] = []
         self._service = service
         self._right = [answer.json()["results"][0] for answer in map(service.classify, PHOTOS)]
         self._changed = threading.Condition()
@@ -217,6 +221,7 @@ class Load:
     def _send(self, number: int) -> None:
         photo, right = PHOTOS[number % len(PHOTOS)], self._right[number % len(PHOTOS)]
         while not self._stopping:
+            sent_s = time.monotonic()
             try:
                 end = self._end_of(self._service.classify(photo), right)
             except httpx.TimeoutException:
@@ -225,6 +230,7 @@ class Load:
                 end = "broken connection"
             with self._changed:
                 self.ends[end] += 1
+                self.took_s.append(time.monotonic() - sent_s)
                 self._changed.notify_all()
 
     @staticmethod
@@ -287,7 +293,8 @@ def test_when_a_node_dies_under_load_every_request_is_answered_or_refused_and_it
         until(lambda: len(now := service.replicas()) == 2 and now != before)
         back_s = time.monotonic() - killed_s
         load.wait_for_more(50)
-    print(f"\nunder load {dict(load.ends)}, in flight {dict(ends)}, two replicas again after {back_s:.1f} s")
+    figures = (dict(load.ends), max(load.took_s), dict(ends), back_s)
+    _log.info("under load %s, the slowest in %.1f s; held in flight %s; two replicas again after %.1f s", *figures)
     assert ends.keys() == {200, 503}
     assert load.ends.keys() <= {"right", "503 not_ready come back"}
     assert load.ends["right"] > 100
