@@ -5,19 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import shutil
-import signal
 import subprocess
-import tempfile
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,20 +19,16 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import ExportOnce
+from tests.deploy.ray_environment import BIN, MISSING, ray_environment
 from tests.faults.load import until
 from tests.integration.conftest import PATIENCE_S, ROOT, Connection
 from tests.service.images import photo
 
-PYTHON = ROOT / ".venv/ray/bin/python"
-START_PATIENCE_S = 120
 JPEG = {"Content-Type": "image/jpeg"}
 PHOTOS = [photo("JPEG", seed=seed) for seed in range(4)]
-MARK = "RAY_CLUSTER_OF_TEST"
-"""A variable that every process of the cluster inherits, by which the last of them are found."""
-
 _log = logging.getLogger(__name__)
 
-pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="there is no .venv/ray; make test makes it")
+pytestmark = pytest.mark.skipif(not BIN.exists(), reason=MISSING)
 
 
 @dataclass
@@ -91,42 +81,26 @@ class RayService:
 @pytest.fixture(scope="module")
 def service(exported: ExportOnce) -> Iterator[RayService]:
     """The demo model in two replicas, on a node each."""
-    mark, directory = uuid.uuid4().hex, tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets want short paths
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DAT_", "RAY_"))}
-    environment |= {
+    proxy = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.ray_proxy:middlewares",
-        "RAY_TMPDIR": directory,
         "PYTHONPATH": str(ROOT),
-        MARK: mark,
     }
-    popen = subprocess.Popen(
-        [str(PYTHON), "-m", "tests.deploy.ray_cluster", str(exported("dat_demo"))],
-        cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    service = RayService(popen)
-    try:
-        service.hear()
-        service.port = service.ask("deploy", "main", '{"min_replicas":2,"max_replicas":2}')
-        yield service
-    finally:
-        with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
-            popen.communicate(timeout=PATIENCE_S)
-        for pid in _marked(mark):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        popen.wait()
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _marked(mark: str) -> list[int]:
-    """The processes that inherited the mark."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"{MARK}={mark}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append(int(process.name))
-    return found
+    with ray_environment(**proxy) as environment:
+        popen = subprocess.Popen(
+            [BIN / "python", "-m", "tests.deploy.ray_cluster", str(exported("dat_demo"))],
+            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        service = RayService(popen)
+        try:
+            service.hear()
+            service.port = service.ask("deploy", "main", '{"min_replicas":2,"max_replicas":2}')
+            yield service
+        finally:
+            with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
+                popen.communicate(timeout=PATIENCE_S)
+            popen.kill()
+            popen.wait()
 
 
 def assert_problem(answer: httpx.Response, status: int, code: str) -> None:
@@ -196,6 +170,7 @@ def test_a_replica_that_is_told_to_end_finishes_what_it_has(small: RayService) -
         assert waiting.result().status_code == 200
 
 
+@pytest.mark.full
 def test_a_replica_whose_engine_has_ended_is_replaced(service: RayService) -> None:
     service.ask("deploy_breakable", "breakable")
     (before,) = service.replicas(app="/breakable")
@@ -206,13 +181,26 @@ def test_a_replica_whose_engine_has_ended_is_replaced(service: RayService) -> No
     service.ask("delete", "breakable")
 
 
+@pytest.mark.full
+def test_replicas_are_added_while_there_are_more_requests_than_asked_for(service: RayService) -> None:
+    placement = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1, "upscale_delay_s": 0}
+    service.ask("deploy", "growing", json.dumps(placement | {"max_delay_ms": 1000, "batch_buckets": "8"}))
+    assert len(service.replicas(app="/growing")) == 1
+    load = Load(service, clients=4, app="/growing")
+    with load.running():
+        until(lambda: len(service.replicas(app="/growing")) == 2)
+    assert load.ends.keys() == {"right"}
+    service.ask("delete", "growing")
+
+
 class Load:
     """Clients that each send one request after the other, and check and count the answers."""
 
-    def __init__(self, service: RayService, clients: int) -> None:
+    def __init__(self, service: RayService, *, clients: int, app: str = "") -> None:
         self.ends: Counter[str] = Counter()
         self.took_s: list[float] = []
         self._service = service
+        self._app = app
         self._right = [answer.json()["results"][0] for answer in map(service.classify, PHOTOS)]
         self._changed = threading.Condition()
         self._stopping = False
@@ -223,7 +211,7 @@ class Load:
         while not self._stopping:
             sent_s = time.monotonic()
             try:
-                end = self._end_of(self._service.classify(photo), right)
+                end = self._end_of(self._service.classify(photo, app=self._app), right)
             except httpx.TimeoutException:
                 end = "no answer"
             except httpx.TransportError:
