@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import select
 import subprocess
 import threading
 import time
@@ -18,6 +19,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from deploy.ray_options import OTHER_REQUESTS
 from tests.conftest import ExportOnce
 from tests.deploy.ray_environment import BIN, MISSING, ray_environment
 from tests.faults.load import until
@@ -132,7 +134,7 @@ def test_metrics_are_those_of_all_replicas_whichever_is_asked(service: RayServic
     assert len(service.replicas()) == 2
 
 
-SMALL = json.dumps({"max_queued_images": 4, "max_images": 4, "max_delay_ms": 3000, "explain": False})
+SMALL = json.dumps({"max_queued_images": 4, "max_images": 4, "max_delay_ms": 3000, "receive_timeout_ms": 60_000})
 """One replica with room for four images, in which four are no full batch and wait for more."""
 
 
@@ -151,6 +153,23 @@ def test_what_a_replica_has_no_room_for_is_refused_and_may_come_back(small: RayS
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert_problem(refused, 429, "overloaded")
     assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_what_rays_own_queue_has_no_room_for_is_refused_in_the_same_form(small: RayService) -> None:
+    # None of these requests is whole, so that the service, which has nothing to run, refuses none of them.
+    taken = 4 + OTHER_REQUESTS + 4  # in the replica, and waiting for it
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(Connection(small.port)) for _ in range(taken + 8)]
+        for connection in connections:
+            connection.head("/small/v1/classify", "Content-Type: image/jpeg", f"Content-Length: {len(PHOTOS[0])}")
+        refused = {connection.socket: connection for connection in connections}
+        answers = []
+        while len(answers) < 8:
+            readable, _, _ = select.select(list(refused), [], [], PATIENCE_S)
+            assert readable, "more requests wait than have room"
+            answers += [refused.pop(each).response() for each in readable]
+    for status, headers, problem in answers:
+        assert (status, problem["code"], headers["retry-after"]) == (429, "overloaded", "1")
 
 
 def test_who_leaves_is_dropped_from_the_replicas_queue(small: RayService) -> None:
@@ -191,6 +210,31 @@ def test_replicas_are_added_while_there_are_more_requests_than_asked_for(service
         until(lambda: len(service.replicas(app="/growing")) == 2)
     assert load.ends.keys() == {"right"}
     service.ask("delete", "growing")
+
+
+@pytest.mark.full
+def test_an_upgrade_leaves_no_request_without_its_answer(service: RayService) -> None:
+    two = {"min_replicas": 2, "max_replicas": 2}
+    service.ask("deploy", "upgraded", json.dumps(two))
+    before = service.replicas(app="/upgraded")
+    load = Load(service, clients=4, app="/upgraded")
+    with load.running():
+        load.wait_for_more(20)
+        service.ask("deploy", "upgraded", json.dumps(two | {"timeout_ms": 20_000}))
+        load.wait_for_more(20)
+    assert load.ends.keys() == {"right"}
+    assert service.replicas(app="/upgraded").isdisjoint(before)
+    service.ask("delete", "upgraded")
+
+
+@pytest.mark.full
+def test_what_is_not_answered_when_the_time_to_drain_is_over_is_refused(service: RayService) -> None:
+    service.ask("deploy", "late", json.dumps({"max_delay_ms": 25_000, "drain_timeout_ms": 1}))
+    with ThreadPoolExecutor(1) as client:
+        waiting = client.submit(service.classify, PHOTOS[0], app="/late")
+        until(lambda: service.metric("dat_queued_images", app="/late") == 1)
+        service.ask("delete", "late")
+        assert_problem(waiting.result(), 503, "not_ready")
 
 
 class Load:
