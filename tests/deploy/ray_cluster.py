@@ -9,6 +9,7 @@ the input's end the cluster is shut down.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -25,6 +26,8 @@ from deploy.ray_options import deployment_options, read_arguments
 from deploy.ray_serve import Replica, build
 
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
+CORES = 4
+"""What each node says that it has; replicas of one core are placed by it, and run on what there is."""
 NOTICE_DEATH = {"health_check_period_ms": 500, "health_check_timeout_ms": 500, "health_check_failure_threshold": 3}
 """A node that is silent for 1.5 s is dead; Ray's own figures make it 15 s and more."""
 REQUEST_TIMEOUT_S = 35
@@ -42,10 +45,12 @@ class RayCluster:
 
     def __init__(self, repository: str) -> None:
         self._repository = repository
-        options = {"object_store_memory": OBJECT_STORE_BYTES}
-        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": NOTICE_DEATH, **options}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._nodes = [self._cluster.add_node(num_cpus=4, **options) for _ in range(2)]
+        self._lost: list[int] = []
+        head = {"num_cpus": 0, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+        self._cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": NOTICE_DEATH})
+        self._nodes: list[Any] = []
+        self.add_node()
+        self.add_node()
         ray.init(address=self._cluster.address, log_to_driver=False)
         self._port = _free_port()
         serve.start(
@@ -74,18 +79,35 @@ class RayCluster:
         """Begin to end an application."""
         serve.delete(name, _blocking=False)
 
-    def kill_node(self) -> int:
-        """Kill every process of a node with replicas at once, as a machine that loses its power; return how many."""
-        node = self._nodes.pop()
+    def add_node(self) -> None:
+        """Add a node with room for replicas."""
+        self._nodes.append(self._cluster.add_node(num_cpus=CORES, object_store_memory=OBJECT_STORE_BYTES))
+
+    def lose_node(self, how: str) -> int:
+        """Send a signal to every process of a node with a replica of "main"; return how many there were.
+
+        With SIGKILL it is a machine that crashed, whose connections break, and with SIGSTOP one that is silent.
+        """
+        actors = ray._private.state.actors().values()
+        with_replicas = {
+            actor["Address"]["NodeID"]
+            for actor in actors
+            if actor["State"] == "ALIVE" and actor["Name"].startswith("SERVE_REPLICA::main#")
+        }
+        node = next(node for node in self._nodes if node.node_id in with_replicas)
+        self._nodes.remove(node)
         raylet = node.all_processes["raylet"][0].process.pid
         processes = [raylet, *_descendants(raylet)]
         for pid in processes:
-            os.kill(pid, signal.SIGKILL)
-        self._cluster.remove_node(node, allow_graceful=False)
+            os.kill(pid, signal.Signals[how])
+        self._lost += processes
         return len(processes)
 
     def end(self) -> None:
         """End everything."""
+        for pid in self._lost:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         serve.shutdown()
         ray.shutdown()
         self._cluster.shutdown()
