@@ -11,12 +11,12 @@ from multiprocessing import get_context
 
 from service.app import create_app
 from service.commands.options import settings_from
-from service.engine.client import InProcessEngine
 from service.engine.session import resolve_device
+from service.in_process import in_process_engine
 from service.logs import configure_logging
 from service.metrics import Metrics
 from service.metrics_directory import metrics_directory
-from service.plan import Plan, explain_outputs, load_session
+from service.plan import Plan
 from service.repository import ModelDirectory, select_model
 from service.server import Server, listen
 from service.settings import Settings, add_options
@@ -52,16 +52,7 @@ def _serve_alone(settings: Settings, model: ModelDirectory) -> int:
     listener = listen(settings.host, settings.port)
     buckets = settings.buckets_for(device)
     metrics = Metrics(buckets=buckets)
-    engine = InProcessEngine(
-        lambda: load_session(model, device, settings),
-        buckets=buckets,
-        explain_outputs=[name for name, _ in explain_outputs(model, settings)],
-        max_queued_images=settings.max_queued_images,
-        max_wait_s=settings.max_wait_ms / 1000,
-        max_delay_s=settings.max_delay_ms / 1000,
-        hang_after_s=settings.hang_timeout_ms / 1000,
-        observer=metrics,
-    )
+    engine = in_process_engine(settings, model, device=device, observer=metrics)
     app = create_app(settings, model, engine, metrics=metrics, on_failed_start=lambda error: server.fail(error))
     server = Server(
         app,

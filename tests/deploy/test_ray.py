@@ -1,0 +1,336 @@
+"""The service on a real Ray cluster of three nodes on this machine, of which one is killed under load."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import select
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from deploy.ray_options import OTHER_REQUESTS
+from tests.conftest import ExportOnce
+from tests.deploy.ray_environment import BIN, MISSING, ray_environment
+from tests.faults.load import until
+from tests.integration.conftest import PATIENCE_S, ROOT, Connection
+from tests.service.images import photo
+
+JPEG = {"Content-Type": "image/jpeg"}
+PHOTOS = [photo("JPEG", seed=seed) for seed in range(4)]
+_log = logging.getLogger(__name__)
+
+pytestmark = pytest.mark.skipif(not BIN.exists(), reason=MISSING)
+
+
+@dataclass
+class RayService:
+    """The cluster's process, and the service behind Ray's proxy."""
+
+    popen: subprocess.Popen[str]
+    port: int = 0
+
+    def ask(self, *command: str) -> Any:
+        """Have the cluster do something; returns what it says."""
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(" ".join(command) + "\n")
+        self.popen.stdin.flush()
+        return self.hear()
+
+    def hear(self) -> Any:
+        assert self.popen.stdout is not None
+        line = self.popen.stdout.readline()
+        assert line, "the cluster's process ended; its errors are above"
+        return json.loads(line)
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def classify(self, picture: bytes, *, app: str = "", **options: Any) -> httpx.Response:
+        url = self.url(f"{app}/v1/classify")
+        return httpx.post(url, content=picture, headers=JPEG, timeout=PATIENCE_S, **options)
+
+    def metrics(self, *, app: str = "") -> list[Any]:
+        """Every sample of every replica."""
+        text = httpx.get(self.url(f"{app}/metrics"), timeout=PATIENCE_S).text
+        return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+    def metric(self, name: str, *, app: str = "", **labels: str) -> float:
+        """The sum over all replicas of the samples with these labels."""
+        return sum(
+            sample.value
+            for sample in self.metrics(app=app)
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def replicas(self, *, app: str = "") -> set[str]:
+        """The names of the replicas, all of which said their metrics; none while one is silent."""
+        samples = self.metrics(app=app)
+        silent = sum(s.value for s in samples if s.name == "dat_replicas" and s.labels["shown"] == "false")
+        return set() if silent else {s.labels["replica"] for s in samples if "replica" in s.labels}
+
+
+@pytest.fixture(scope="module")
+def service(exported: ExportOnce) -> Iterator[RayService]:
+    """The demo model in two replicas, on a node each."""
+    proxy = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.ray_proxy:middlewares",
+        "PYTHONPATH": str(ROOT),
+    }
+    with ray_environment(**proxy) as environment:
+        popen = subprocess.Popen(
+            [BIN / "python", "-m", "tests.deploy.ray_cluster", str(exported("dat_demo"))],
+            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        service = RayService(popen)
+        try:
+            service.hear()
+            service.port = service.ask(
+                "deploy", "main", '{"min_replicas":2,"max_replicas":2,"max_replicas_per_node":1}'
+            )
+            yield service
+        finally:
+            with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
+                popen.communicate(timeout=PATIENCE_S)
+            popen.kill()
+            popen.wait()
+
+
+def assert_problem(answer: httpx.Response, status: int, code: str) -> None:
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
+    assert answer.json()["code"] == code
+    assert answer.headers.get_list("x-request-id") == [answer.json()["request_id"]]
+
+
+def test_behind_rays_proxy_the_service_answers_as_it_does_alone(service: RayService) -> None:
+    answer = httpx.post(
+        service.url("/v1/classify?top_k=3"), content=PHOTOS[0], headers={**JPEG, "X-Request-ID": "mine"}, timeout=60
+    )
+    assert answer.status_code == 200
+    assert len(answer.json()["results"][0]["predictions"]) == 3
+    assert answer.headers.get_list("x-request-id") == ["mine"]
+    assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
+    assert httpx.get(service.url("/health/ready"), timeout=60).json() == {"status": "ready"}
+    assert_problem(service.classify(b"no image"), 422, "bad_image")
+    assert_problem(httpx.get(service.url("/nothing"), timeout=60), 404, "not_found")
+    assert httpx.post(service.url("/v2/models/dat_demo/infer"), json={}, timeout=60).json().keys() == {"error"}
+
+
+def test_metrics_are_those_of_all_replicas_whichever_is_asked(service: RayService) -> None:
+    before = service.metric("dat_requests_total", route="/v1/classify", code="ok")
+    for _ in range(3):
+        with ThreadPoolExecutor(8) as clients:
+            assert all(answer.status_code == 200 for answer in clients.map(service.classify, PHOTOS * 2))
+    assert service.metric("dat_requests_total", route="/v1/classify", code="ok") == before + 24
+    assert len(service.replicas()) == 2
+
+
+SMALL = json.dumps({"max_queued_images": 4, "max_images": 4, "max_delay_ms": 3000, "receive_timeout_ms": 60_000})
+"""One replica with room for four images, in which four are no full batch and wait for more."""
+
+
+@pytest.fixture
+def small(service: RayService) -> Iterator[RayService]:
+    """The same, and beside it an application with one small replica at /small."""
+    service.ask("deploy", "small", SMALL)
+    yield service
+    service.ask("delete", "small")
+
+
+def test_what_a_replica_has_no_room_for_is_refused_and_may_come_back(small: RayService) -> None:
+    with ThreadPoolExecutor(5) as clients:
+        answers = list(clients.map(lambda _: small.classify(PHOTOS[0], app="/small"), range(5)))
+    assert Counter(answer.status_code for answer in answers) == {200: 4, 429: 1}
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert_problem(refused, 429, "overloaded")
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_what_rays_own_queue_has_no_room_for_is_refused_in_the_same_form(small: RayService) -> None:
+    # None of these requests is whole, so that the service, which has nothing to run, refuses none of them.
+    taken = 4 + OTHER_REQUESTS + 4  # in the replica, and waiting for it
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(Connection(small.port)) for _ in range(taken + 8)]
+        for connection in connections:
+            connection.head("/small/v1/classify", "Content-Type: image/jpeg", f"Content-Length: {len(PHOTOS[0])}")
+        refused = {connection.socket: connection for connection in connections}
+        answers = []
+        while len(answers) < 8:
+            readable, _, _ = select.select(list(refused), [], [], PATIENCE_S)
+            assert readable, "more requests wait than have room"
+            answers += [refused.pop(each).response() for each in readable]
+    for status, headers, problem in answers:
+        assert (status, problem["code"], headers["retry-after"]) == (429, "overloaded", "1")
+
+
+def test_who_leaves_is_dropped_from_the_replicas_queue(small: RayService) -> None:
+    with Connection(small.port) as leaving:
+        leaving.head("/small/v1/classify", "Content-Type: image/jpeg", f"Content-Length: {len(PHOTOS[0])}")
+        leaving.send(PHOTOS[0])
+        until(lambda: small.metric("dat_queued_images", app="/small") == 1)
+    until(lambda: small.metric("dat_dropped_images_total", app="/small", reason="cancelled") == 1)
+    assert small.metric("dat_images_total", app="/small", outcome="answered") == 0
+
+
+def test_a_replica_that_is_told_to_end_finishes_what_it_has(small: RayService) -> None:
+    with ThreadPoolExecutor(1) as client:
+        waiting = client.submit(small.classify, PHOTOS[0], app="/small")
+        until(lambda: small.metric("dat_queued_images", app="/small") == 1)
+        small.ask("delete", "small")
+        assert waiting.result().status_code == 200
+
+
+@pytest.mark.full
+def test_a_replica_whose_engine_has_ended_is_replaced(service: RayService) -> None:
+    service.ask("deploy_breakable", "breakable")
+    (before,) = service.replicas(app="/breakable")
+    service.ask("break_engine", "breakable")
+    assert_problem(service.classify(PHOTOS[0], app="/breakable"), 503, "not_ready")
+    until(lambda: len(now := service.replicas(app="/breakable")) == 1 and now != {before})
+    assert service.classify(PHOTOS[0], app="/breakable").status_code == 200
+    service.ask("delete", "breakable")
+
+
+@pytest.mark.full
+def test_replicas_are_added_while_there_are_more_requests_than_asked_for(service: RayService) -> None:
+    placement = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1, "upscale_delay_s": 0}
+    service.ask("deploy", "growing", json.dumps(placement | {"max_delay_ms": 1000, "batch_buckets": "8"}))
+    assert len(service.replicas(app="/growing")) == 1
+    load = Load(service, clients=4, app="/growing")
+    with load.running():
+        until(lambda: len(service.replicas(app="/growing")) == 2)
+    assert load.ends.keys() == {"right"}
+    service.ask("delete", "growing")
+
+
+@pytest.mark.full
+def test_an_upgrade_leaves_no_request_without_its_answer(service: RayService) -> None:
+    two = {"min_replicas": 2, "max_replicas": 2}
+    service.ask("deploy", "upgraded", json.dumps(two))
+    before = service.replicas(app="/upgraded")
+    load = Load(service, clients=4, app="/upgraded")
+    with load.running():
+        load.wait_for_more(20)
+        service.ask("deploy", "upgraded", json.dumps(two | {"timeout_ms": 20_000}))
+        load.wait_for_more(20)
+    assert load.ends.keys() == {"right"}
+    assert service.replicas(app="/upgraded").isdisjoint(before)
+    service.ask("delete", "upgraded")
+
+
+@pytest.mark.full
+def test_what_is_not_answered_when_the_time_to_drain_is_over_is_refused(service: RayService) -> None:
+    service.ask("deploy", "late", json.dumps({"max_delay_ms": 25_000, "drain_timeout_ms": 1}))
+    with ThreadPoolExecutor(1) as client:
+        waiting = client.submit(service.classify, PHOTOS[0], app="/late")
+        until(lambda: service.metric("dat_queued_images", app="/late") == 1)
+        service.ask("delete", "late")
+        assert_problem(waiting.result(), 503, "not_ready")
+
+
+class Load:
+    """Clients that each send one request after the other, and check and count the answers."""
+
+    def __init__(self, service: RayService, *, clients: int, app: str = "") -> None:
+        self.ends: Counter[str] = Counter()
+        self.took_s: list[float] = []
+        self._service = service
+        self._app = app
+        self._right = [answer.json()["results"][0] for answer in map(service.classify, PHOTOS)]
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(clients)]
+
+    def _send(self, number: int) -> None:
+        photo, right = PHOTOS[number % len(PHOTOS)], self._right[number % len(PHOTOS)]
+        while not self._stopping:
+            sent_s = time.monotonic()
+            try:
+                end = self._end_of(self._service.classify(photo, app=self._app), right)
+            except httpx.TimeoutException:
+                end = "no answer"
+            except httpx.TransportError:
+                end = "broken connection"
+            with self._changed:
+                self.ends[end] += 1
+                self.took_s.append(time.monotonic() - sent_s)
+                self._changed.notify_all()
+
+    @staticmethod
+    def _end_of(answer: httpx.Response, right: Any) -> str:
+        if answer.status_code == 200:
+            return "right" if alike(answer.json()["results"][0], right) else "wrong"
+        if answer.headers["content-type"] != "application/problem+json":
+            return f"{answer.status_code} {answer.text}"
+        come_back = " come back" if answer.headers.get("retry-after", "").isdecimal() else ""
+        return f"{answer.status_code} {answer.json()['code']}{come_back}"
+
+    def wait_for_more(self, count: int) -> None:
+        """Return when so many more requests were answered."""
+        with self._changed:
+            enough = self.ends["right"] + count
+            assert self._changed.wait_for(lambda: self.ends["right"] >= enough, PATIENCE_S), self.ends
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Load]:
+        """Have the clients send; at the end every one of them must have been answered."""
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._stopping = True
+            for thread in self._threads:
+                thread.join(2 * PATIENCE_S)
+        assert not any(thread.is_alive() for thread in self._threads), "a request never ended"
+
+
+def alike(result: Any, right: Any) -> bool:
+    """Whether two answers are the same but for the rounding of another batch size."""
+    return all(
+        mine["class_id"] == other["class_id"] and mine["score"] == pytest.approx(other["score"], abs=1e-4)
+        for mine, other in zip(result["predictions"], right["predictions"], strict=True)
+    )
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGSTOP", marks=pytest.mark.full)])
+def test_when_a_node_is_lost_under_load_every_request_is_answered_or_refused_and_its_replica_comes_back(
+    service: RayService, how: str
+) -> None:
+    service.ask("add_node")  # each replica has a node of its own, and this is where the lost one can come back
+    until(lambda: len(service.replicas()) == 2)
+    before = service.replicas()
+    with contextlib.ExitStack() as stack:
+        # Requests that wait for the rest of their bodies: some of them are with either replica when one is lost.
+        half_sent = [stack.enter_context(Connection(service.port)) for _ in range(16)]
+        for connection in half_sent:
+            connection.head("/v1/classify", "Content-Type: image/jpeg", f"Content-Length: {len(PHOTOS[0])}")
+            connection.send(PHOTOS[0][:100])
+        until(lambda: service.metric("dat_requests_in_flight") >= len(half_sent))
+        load = Load(service, clients=6)
+        stack.enter_context(load.running())
+        load.wait_for_more(50)
+        lost_s = time.monotonic()
+        assert service.ask("lose_node", how) > 1
+        for connection in half_sent:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.send(PHOTOS[0][100:])
+        ends = Counter(connection.response()[0] for connection in half_sent)
+        until(lambda: len(now := service.replicas()) == 2 and now != before)
+        back_s = time.monotonic() - lost_s
+        load.wait_for_more(50)
+    figures = (how, dict(load.ends), max(load.took_s), dict(ends), back_s)
+    _log.info("%s: load %s, the slowest in %.1f s; held in flight %s; two replicas after %.1f s", *figures)
+    assert ends.keys() == {200, 503}
+    assert load.ends.keys() <= {"right", "503 not_ready come back"}
