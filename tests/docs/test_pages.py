@@ -24,10 +24,7 @@ from tests.docs.pages import BLOCKS, PAGES, ROOT, prose_of
 
 OPERATIONS = ROOT / "docs" / "operations.md"
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-FOREIGN_OPTIONS = {
-    "--data-binary", "--require-hashes",
-    "--build-arg", "--gpus", "--profile", "--set", "--values", "--namespace", "--mount", "--read-only", "--cap-drop",
-}  # fmt: skip
+FOREIGN_OPTIONS = {"--data-binary", "--require-hashes"}
 """Options that pages name and that are other programs'."""
 OTHER_NAMES = {"dat_null", "dat_serve_client", *VARIANTS}
 """What begins like a metric and is none."""
@@ -79,9 +76,9 @@ def test_variables_that_are_named_exist(page: Path) -> None:
 
 @each_page
 def test_options_that_are_named_exist(page: Path) -> None:
-    """Those that a page sets in code of their own, and those on lines that run this project's programs."""
+    """Those on lines that run this project's programs, and where other programs are not the matter, in prose."""
     text = prose_of(page) + "".join(block.text for block in BLOCKS if block.page == page)
-    named = set(re.findall(r"`(--[a-z][a-z-]+)", text))
+    named = set() if "deploy" in page.parts else set(re.findall(r"`(--[a-z][a-z-]+)", text))
     for line in re.findall(r"python -m (?:service|export)[^`\n|#]*", text):
         named |= set(re.findall(r"(?<!\S)--[a-z][a-z-]+", line))
     assert named - our_options() - FOREIGN_OPTIONS == set()
@@ -105,9 +102,14 @@ def metric_names() -> set[str]:
     for family in families:  # those with labels have no samples before they are counted
         ends = {"counter": ("total",), "histogram": ("bucket", "sum", "count")}.get(family.type, ())
         names |= {f"{family.name}_{end}" for end in ends}
-    read = (ROOT / "service" / "metrics.py").read_text(encoding="utf-8")
-    names |= set(re.findall(r'GaugeMetricFamily\(\s*"(\w+)"', read))
-    return names | {f"{name}_info" for name in re.findall(r'InfoMetricFamily\(\s*"(\w+)"', read)}
+    for source in (
+        ROOT / "service" / "metrics.py",
+        *sorted((ROOT / "deploy").glob("*.py")),
+    ):  # what is read at a scrape
+        text = source.read_text(encoding="utf-8")
+        names |= set(re.findall(r'GaugeMetricFamily\(\s*"(\w+)"', text))
+        names |= {f"{name}_info" for name in re.findall(r'InfoMetricFamily\(\s*"(\w+)"', text)}
+    return names
 
 
 @each_page
