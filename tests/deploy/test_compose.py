@@ -19,6 +19,7 @@ from tests.deploy import monitoring
 from tests.deploy.monitoring import GRAFANA, ROOT
 
 FILE = ROOT / "docker-compose.yml"
+PAGE = (ROOT / "docs" / "deploy" / "compose.md").read_text(encoding="utf-8")
 COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ("serve", "serve-cuda")
@@ -187,3 +188,24 @@ def test_grafana_has_no_account_with_a_known_password() -> None:
     settings = SERVICES["grafana"]["environment"]
     assert settings["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
     assert settings["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+
+
+def test_the_page_tells_every_variable_and_its_default() -> None:
+    used = {(m["name"], m["word"]) for m in _VARIABLE.finditer(FILE.read_text(encoding="utf-8")) if m["how"] == "-"}
+    told = set(re.findall(r"^\| `(\w+)` \|(?: `(\S+)`)? \|", PAGE, re.MULTILINE))
+    assert told == {(name, "" if word == "/dev/null" else word) for name, word in used}
+
+
+def test_the_pages_commands_name_profiles_and_services_that_there_are() -> None:
+    (block,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    lines = [line.partition("#")[0].split() for line in block.splitlines()]
+    assert len(lines) == 5
+    profiles = {profile for service in SERVICES.values() for profile in service.get("profiles", ())}
+    for line in lines:
+        assert line[:2] == ["docker", "compose"]
+        words = line[2:]
+        while words[0] == "--profile":
+            assert words[1] in profiles
+            words = words[2:]
+        assert words[0] in ("up", "down")
+        assert {word for word in words[1:] if not word.startswith("-")} <= set(SERVICES)
