@@ -134,7 +134,9 @@ class _Docker:
         subprocess.run(command, check=True)  # noqa: S603
 
     def config(self, tag: str) -> ImageConfig:
-        return ImageConfig.of(json.loads(_output([*self._engine, "image", "inspect", tag]))[0]["Config"])
+        (image,) = json.loads(_output([*self._engine, "image", "inspect", tag]))
+        beside = {"Healthcheck": image["Healthcheck"]} if "Healthcheck" in image else {}  # where Podman has it
+        return ImageConfig.of({**image["Config"], **beside})
 
     def save(self, tag: str, archive: Path) -> None:
         _output([*self._engine, "save", "--output", str(archive), tag])
