@@ -1,0 +1,53 @@
+{{- define "dat-serve.fullname" -}}
+{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 63 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{/* What pods are found by; it never changes within a release. */}}
+{{- define "dat-serve.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "dat-serve.labels" -}}
+{{ include "dat-serve.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- define "dat-serve.image" -}}
+{{- if .Values.image.digest }}{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else }}{{ .Values.image.repository }}:{{ .Values.image.tag | default (printf "%s%s" .Chart.AppVersion (gt (int .Values.gpu.count) 0 | ternary "-cuda" "")) }}
+{{- end }}
+{{- end }}
+
+{{/* A value as the service's variables want it; Helm holds whole numbers as floats, and would write 3.3e+07. */}}
+{{- define "dat-serve.setting" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else }}{{ . }}{{ end }}
+{{- end }}
+
+{{/* Until Kubernetes kills: connections that still come, the drain, and the end of all processes after it. */}}
+{{- define "dat-serve.graceSeconds" -}}
+{{- $drain_ms := int64 (.Values.settings.drain_timeout_ms | default 30000) -}}
+{{ add (int .Values.preStopSeconds) (div (add $drain_ms 999) 1000) 20 }}
+{{- end }}
+
+{{- define "dat-serve.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "dat-serve.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{/* The pod that asks; not one of those that serve. */}}
+{{- define "dat-serve.testSelector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}-test
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}

@@ -1,0 +1,333 @@
+"""What the Helm chart and the KServe examples say to Kubernetes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from service.settings import ENV_PREFIX, Settings, load_settings
+from tests.docs.pages import blocks_of
+from tests.integration.conftest import ROOT
+
+CHART = ROOT / "deploy/helm/dat-serve"
+KSERVE = ROOT / "deploy/kserve"
+PAGE = ROOT / "docs/deploy/kubernetes.md"
+KSERVE_PYTHON = ROOT / ".venv/kserve/bin/python"
+HELM = Path(sys.executable).parent / "helm"
+VERSIONS = ("1.29", "1.37")
+CHARTS_OWN = {
+    "repository",
+    "device",
+    "devices",
+    "host",
+    "port",
+    "api_keys",
+    "tls_certificate",
+    "tls_key",
+    "tls_key_password",
+    "tls_ca_certificates",
+}
+"""Settings that the chart decides by other values."""
+
+Manifest = dict[str, Any]
+
+EXAMPLE = yaml.safe_load(next(block.text for block in blocks_of(PAGE) if block.language == "yaml"))
+CASES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "the page's example": EXAMPLE,
+    "several GPUs": {"gpu": {"count": 2, "runtimeClassName": "nvidia"}, "tolerations": [{"operator": "Exists"}]},
+    "everything off": {
+        "podDisruptionBudget": {"enabled": False},
+        "networkPolicy": {"enabled": False},
+        "replicas": 1,
+        "resources": {"requests": {}, "limits": {}},
+    },
+    "everything on": {
+        **EXAMPLE,
+        "autoscaling": {"enabled": True, "queuedImages": 32, "cpuUtilization": 50},
+        "networkPolicy": {
+            "from": [{"namespaceSelector": {"matchLabels": {"name": "ingress"}}}],
+            "metricsFrom": [{"podSelector": {"matchLabels": {"app": "prometheus"}}}],
+            "egress": [{"ports": [{"port": 4318}]}],
+        },
+        "settings": {
+            "drain_timeout_ms": 90500,
+            "log_format": "json",
+            "max_body_bytes": 33554432,
+            "workers": 2,
+            "batch_buckets": "1,8",
+        },
+        "podAnnotations": {"note": "yes"},
+        "podLabels": {"team": "images"},
+        "nodeSelector": {"disk": "fast"},
+        "affinity": {"nodeAffinity": {}},
+        "priorityClassName": "high",
+        "imagePullSecrets": [{"name": "registry"}],
+        "image": {"repository": "r.example.org/dat", "digest": "sha256:" + "a" * 64},
+    },
+}
+
+
+def helm(*arguments: str, values: dict[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [str(HELM), *arguments, *([] if values is None else ["--values", "-"])]
+    return subprocess.run(
+        command, input=json.dumps(values), cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def rendered(values: dict[str, Any], version: str = VERSIONS[-1]) -> list[Manifest]:
+    ran = helm("template", "dat", str(CHART), "--kube-version", version, values=values)
+    assert ran.returncode == 0, ran.stderr
+    return [document for document in yaml.safe_load_all(ran.stdout) if document]
+
+
+def of_kind(manifests: list[Manifest], kind: str) -> Manifest:
+    (found,) = [each for each in manifests if each["kind"] == kind]
+    return found
+
+
+def pod_of(manifests: list[Manifest]) -> Manifest:
+    spec: Manifest = of_kind(manifests, "Deployment")["spec"]["template"]["spec"]
+    return spec
+
+
+def container_of(manifests: list[Manifest]) -> Manifest:
+    (container,) = pod_of(manifests)["containers"]
+    return dict(container)
+
+
+def environment_of(manifests: list[Manifest]) -> dict[str, str]:
+    return {each["name"]: each["value"] for each in container_of(manifests)["env"] if "value" in each}
+
+
+def settings_of(environment: dict[str, str]) -> Settings:
+    """Return the settings that the variables make; raises SettingsError as the service would."""
+    return load_settings({name.removeprefix(ENV_PREFIX).lower(): value for name, value in environment.items()})
+
+
+@pytest.fixture(scope="module", params=CASES)
+def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
+    return rendered(CASES[request.param])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_kubernetes_takes_every_manifest(case: str, version: str) -> None:
+    kinds = set()
+    for manifest in rendered(CASES[case], version):
+        if manifest["apiVersion"] != "monitoring.coreos.com/v1":
+            kubernetes_validate.validate(manifest, version, strict=True)
+            kinds.add(manifest["kind"])
+    assert kinds >= {"Deployment", "Service", "ServiceAccount", "Pod"}
+
+
+def test_the_chart_has_no_complaint() -> None:
+    ran = helm("lint", "--strict", str(CHART))
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_the_pages_commands_run() -> None:
+    (block,) = [block for block in blocks_of(PAGE) if block.mark == "run by tests/deploy/test_helm.py"]
+    for line in block.text.splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "helm"
+        ran = helm(*arguments)
+        assert ran.returncode == 0, ran.stderr
+
+
+def test_pods_are_found_by_what_selects_them(manifests: list[Manifest]) -> None:
+    deployment = of_kind(manifests, "Deployment")
+    selector = deployment["spec"]["selector"]["matchLabels"]
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    asking = of_kind(manifests, "Pod")["metadata"]["labels"]
+    assert selector.items() <= labels.items()
+    assert not selector.items() <= asking.items()
+    service = of_kind(manifests, "Service")
+    assert service["spec"]["selector"] == selector
+    for kind, path in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
+        for each in manifests:
+            if each["kind"] == kind:
+                assert each["spec"][path]["matchLabels"] == selector
+    for each in manifests:
+        if each["kind"] == "ServiceMonitor":
+            found_by = each["spec"]["selector"]["matchLabels"]
+            assert found_by.items() <= service["metadata"]["labels"].items()
+            assert service["metadata"]["labels"][each["spec"]["jobLabel"]] == "dat-serve"
+
+
+def test_no_pod_has_more_rights_than_it_needs(manifests: list[Manifest]) -> None:
+    for pod in (pod_of(manifests), of_kind(manifests, "Pod")["spec"]):
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == 10001
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        (container,) = pod["containers"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+def test_probes_ask_what_they_are_about(manifests: list[Manifest]) -> None:
+    container = container_of(manifests)
+    asked = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
+    assert asked == {"startup": "/health/ready", "readiness": "/health/ready", "liveness": "/health/live"}
+    assert {container[f"{name}Probe"]["httpGet"]["port"] for name in asked} == {"http"}
+    assert container["ports"] == [{"name": "http", "containerPort": 8000}]
+
+
+def test_a_pod_is_given_the_time_that_its_drain_takes(manifests: list[Manifest]) -> None:
+    drain_s = (
+        int(environment_of(manifests).get("DAT_DRAIN_TIMEOUT_MS", Settings.model_fields["drain_timeout_ms"].default))
+        / 1000
+    )
+    before_s = container_of(manifests)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    # 15 s is what the processes may take to end after the drain
+    assert pod_of(manifests)["terminationGracePeriodSeconds"] >= before_s + drain_s + 15
+
+
+def test_an_older_kubernetes_waits_by_a_command() -> None:
+    command = container_of(rendered({}, "1.29"))["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[:2] == ["python", "-c"]
+    compile(command[2], "preStop", "exec")
+
+
+def test_the_environment_is_made_of_settings_that_the_service_takes(manifests: list[Manifest]) -> None:
+    names = {each["name"] for each in container_of(manifests)["env"]}
+    assert names <= {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    settings = settings_of(environment_of(manifests))  # which refuses values outside their domains
+    assert settings.log_format == "json"
+
+
+def test_whole_numbers_stay_whole() -> None:
+    assert environment_of(rendered(CASES["everything on"]))["DAT_MAX_BODY_BYTES"] == "33554432"
+
+
+def test_threads_follow_the_limit_unless_they_are_set() -> None:
+    by_name = {each["name"]: each for each in container_of(rendered({}))["env"]}
+    for name in ("DAT_THREADS", "DAT_DECODE_THREADS"):
+        assert by_name[name]["valueFrom"]["resourceFieldRef"]["resource"] == "limits.cpu"
+    set_to = rendered({"settings": {"threads": 3}})
+    assert environment_of(set_to)["DAT_THREADS"] == "3"
+
+
+def test_a_gpu_is_asked_for_only_where_it_is_wanted() -> None:
+    plain, one, two = (rendered({"gpu": {"count": count}}) for count in (0, 1, 2))
+    assert "nvidia.com/gpu" not in container_of(plain)["resources"]["limits"]
+    assert "tolerations" not in pod_of(plain)
+    assert environment_of(plain)["DAT_DEVICE"] == "cpu"
+    assert container_of(one)["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert environment_of(one)["DAT_DEVICE"] == "cuda"
+    assert environment_of(two)["DAT_DEVICES"] == "cuda:0,cuda:1"
+    assert container_of(one)["image"].endswith("-cuda")
+    assert not container_of(plain)["image"].endswith("-cuda")
+
+
+def test_autoscaling_takes_the_number_of_pods_over() -> None:
+    fixed, scaled = rendered({}), rendered(CASES["everything on"])
+    assert of_kind(fixed, "Deployment")["spec"]["replicas"] == 2
+    assert not [each for each in fixed if each["kind"] == "HorizontalPodAutoscaler"]
+    deployment = of_kind(scaled, "Deployment")
+    assert "replicas" not in deployment["spec"]
+    scaler = of_kind(scaled, "HorizontalPodAutoscaler")["spec"]
+    assert scaler["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert [metric["type"] for metric in scaler["metrics"]] == ["Resource", "Pods"]
+    adapter = yaml.safe_load((CHART.parent / "prometheus-adapter.yaml").read_text())
+    offered = {rule["seriesQuery"].partition("{")[0] for rule in adapter["rules"]["custom"]}
+    assert scaler["metrics"][1]["pods"]["metric"]["name"] in offered
+
+
+def test_the_network_lets_in_those_named_and_the_scraper_and_nothing_out() -> None:
+    everyone, named = rendered({}), rendered(CASES["everything on"])
+    policy = of_kind(everyone, "NetworkPolicy")["spec"]
+    assert policy["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}]}]
+    assert policy["egress"] == []
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    (rule,) = of_kind(named, "NetworkPolicy")["spec"]["ingress"]
+    asking = of_kind(named, "Pod")["metadata"]["labels"]
+    assert {"podSelector": {"matchLabels": {"app": "prometheus"}}} in rule["from"]
+    assert {"namespaceSelector": {"matchLabels": {"name": "ingress"}}} in rule["from"]
+    assert any(
+        peer.get("podSelector", {}).get("matchLabels", {"": ""}).items() <= asking.items() for peer in rule["from"]
+    )
+
+
+def test_models_come_from_the_volume_where_there_is_one() -> None:
+    mounted = rendered(EXAMPLE)
+    assert environment_of(mounted)["DAT_REPOSITORY"] == "/mnt/models"
+    (mount,) = [each for each in container_of(mounted)["volumeMounts"] if each["name"] == "models"]
+    assert mount == {"name": "models", "mountPath": "/mnt/models", "readOnly": True}
+    assert "DAT_REPOSITORY" not in environment_of(rendered({}))
+
+
+def test_keys_come_from_the_secret() -> None:
+    (entry,) = [each for each in container_of(rendered(EXAMPLE))["env"] if each["name"] == "DAT_API_KEYS"]
+    assert entry["valueFrom"] == {"secretKeyRef": {"name": "dat-keys", "key": "api-keys"}}
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"replica": 3}, "replica"),
+        ({"settings": {"max_wait": 3}}, "max_wait"),
+        ({"settings": {"port": 80}}, "port"),
+        ({"service": {"port": 99999}}, "port"),
+        ({"models": {"volume": {"nfs": {}, "emptyDir": {}}}}, "volume"),
+        ({"ingress": {"enabled": True}}, "hosts"),
+        ({"autoscaling": {"enabled": True, "minReplicas": 4, "maxReplicas": 2}}, "maxReplicas"),
+        ({"autoscaling": {"enabled": True, "cpuUtilization": 0}}, "queuedImages"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_by_name(values: dict[str, Any], complaint: str) -> None:
+    ran = helm("template", "dat", str(CHART), values=values)
+    assert ran.returncode != 0
+    assert complaint in ran.stderr
+
+
+def test_the_schema_knows_every_setting_but_those_the_chart_decides() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert schema["properties"]["settings"]["properties"].keys() == Settings.model_fields.keys() - CHARTS_OWN
+
+
+@pytest.mark.parametrize("name", ["alerts.yml", "rules.yml"])
+def test_the_charts_rules_are_those_of_the_monitoring(name: str) -> None:
+    rules = ROOT / "deploy/monitoring" / name
+    assert (CHART / "files" / name).read_text() == rules.read_text()
+    groups = of_kind(rendered(EXAMPLE), "PrometheusRule")["spec"]["groups"]
+    assert [group for group in yaml.safe_load(rules.read_text())["groups"] if group not in groups] == []
+
+
+@pytest.mark.skipif(not KSERVE_PYTHON.exists(), reason="KServe's environment is not installed: make test installs it")
+def test_kserve_knows_every_field_of_its_examples() -> None:
+    files = sorted(map(str, KSERVE.glob("*.yaml")))
+    ran = subprocess.run(
+        [KSERVE_PYTHON, "tests/deploy/kserve_models.py", *files], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert len(files) == 2
+    assert json.loads(ran.stdout) == []
+
+
+def test_the_kserve_runtime_is_a_pod_that_kubernetes_and_the_service_take() -> None:
+    runtime = yaml.safe_load((KSERVE / "serving-runtime.yaml").read_text())
+    service = yaml.safe_load((KSERVE / "inference-service.yaml").read_text())
+    spec = runtime["spec"]
+    pod = {"containers": spec["containers"], "volumes": spec["volumes"]}
+    manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "runtime"}, "spec": pod}
+    kubernetes_validate.validate(manifest, VERSIONS[-1], strict=True)
+    model = service["spec"]["predictor"]["model"]
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert model["modelFormat"]["name"] in {each["name"] for each in spec["supportedModelFormats"]}
+    assert model["protocolVersion"] in spec["protocolVersions"]
+    (container,) = spec["containers"]
+    given = {each["name"]: each["value"] for each in [*container["env"], *model["env"]] if "value" in each}
+    settings = settings_of(given)
+    assert settings.model == service["metadata"]["name"]
