@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import select
 import subprocess
 import threading
@@ -85,6 +86,7 @@ def service(exported: ExportOnce) -> Iterator[RayService]:
     """The demo model in two replicas, on a node each."""
     proxy = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_USAGE_STATS_REPORT_URL": "",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.ray_proxy:middlewares",
         "PYTHONPATH": str(ROOT),
     }
@@ -105,6 +107,22 @@ def service(exported: ExportOnce) -> Iterator[RayService]:
                 popen.communicate(timeout=PATIENCE_S)
             popen.kill()
             popen.wait()
+
+
+USAGE = (
+    "from ray._common.usage import usage_lib as u; print(u.usage_stats_enabled(), repr(u._usage_stats_report_url()))"
+)
+
+
+def test_ray_has_nobody_to_report_to() -> None:
+    page = (ROOT / "docs/deploy/ray.md").read_text()
+    exports = "".join(re.findall(r"^export RAY_USAGE.*\n", page, re.MULTILINE))
+    with ray_environment() as environment:
+        for command in (f'python -c "import deploy.ray_serve; {USAGE}"', f'{exports} python -c "{USAGE}"'):
+            said = subprocess.check_output(
+                ["bash", "-ec", command.replace("python -c", f"{BIN}/python -c")], cwd=ROOT, env=environment, text=True
+            )
+            assert said == "False ''\n"
 
 
 def assert_problem(answer: httpx.Response, status: int, code: str) -> None:
@@ -212,6 +230,14 @@ def test_replicas_are_added_while_there_are_more_requests_than_asked_for(service
         until(lambda: len(service.replicas(app="/growing")) == 2)
     assert load.ends.keys() == {"right"}
     service.ask("delete", "growing")
+
+
+@pytest.mark.full
+def test_ray_says_why_a_replica_cannot_start(service: RayService) -> None:
+    said = service.ask("deploy_in_vain", "vain", '{"model":"nobody"}')
+    assert "holds no model 'nobody'; it holds: dat_demo" in said
+    said = service.ask("deploy_in_vain", "vain", '{"device":"cuda","num_gpus":0}')
+    assert "CUDAExecutionProvider" in said
 
 
 @pytest.mark.full
