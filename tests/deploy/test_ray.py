@@ -81,6 +81,17 @@ class RayService:
         return set() if silent else {s.labels["replica"] for s in samples if "replica" in s.labels}
 
 
+MAIN = json.dumps(
+    {
+        "min_replicas": 2,
+        "max_replicas": 2,
+        "max_replicas_per_node": 1,
+        "receive_timeout_ms": 60_000,
+        "timeout_ms": 60_000,
+    }
+)
+
+
 @pytest.fixture(scope="module")
 def service(exported: ExportOnce) -> Iterator[RayService]:
     """The demo model in two replicas, on a node each."""
@@ -330,6 +341,19 @@ def alike(result: Any, right: Any) -> bool:
     )
 
 
+def held_by_both(service: RayService, stack: contextlib.ExitStack) -> list[Connection]:
+    """Send requests without the rest of their bodies until each of the two replicas has several of them."""
+    held: list[Connection] = []
+    while True:
+        samples = [sample for sample in service.metrics() if sample.name == "dat_requests_in_flight"]
+        if len(samples) == 2 and all(sample.value > 3 for sample in samples):
+            return held
+        assert len(held) < 200, "Ray sends one replica everything"
+        held.append(stack.enter_context(Connection(service.port)))
+        held[-1].head("/v1/classify", "Content-Type: image/jpeg", f"Content-Length: {len(PHOTOS[0])}")
+        held[-1].send(PHOTOS[0][:100])
+
+
 @pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGSTOP", marks=pytest.mark.full)])
 def test_when_a_node_is_lost_under_load_every_request_is_answered_or_refused_and_its_replica_comes_back(
     service: RayService, how: str
@@ -338,12 +362,7 @@ def test_when_a_node_is_lost_under_load_every_request_is_answered_or_refused_and
     until(lambda: len(service.replicas()) == 2)
     before = service.replicas()
     with contextlib.ExitStack() as stack:
-        # Requests that wait for the rest of their bodies: some of them are with either replica when one is lost.
-        half_sent = [stack.enter_context(Connection(service.port)) for _ in range(16)]
-        for connection in half_sent:
-            connection.head("/v1/classify", "Content-Type: image/jpeg", f"Content-Length: {len(PHOTOS[0])}")
-            connection.send(PHOTOS[0][:100])
-        until(lambda: service.metric("dat_requests_in_flight") >= len(half_sent))
+        half_sent = held_by_both(service, stack)
         load = Load(service, clients=6)
         stack.enter_context(load.running())
         load.wait_for_more(50)
