@@ -20,6 +20,7 @@ from typing import Any
 # Read by Ray when it is imported, and by the nodes that it starts: `serve run` without a cluster starts one. Nodes that
 # run already have been told, or not, where they were started.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_USAGE_STATS_REPORT_URL", "")  # where Ray would say that it has been told to report nothing
 os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "deploy.ray_proxy:middlewares")
 
 import ray  # type: ignore[import-not-found]  # it has an environment of its own

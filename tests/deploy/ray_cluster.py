@@ -64,6 +64,16 @@ class RayCluster:
         serve.run(build(chosen), name=name, route_prefix="/" if name == "main" else f"/{name}")
         return self._port
 
+    def deploy_in_vain(self, name: str, arguments: str) -> str:
+        """Deploy with arguments that replicas cannot start with; return what Ray says of it."""
+        try:
+            self.deploy(name, arguments)
+        except RuntimeError:
+            return str(serve.status().applications[name].deployments["dat"].message)
+        finally:
+            serve.delete(name)
+        raise AssertionError("the application has been deployed")
+
     def deploy_breakable(self, name: str) -> int:
         """Deploy the service so that its engine can be ended."""
         placement, settings = read_arguments({"repository": self._repository})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import select
 import subprocess
 import threading
@@ -80,11 +81,23 @@ class RayService:
         return set() if silent else {s.labels["replica"] for s in samples if "replica" in s.labels}
 
 
+MAIN = json.dumps(
+    {
+        "min_replicas": 2,
+        "max_replicas": 2,
+        "max_replicas_per_node": 1,
+        "receive_timeout_ms": 60_000,
+        "timeout_ms": 60_000,
+    }
+)
+
+
 @pytest.fixture(scope="module")
 def service(exported: ExportOnce) -> Iterator[RayService]:
     """The demo model in two replicas, on a node each."""
     proxy = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_USAGE_STATS_REPORT_URL": "",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.ray_proxy:middlewares",
         "PYTHONPATH": str(ROOT),
     }
@@ -105,6 +118,22 @@ def service(exported: ExportOnce) -> Iterator[RayService]:
                 popen.communicate(timeout=PATIENCE_S)
             popen.kill()
             popen.wait()
+
+
+USAGE = (
+    "from ray._common.usage import usage_lib as u; print(u.usage_stats_enabled(), repr(u._usage_stats_report_url()))"
+)
+
+
+def test_ray_has_nobody_to_report_to() -> None:
+    page = (ROOT / "docs/deploy/ray.md").read_text()
+    exports = "".join(re.findall(r"^export RAY_USAGE.*\n", page, re.MULTILINE))
+    with ray_environment() as environment:
+        for command in (f'python -c "import deploy.ray_serve; {USAGE}"', f'{exports} python -c "{USAGE}"'):
+            said = subprocess.check_output(
+                ["bash", "-ec", command.replace("python -c", f"{BIN}/python -c")], cwd=ROOT, env=environment, text=True
+            )
+            assert said == "False ''\n"
 
 
 def assert_problem(answer: httpx.Response, status: int, code: str) -> None:
@@ -215,6 +244,14 @@ def test_replicas_are_added_while_there_are_more_requests_than_asked_for(service
 
 
 @pytest.mark.full
+def test_ray_says_why_a_replica_cannot_start(service: RayService) -> None:
+    said = service.ask("deploy_in_vain", "vain", '{"model":"nobody"}')
+    assert "holds no model 'nobody'; it holds: dat_demo" in said
+    said = service.ask("deploy_in_vain", "vain", '{"device":"cuda","num_gpus":0}')
+    assert "CUDAExecutionProvider" in said
+
+
+@pytest.mark.full
 def test_an_upgrade_leaves_no_request_without_its_answer(service: RayService) -> None:
     two = {"min_replicas": 2, "max_replicas": 2}
     service.ask("deploy", "upgraded", json.dumps(two))
@@ -304,6 +341,19 @@ def alike(result: Any, right: Any) -> bool:
     )
 
 
+def held_by_both(service: RayService, stack: contextlib.ExitStack) -> list[Connection]:
+    """Send requests without the rest of their bodies until each of the two replicas has several of them."""
+    held: list[Connection] = []
+    while True:
+        samples = [sample for sample in service.metrics() if sample.name == "dat_requests_in_flight"]
+        if len(samples) == 2 and all(sample.value > 3 for sample in samples):
+            return held
+        assert len(held) < 200, "Ray sends one replica everything"
+        held.append(stack.enter_context(Connection(service.port)))
+        held[-1].head("/v1/classify", "Content-Type: image/jpeg", f"Content-Length: {len(PHOTOS[0])}")
+        held[-1].send(PHOTOS[0][:100])
+
+
 @pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGSTOP", marks=pytest.mark.full)])
 def test_when_a_node_is_lost_under_load_every_request_is_answered_or_refused_and_its_replica_comes_back(
     service: RayService, how: str
@@ -312,12 +362,7 @@ def test_when_a_node_is_lost_under_load_every_request_is_answered_or_refused_and
     until(lambda: len(service.replicas()) == 2)
     before = service.replicas()
     with contextlib.ExitStack() as stack:
-        # Requests that wait for the rest of their bodies: some of them are with either replica when one is lost.
-        half_sent = [stack.enter_context(Connection(service.port)) for _ in range(16)]
-        for connection in half_sent:
-            connection.head("/v1/classify", "Content-Type: image/jpeg", f"Content-Length: {len(PHOTOS[0])}")
-            connection.send(PHOTOS[0][:100])
-        until(lambda: service.metric("dat_requests_in_flight") >= len(half_sent))
+        half_sent = held_by_both(service, stack)
         load = Load(service, clients=6)
         stack.enter_context(load.running())
         load.wait_for_more(50)
