@@ -86,6 +86,17 @@ async def open_source(options: argparse.Namespace, settings: Settings) -> AsyncI
             yield remote
 
 
+def checked_outputs(text: str, predictor: Predictor) -> tuple[str, ...]:
+    """Return the outputs that a list with commas names, each once; raises SettingsError where the model lacks one."""
+    outputs = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    unknown = [name for name in outputs if name not in predictor.model.outputs]
+    if unknown:
+        raise SettingsError(
+            f"--outputs: the model has no {', '.join(map(repr, unknown))}; it has {', '.join(predictor.model.outputs)}"
+        )
+    return outputs
+
+
 def _api_key(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get(CLIENT_API_KEY) or None

@@ -10,8 +10,11 @@ from service.predictors.types import Fault
 
 
 @contextmanager
-def progress(total: int, description: str) -> Iterator[Callable[[], None]]:
-    """Show a bar on standard error where that is a terminal; give what is called for each piece of work done."""
+def progress(total: int | None, description: str, *, done: int = 0) -> Iterator[Callable[[], None]]:
+    """Show a bar on standard error where that is a terminal; give what is called for each piece of work done.
+
+    `total` is None where nobody knows it; `done` pieces of it were done before.
+    """
     if not sys.stderr.isatty():
         yield lambda: None
         return
@@ -20,19 +23,29 @@ def progress(total: int, description: str) -> Iterator[Callable[[], None]]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Pieces a second, lately."""
+
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:.1f}/s")
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )  # fmt: skip
     # What is printed to the same terminal goes above the bar; what is printed elsewhere is left alone.
     with Progress(
         *columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty(), redirect_stderr=True
     ) as bar:
-        task = bar.add_task(description, total=total)
+        task = bar.add_task(description, total=total, completed=done)
         yield lambda: bar.advance(task)
 
 
