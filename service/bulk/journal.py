@@ -2,7 +2,7 @@
 
     _lock              locked by the process that works here, and unlocked by the kernel when that ends in any way
     _inputs.jsonl      the files that are read, one a line: path, size, time of change
-    _run.json          the model, the options and the digest of _inputs.jsonl
+    _run.json          the format of this folder, the model, and the options that the rows depend on
     part-000000.parquet ...   finished parts
 
 Every file but the lock is written under a name that begins with a dot, flushed to the disk, and renamed; the folder
@@ -13,7 +13,6 @@ in front are passed over by what reads folders of Parquet.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import itertools
 import json
 import os
@@ -74,12 +73,10 @@ class Journal:
         if run_path.exists():
             self._compare(record, files)
             return
-        digest = hashlib.sha256()
         with self.whole_file(inputs_path) as path, path.open("wb") as file:
             for line in _lines(files):
                 file.write(line)
-                digest.update(line)
-        document = {"format": FORMAT, **record, "inputs_sha256": digest.hexdigest()}
+        document = {"format": FORMAT, **record}
         with self.whole_file(run_path) as path:
             path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
@@ -92,7 +89,7 @@ class Journal:
         if recorded.get("format") != FORMAT:
             raise JournalError(f"{path} has the format {recorded.get('format')}, and this program writes {FORMAT}")
         now = json.loads(json.dumps(record))
-        for name in [*now, *(recorded.keys() - now.keys() - {"format", "inputs_sha256"})]:
+        for name in [*now, *(recorded.keys() - now.keys() - {"format"})]:
             if recorded.get(name) != now.get(name):
                 raise self._refusal(f"{name} was {json.dumps(recorded.get(name))} and is {json.dumps(now.get(name))}")
         with (self._folder / INPUTS_FILE).open("rb") as before:

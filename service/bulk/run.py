@@ -79,6 +79,8 @@ async def run_parts(
                     if writer.add(entry, result):
                         await _in_thread(writer.write)
                     advance()
+                else:
+                    raise RuntimeError(f"part {part.number} has no end")
                 counts = await _in_thread(partial(_finish, writer, opened.pop_all()))
             yield part, counts
 
