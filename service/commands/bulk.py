@@ -11,6 +11,8 @@ import asyncio
 import json
 import os
 import time
+from collections import deque
+from collections.abc import Iterable
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -115,24 +117,30 @@ async def _run(options: argparse.Namespace, settings: Settings, files: list[str]
         await asyncio.to_thread(journal.begin, record, files)
         schema = schema_of(await output_shapes(predictor, outputs), model=record["model"])
         summary = Summary(str(options.out), parts=len(parts))
+        still_open = deque(_count_finished(parts, journal, summary))
+        before, summary.parts_resumed = summary.images, summary.parts_done
+        if summary.parts_resumed:
+            say(f"{summary.parts_resumed} of {summary.parts} parts are there already")
         try:
-            open_parts = _still_open(parts, journal, summary)
-            before = summary.images
             with progress(_total(parts), "images", done=before) as advance:
-                under_way = run_parts(open_parts, question, predictor, journal=journal, schema=schema, advance=advance)
+                under_way = run_parts(
+                    tuple(still_open), question, predictor, journal=journal, schema=schema, advance=advance
+                )
                 async with aclosing(under_way) as done:
                     async for part, counts in done:
+                        still_open.popleft()
                         summary.add(counts)
                         summary.measure(summary.images - before)
                         say(_line(part, counts, summary))
             summary.complete = True
         finally:
+            _count_finished(still_open, journal, summary)  # one may have come into place as the run was interrupted
             print(summary.as_json(), flush=True)
     return 1 if summary.bad_images else 0
 
 
-def _still_open(parts: list[Part], journal: Journal, summary: Summary) -> list[Part]:
-    """Return the parts that are not done, and count the others."""
+def _count_finished(parts: Iterable[Part], journal: Journal, summary: Summary) -> list[Part]:
+    """Count the parts whose files are there, and return the others."""
     from service.bulk.writing import read_counts
 
     still_open = []
@@ -140,11 +148,8 @@ def _still_open(parts: list[Part], journal: Journal, summary: Summary) -> list[P
         path = journal.part_file(part.number)
         if path.exists():
             summary.add(read_counts(path))
-            summary.parts_resumed += 1
         else:
             still_open.append(part)
-    if summary.parts_resumed:
-        say(f"{summary.parts_resumed} of {summary.parts} parts are there already")
     return still_open
 
 
