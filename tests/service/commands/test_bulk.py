@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -178,19 +180,29 @@ def test_without_pyarrow_the_command_names_what_to_install(
 
 
 def test_an_interrupted_run_says_what_is_done_and_is_continued(options: list[str], tmp_path: Path) -> None:
-    write_files(tmp_path / "in", 200)
+    write_files(tmp_path / "in", 60)
+    last = tmp_path / "in" / "last.png"
+    os.mkfifo(last)  # a run does not end before this has been written, or closed
+    writer = os.open(last, os.O_RDWR)
     command = [sys.executable, "-m", "service", "bulk", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *options]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        assert process.stderr.readline().startswith("dat-serve: part 0: 5 images; 1 of 40 parts")
+        assert process.stderr.readline().startswith("dat-serve: part 0: 5 images; 1 of 13 parts")
         process.send_signal(signal.SIGINT)
+        os.close(writer)
         out, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, errors
     summary = json.loads(out)
     assert not summary["complete"]
-    assert 0 < summary["parts_done"] < 40
+    assert 0 < summary["parts_done"] < 13
     assert len(rows_of(tmp_path / "out")) == summary["images"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    writing = threading.Thread(target=lambda: last.open("wb").close())
+    writing.start()
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    writing.join(PATIENCE_S)
     continued = json.loads(ended.stdout)
-    assert (continued["parts_resumed"], continued["images"]) == (summary["parts_done"], 200)
-    assert [Path(row["source"]).name for row in rows_of(tmp_path / "out")] == [f"{n:03}.png" for n in range(200)]
+    assert (ended.returncode, continued["complete"]) == (1, True)
+    assert (continued["parts_resumed"], continued["images"]) == (summary["parts_done"], 61)
+    rows = rows_of(tmp_path / "out")
+    assert [Path(row["source"]).name for row in rows] == [*(f"{number:03}.png" for number in range(60)), "last.png"]
+    assert [row["error"]["code"] for row in rows if row["error"]] == ["empty_image"]
