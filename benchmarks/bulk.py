@@ -29,7 +29,9 @@ def bulk(bench: Bench) -> Result:
         images = _image_count(bench, bench.capacity(target))
         inputs = _write_inputs(bench, root, images)
         for number in range(bench.rounds):
-            rates = {form: _bulk(bench, given, root / f"{form}{number}") for form, given in inputs.items()}
+            rates = {
+                form: _bulk(bench, given, root / f"{form}{number}", images=images) for form, given in inputs.items()
+            }
             rates["server"] = bench.load(target, "--concurrency", SATURATING_CONCURRENCY)["goodput_images_per_s"]
             rounds.append(rates)
     return {
@@ -59,14 +61,19 @@ def _write_inputs(bench: Bench, root: Path, images: int) -> dict[str, Path]:
             photo = bench.files[number % len(bench.files)]
             name = f"{number:08}{photo.suffix}"
             os.link(photo, files / name)
-            archive.add(photo, name)
+            member = tarfile.TarInfo(name)  # not from the file, which would be a link when it comes again
+            member.size = photo.stat().st_size
+            with photo.open("rb") as file:
+                archive.addfile(member, file)
     return {"files": files, "shard": shard}
 
 
-def _bulk(bench: Bench, given: Path, out: Path) -> float:
+def _bulk(bench: Bench, given: Path, out: Path, *, images: int) -> float:
     """Run bulk, and return its images per second."""
     command = [sys.executable, "-m", "service", "bulk", str(given), "--out", str(out), "--device", "cpu"]
     command += ["--repository", str(bench.repository), "--model", bench.model, *bench.options]
     ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     summary: dict[str, Any] = json.loads(ran.stdout)
+    if summary["images"] != images:
+        raise RuntimeError(f"bulk found {summary['images']} of {images} images in {given}")
     return float(summary["images_per_s"])

@@ -66,7 +66,7 @@ def shard_items(path: str, max_bytes: int) -> Iterator[Item]:
                 shard.members = []  # type: ignore[attr-defined]  # it would keep them all
                 folder, _, base = member.name.rpartition("/")
                 stem, dot, suffix = base.partition(".")
-                if not (member.isfile() and stem and dot and f".{suffix}".lower().endswith(SUFFIXES)):
+                if member.isdir() or not (stem and dot and f".{suffix}".lower().endswith(SUFFIXES)):
                     continue
                 key = f"{folder}/{stem}" if folder else stem
                 yield Item(path, row, _member_bytes(shard, member, max_bytes), key, member.name)
@@ -92,6 +92,8 @@ class _StrictHeader(tarfile.TarInfo):
 
 
 def _member_bytes(shard: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int) -> bytes | Fault:
+    if not member.isfile():
+        return Fault("not_a_file", "The shard has a link, or another thing without bytes, under this name.")
     if member.size > max_bytes:
         return too_large("image", max_bytes)
     file = shard.extractfile(member)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,6 +35,18 @@ def test_a_shard_gives_its_images_with_their_keys_and_passes_over_the_rest(tmp_p
     ]
     assert [item.data for item in items if not isinstance(item.data, Fault)] == [b"one", b"two", b"mask", b""]
     assert codes(items) == [None, None, None, "too_large", None]
+
+
+def test_a_link_under_an_images_name_is_no_silent_loss(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "s.tar", {"a.png": b"one"})
+    with tarfile.open(path, "a") as shard:
+        for name, kind in [("b.png", tarfile.LNKTYPE), ("c.png", tarfile.SYMTYPE), ("d.png", tarfile.DIRTYPE)]:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "a.png"
+            shard.addfile(member)
+    items = list(shard_items(str(path), MAX_BYTES))
+    assert [item.name for item in items] == ["a.png", "b.png", "c.png"]
+    assert codes(items) == [None, "not_a_file", "not_a_file"]
 
 
 def cut_in_a_member(data: bytes) -> bytes:
