@@ -26,7 +26,7 @@ from service.errors import StartupError
 
 FORMAT = 1
 LOCK_FILE, INPUTS_FILE, RUN_FILE = "_lock", "_inputs.jsonl", "_run.json"
-_UNFINISHED = re.compile(r"\.(part-\d{6,}\.parquet|_inputs\.jsonl|_run\.json)\.unfinished")
+_UNFINISHED = re.compile(r"\.(part-\d{6,}\.parquet|_inputs\.jsonl|_run\.json)(\.[0-9a-f]+)?\.unfinished")
 
 
 class JournalError(StartupError):
@@ -36,10 +36,19 @@ class JournalError(StartupError):
 
 
 class Journal:
-    """A run's folder, which this process alone works in; see `open_journal`."""
+    """A run's folder, which one process has opened by `open_journal`.
 
-    def __init__(self, folder: Path) -> None:
+    Others, that do parts for it, write under names with a hexadecimal `mark` of their own.
+    """
+
+    def __init__(self, folder: Path, *, mark: str = "") -> None:
         self._folder = folder
+        self._suffix = f".{mark}.unfinished" if mark else ".unfinished"
+
+    @property
+    def folder(self) -> Path:
+        """The folder."""
+        return self._folder
 
     def part_file(self, number: int) -> Path:
         """Return the file of a part, which is there when the part is done."""
@@ -48,7 +57,7 @@ class Journal:
     @contextmanager
     def whole_file(self, path: Path) -> Iterator[Path]:
         """Give the path to write a file at, and put it in place of `path`, or remove it where the block raises."""
-        unfinished = path.with_name(f".{path.name}.unfinished")
+        unfinished = path.with_name(f".{path.name}{self._suffix}")
         try:
             yield unfinished
             _flush(unfinished)

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, I
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import pyarrow as pa  # type: ignore[import-untyped]
 from PIL import Image
@@ -26,7 +26,7 @@ from service.bulk.writing import Answer, Counts, PartWriter
 from service.errors import InferenceFailed
 from service.image_files import read_image
 from service.predictors.ordered import in_order
-from service.predictors.types import Fault, Predictor, PredictorFailed, ranked
+from service.predictors.types import Fault, Predictor, PredictorFailed, PredictorModel, ranked
 
 _READ_AHEAD_IMAGES = 16
 _LOGITS = "logits"
@@ -43,6 +43,51 @@ class Question:
     """Larger images are not read."""
 
 
+class Workplace(Protocol):
+    """Where parts are done."""
+
+    @property
+    def model(self) -> PredictorModel:
+        """The model that answers."""
+        ...
+
+    async def shapes(self, outputs: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each output for one image."""
+        ...
+
+    def run(
+        self, parts: Sequence[Part], question: Question, schema: pa.Schema, *, advance: Callable[[int], None]
+    ) -> AsyncGenerator[tuple[Part, Counts], None]:
+        """Do the parts, and yield each when its file is in place; `advance` is told of images that are done.
+
+        Raises StartupError where no more can be done. Close it where it may not be read to its end.
+        """
+        ...
+
+
+class Here:
+    """This process, with the predictor that it has opened."""
+
+    def __init__(self, predictor: Predictor, journal: Journal) -> None:
+        self._predictor = predictor
+        self._journal = journal
+
+    @property
+    def model(self) -> PredictorModel:
+        """The model that answers."""
+        return self._predictor.model
+
+    async def shapes(self, outputs: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each output for one image."""
+        return await output_shapes(self._predictor, outputs)
+
+    def run(
+        self, parts: Sequence[Part], question: Question, schema: pa.Schema, *, advance: Callable[[int], None]
+    ) -> AsyncGenerator[tuple[Part, Counts], None]:
+        """Do the parts in order; see `Workplace`."""
+        return run_parts(parts, question, self._predictor, journal=self._journal, schema=schema, advance=advance)
+
+
 @dataclass(frozen=True, slots=True)
 class _End:
     """Follows the last image of a part."""
@@ -57,11 +102,11 @@ async def run_parts(
     *,
     journal: Journal,
     schema: pa.Schema,
-    advance: Callable[[], None] = lambda: None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> AsyncGenerator[tuple[Part, Counts], None]:
     """Do the parts in order, and yield each when its file is in place; close it where it may not be read to its end.
 
-    `advance` is called for every image. Raises what the predictor does, and InputError.
+    `advance` is told of every image. Raises what the predictor does, and InputError.
     """
 
     async def answer(entry: Item | _End) -> Answer | Fault | None:
@@ -78,7 +123,7 @@ async def run_parts(
                         break
                     if writer.add(entry, result):
                         await _in_thread(writer.write)
-                    advance()
+                    advance(1)
                 else:
                     raise RuntimeError(f"part {part.number} has no end")
                 counts = await _in_thread(partial(_finish, writer, opened.pop_all()))

@@ -11,9 +11,8 @@ import asyncio
 import json
 import os
 import time
-from collections import deque
-from collections.abc import Iterable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -23,12 +22,13 @@ from service.commands import source
 from service.commands.files import find_files
 from service.commands.terminal import printable, progress, say
 from service.errors import SettingsError, StartupError
-from service.predictors.types import Predictor
+from service.predictors.types import PredictorModel
 from service.settings import Settings, add_options
 
 if TYPE_CHECKING:
     from service.bulk.journal import Journal
     from service.bulk.parts import Part
+    from service.bulk.run import Workplace
     from service.bulk.writing import Counts
 
 _PART_IMAGES = 1024
@@ -55,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"images of a file of the results, and what a kill can cost; a tar shard is one in any case "
         f"(default: {_PART_IMAGES})",
     )  # fmt: skip
+    parser.add_argument(
+        "--ray", metavar="ADDRESS",
+        help="do the parts on a Ray cluster, on every device of it; its nodes must see INPUT, DIR and the model "
+        "repository under the same paths",
+    )  # fmt: skip
     add_options(parser, only=("top_k",))
     source.add_arguments(parser)
 
@@ -65,6 +70,8 @@ def run(options: argparse.Namespace) -> int:
     from service.bulk.journal import open_journal
 
     settings = source.prepare(options)
+    if options.ray is not None and options.url is not None:
+        raise SettingsError("--ray runs the model on a cluster, and --url asks a server: give one of them")
     files = _find(options.paths, options.out)
     with open_journal(options.out) as journal:
         return asyncio.run(_run(options, settings, files, journal))
@@ -106,37 +113,54 @@ class Summary:
 
 async def _run(options: argparse.Namespace, settings: Settings, files: list[str], journal: Journal) -> int:
     from service.bulk.parts import plan
-    from service.bulk.run import Question, output_shapes, run_parts
+    from service.bulk.run import Question
     from service.bulk.writing import schema_of
 
     parts = await asyncio.to_thread(plan, files, part_images=options.part_images, column=options.column)
-    async with source.open_source(options, settings) as predictor:
-        outputs = () if options.outputs == "none" else source.checked_outputs(options.outputs, predictor)
+    async with _open_workplace(options, settings, journal) as workplace:
+        outputs = () if options.outputs == "none" else source.checked_outputs(options.outputs, workplace.model)
         question = Question(outputs, settings.top_k, settings.max_body_bytes)
-        record = _record(options, settings, predictor, outputs)
+        record = _record(options, settings, workplace.model, outputs)
         await asyncio.to_thread(journal.begin, record, files)
-        schema = schema_of(await output_shapes(predictor, outputs), model=record["model"])
+        schema = schema_of(await workplace.shapes(outputs), model=record["model"])
         summary = Summary(str(options.out), parts=len(parts))
-        still_open = deque(_count_finished(parts, journal, summary))
+        still_open = {part.number: part for part in _count_finished(parts, journal, summary)}
         before, summary.parts_resumed = summary.images, summary.parts_done
         if summary.parts_resumed:
             say(f"{summary.parts_resumed} of {summary.parts} parts are there already")
         try:
             with progress(_total(parts), "images", done=before) as advance:
-                under_way = run_parts(
-                    tuple(still_open), question, predictor, journal=journal, schema=schema, advance=advance
-                )
+                under_way = workplace.run(tuple(still_open.values()), question, schema, advance=advance)
                 async with aclosing(under_way) as done:
                     async for part, counts in done:
-                        still_open.popleft()
+                        del still_open[part.number]
                         summary.add(counts)
                         summary.measure(summary.images - before)
                         say(_line(part, counts, summary))
             summary.complete = True
         finally:
-            _count_finished(still_open, journal, summary)  # one may have come into place as the run was interrupted
+            _count_finished(
+                still_open.values(), journal, summary
+            )  # one may have come into place as the run was interrupted
             print(summary.as_json(), flush=True)
     return 1 if summary.bad_images else 0
+
+
+@asynccontextmanager
+async def _open_workplace(
+    options: argparse.Namespace, settings: Settings, journal: Journal
+) -> AsyncIterator[Workplace]:
+    """Give the place that the options choose; raises StartupError where it cannot be had."""
+    if options.ray is not None:
+        from service.bulk import on_ray
+
+        async with on_ray.open_cluster(options.ray, settings, journal, concurrency=options.concurrency) as cluster:
+            yield cluster
+        return
+    from service.bulk.run import Here
+
+    async with source.open_source(options, settings) as predictor:
+        yield Here(predictor, journal)
 
 
 def _count_finished(parts: Iterable[Part], journal: Journal, summary: Summary) -> list[Part]:
@@ -165,10 +189,9 @@ def _find(paths: list[str], out: Path) -> list[str]:
 
 
 def _record(
-    options: argparse.Namespace, settings: Settings, predictor: Predictor, outputs: tuple[str, ...]
+    options: argparse.Namespace, settings: Settings, model: PredictorModel, outputs: tuple[str, ...]
 ) -> dict[str, Any]:
     """Return what the rows depend on, besides the files."""
-    model = predictor.model
     in_process = options.url is None
     return {
         "model": {

@@ -51,7 +51,7 @@ async def _extract(options: argparse.Namespace, settings: Settings) -> int:
     if not found.files:
         return 1
     async with source.open_source(options, settings) as predictor:
-        outputs = source.checked_outputs(options.outputs, predictor)
+        outputs = source.checked_outputs(options.outputs, predictor.model)
         with ArchiveWriter(out, outputs) as archive:
             try:
                 await _fill(archive, found, predictor, outputs, max_bytes=settings.max_body_bytes)

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from service.predictors.types import Fault
 
 
+class Advance(Protocol):
+    """Counts work that is done."""
+
+    def __call__(self, pieces: int = 1) -> None:
+        """Count pieces of it."""
+
+
+def _nothing(pieces: int = 1) -> None:
+    """Count for nobody."""
+
+
 @contextmanager
-def progress(total: int | None, description: str, *, done: int = 0) -> Iterator[Callable[[], None]]:
+def progress(total: int | None, description: str, *, done: int = 0) -> Iterator[Advance]:
     """Show a bar on standard error where that is a terminal; give what is called for each piece of work done.
 
     `total` is None where nobody knows it; `done` pieces of it were done before.
     """
     if not sys.stderr.isatty():
-        yield lambda: None
+        yield _nothing
         return
     from rich.console import Console
     from rich.progress import (
@@ -46,7 +58,11 @@ def progress(total: int | None, description: str, *, done: int = 0) -> Iterator[
         *columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty(), redirect_stderr=True
     ) as bar:
         task = bar.add_task(description, total=total, completed=done)
-        yield lambda: bar.advance(task)
+
+        def advance(pieces: int = 1) -> None:
+            bar.advance(task, pieces)
+
+        yield advance
 
 
 def printable(text: str) -> str:
