@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import null_model, scenarios
+from benchmarks.bulk import bulk
 from benchmarks.explaining import explaining
 from benchmarks.machine import describe
 from benchmarks.scenarios import Bench, Result, write_photos
 from benchmarks.tables import table
 
-SCENARIOS = scenarios.SCENARIOS | {"explain": explaining}
+SCENARIOS = scenarios.SCENARIOS | {"explain": explaining, "bulk": bulk}
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, str] = {
     "key": "make an API key, and show it and its entry for the settings, once",
     "classify": "name the classes of image files",
     "features": "write the features of image files to a NumPy archive",
+    "bulk": "write predictions and features of any number of images as Parquet, resumably",
     "evaluate": "measure the accuracy on a folder of images whose classes are known",
 }
 """Each command's name, which is its module's too, and what it does."""

@@ -51,7 +51,7 @@ async def _extract(options: argparse.Namespace, settings: Settings) -> int:
     if not found.files:
         return 1
     async with source.open_source(options, settings) as predictor:
-        outputs = _checked_outputs(options.outputs, predictor)
+        outputs = source.checked_outputs(options.outputs, predictor.model)
         with ArchiveWriter(out, outputs) as archive:
             try:
                 await _fill(archive, found, predictor, outputs, max_bytes=settings.max_body_bytes)
@@ -78,13 +78,3 @@ async def _fill(
                 else:
                     archive.add(path, result)
                 advance()
-
-
-def _checked_outputs(text: str, predictor: Predictor) -> tuple[str, ...]:
-    outputs = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    unknown = [name for name in outputs if name not in predictor.model.outputs]
-    if unknown:
-        raise SettingsError(
-            f"--outputs: the model has no {', '.join(map(repr, unknown))}; it has {', '.join(predictor.model.outputs)}"
-        )
-    return outputs

@@ -12,14 +12,11 @@ import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
+from service.image_files import SUFFIXES, read_image, reason_of
 from service.predictors.ordered import in_order
 from service.predictors.types import Fault
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-"""What counts as an image in a folder; a file that is named itself is taken whatever its name."""
 
 R = TypeVar("R")
 
@@ -32,10 +29,11 @@ class Found:
     faults: dict[str, Fault] = field(default_factory=dict)
 
 
-def find_files(given: Sequence[str]) -> Found:
+def find_files(given: Sequence[str], *, suffixes: tuple[str, ...] = SUFFIXES) -> Found:
     """Return the files that paths, folders (searched to any depth) and patterns (`**` for any depth) stand for.
 
-    In folders, files and folders whose names begin with a dot are passed over.
+    In folders only names with one of the `suffixes` count, and files and folders whose names begin with a dot are
+    passed over; a file that is named itself is taken whatever its name.
     """
     found = Found()
     for each in given:
@@ -48,14 +46,14 @@ def find_files(given: Sequence[str]) -> Found:
                 found.faults[each] = Fault("not_found", kind)
         for path in paths:
             if os.path.isdir(path):
-                _add_folder(path, found)
+                _add_folder(path, found, suffixes)
             else:
                 found.files.append(path)
     found.files = list(dict.fromkeys(found.files))
     return found
 
 
-def images_below(folder: str, faults: dict[str, Fault]) -> Iterator[str]:
+def images_below(folder: str, faults: dict[str, Fault], *, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[str]:
     """Yield the images of a folder in order; links to folders are followed, each folder once.
 
     A folder that cannot be read is added to `faults`.
@@ -63,7 +61,7 @@ def images_below(folder: str, faults: dict[str, Fault]) -> Iterator[str]:
     seen: set[tuple[int, int]] = set()
 
     def note(error: OSError) -> None:
-        faults[str(error.filename)] = Fault("unreadable", _reason(error))
+        faults[str(error.filename)] = Fault("unreadable", reason_of(error))
 
     for parent, folders, names in os.walk(folder, onerror=note, followlinks=True):
         try:
@@ -77,27 +75,15 @@ def images_below(folder: str, faults: dict[str, Fault]) -> Iterator[str]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+            if not name.startswith(".") and name.lower().endswith(suffixes):
                 yield os.path.join(parent, name)
 
 
-def _add_folder(folder: str, found: Found) -> None:
+def _add_folder(folder: str, found: Found, suffixes: tuple[str, ...]) -> None:
     before = len(found.files) + len(found.faults)
-    found.files.extend(images_below(folder, found.faults))
+    found.files.extend(images_below(folder, found.faults, suffixes=suffixes))
     if len(found.files) + len(found.faults) == before:
         found.faults[folder] = Fault("no_images", "The folder holds no images.")
-
-
-def read_image(path: str, max_bytes: int) -> bytes | Fault:
-    """Return a file's bytes, or why they cannot be had; a larger file than `max_bytes` is not read."""
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        return Fault("unreadable", _reason(error))
-    if len(data) > max_bytes:
-        return Fault("too_large", f"The file is larger than {max_bytes} bytes, which --max-body-bytes can raise.")
-    return data
 
 
 async def answers(
@@ -112,7 +98,3 @@ async def answers(
     async with aclosing(in_order(files, answer, concurrency=concurrency)) as results:
         async for each in results:
             yield each
-
-
-def _reason(error: OSError) -> str:
-    return f"{error.strerror or error}."

@@ -12,7 +12,7 @@ from pathlib import Path
 from service.commands.options import given_settings, settings_from
 from service.errors import SettingsError
 from service.logs import configure_logging
-from service.predictors.types import Predictor
+from service.predictors.types import Predictor, PredictorModel
 from service.settings import CLIENT_API_KEY, Settings, add_options, option_of
 
 _OF_EITHER = frozenset({"model", "max_body_bytes", "log_level", "log_format"})
@@ -84,6 +84,17 @@ async def open_source(options: argparse.Namespace, settings: Settings) -> AsyncI
             options.url, api_key=_api_key(options.api_key_file), model=settings.model, concurrency=options.concurrency
         ) as remote:
             yield remote
+
+
+def checked_outputs(text: str, model: PredictorModel) -> tuple[str, ...]:
+    """Return the outputs that a list with commas names, each once; raises SettingsError where the model lacks one."""
+    outputs = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    unknown = [name for name in outputs if name not in model.outputs]
+    if unknown:
+        raise SettingsError(
+            f"--outputs: the model has no {', '.join(map(repr, unknown))}; it has {', '.join(model.outputs)}"
+        )
+    return outputs
 
 
 def _api_key(file: Path | None) -> str | None:

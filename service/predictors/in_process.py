@@ -19,8 +19,7 @@ from service.engine.types import Outputs, Priority
 from service.errors import InferenceFailed, ServiceError, SettingsError
 from service.imaging import Preprocessing, UnusableImage, decode_into, prepare_pillow
 from service.plan import load_session
-from service.postprocess import softmax, top_k
-from service.predictors.types import Fault, Prediction, PredictorFailed, PredictorModel, Ranking
+from service.predictors.types import Fault, PredictorFailed, PredictorModel, Ranking, ranked
 from service.repository import ModelDirectory, select_model
 from service.settings import Settings
 
@@ -47,7 +46,10 @@ class InProcessPredictor:
             model.manifest.name,
             model.manifest.version,
             model.labels,
-            tuple(record.name for record in model.manifest.outputs),
+            {record.name: record.shape for record in model.manifest.outputs},
+            precision=model.manifest.precision,
+            created=model.manifest.created,
+            weights_sha256=model.manifest.weights_sha256,
         )
 
     @property
@@ -91,12 +93,6 @@ class InProcessPredictor:
     def _decode(self, image: bytes, reservation: Reservation) -> None:
         with reservation.writing(0) as pixels:
             decode_into(image, pixels, self._preprocessing)
-
-
-def ranked(outputs: Outputs, model: PredictorModel, k: int) -> Ranking:
-    """Return the `k` most likely classes by `outputs`, which hold `logits`; raises InferenceFailed if not finite."""
-    best = top_k(softmax(outputs["logits"]), k)
-    return [Prediction(class_id, model.labels[class_id].name, score) for class_id, score in best]
 
 
 @asynccontextmanager

@@ -218,7 +218,10 @@ async def open_predictor(
             name=details["name"],
             version=details["version"],
             labels=tuple(Label(each["class_id"], each["name"], each["synset"]) for each in details["labels"]),
-            outputs=tuple(each["name"] for each in details["outputs"]),
+            outputs={each["name"]: tuple(each["shape"]) for each in details["outputs"]},
+            precision=details["precision"],
+            created=details["created"],
+            weights_sha256=details["weights_sha256"],
         )
         predictor = HttpPredictor(client, described, concurrency=under_way, retries=retries or RetryPolicy())
         try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
 from service.engine.types import Outputs
 from service.errors import StartupError
+from service.postprocess import softmax, top_k
 from service.repository import Label
 
 
@@ -34,8 +35,12 @@ class PredictorModel:
     name: str
     version: int
     labels: tuple[Label, ...]
-    outputs: tuple[str, ...]
-    """Every output that can be asked for."""
+    outputs: Mapping[str, tuple[int | None, ...]]
+    """Every output that can be asked for, with its shape for one image."""
+    precision: str
+    created: str
+    """When it was exported, ISO 8601, UTC."""
+    weights_sha256: str
 
 
 class PredictorFailed(StartupError):
@@ -45,6 +50,12 @@ class PredictorFailed(StartupError):
 
 
 Ranking: TypeAlias = Sequence[Prediction]
+
+
+def ranked(outputs: Outputs, model: PredictorModel, k: int) -> Ranking:
+    """Return the `k` most likely classes by `outputs`, which hold `logits`; raises InferenceFailed if not finite."""
+    best = top_k(softmax(outputs["logits"]), k)
+    return [Prediction(class_id, model.labels[class_id].name, score) for class_id, score in best]
 
 
 class Predictor(Protocol):

@@ -26,7 +26,7 @@ OPERATIONS = ROOT / "docs" / "operations.md"
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FOREIGN_OPTIONS = {"--data-binary", "--require-hashes"}
 """Options that pages name and that are other programs'."""
-OTHER_NAMES = {"dat_null", "dat_serve_client", *VARIANTS}
+OTHER_NAMES = {"dat_null", "dat_serve", "dat_serve_client", *VARIANTS}
 """What begins like a metric and is none."""
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

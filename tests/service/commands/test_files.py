@@ -3,7 +3,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from service.commands.files import answers, find_files, read_image
+from service.commands.files import answers, find_files
+from service.image_files import read_image
 from service.predictors.types import Fault
 
 

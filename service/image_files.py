@@ -1,0 +1,30 @@
+"""Reading one image file, without taking in what is too large."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from service.predictors.types import Fault
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Names of images end with one of these, in any case."""
+
+
+def read_image(path: str, max_bytes: int) -> bytes | Fault:
+    """Return a file's bytes, or why they cannot be had; a larger file than `max_bytes` is not read."""
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        return Fault("unreadable", reason_of(error))
+    return too_large("file", max_bytes) if len(data) > max_bytes else data
+
+
+def too_large(what: str, max_bytes: int) -> Fault:
+    """Return the fault of an image that has more bytes than are taken."""
+    return Fault("too_large", f"The {what} is larger than {max_bytes} bytes, which --max-body-bytes can raise.")
+
+
+def reason_of(error: OSError) -> str:
+    """Return what the system says of it, as a sentence."""
+    return f"{error.strerror or error}."
