@@ -138,20 +138,21 @@ def _descendants(pid: int) -> list[int]:
 
 def main() -> None:
     """Obey until the input ends."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # where Ray, too, prints what it likes
+
+    def tell(answer: Any) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
     cluster = RayCluster(sys.argv[1])
     try:
-        _tell("up")
+        tell("up")
         for line in sys.stdin:
             command, *arguments = line.rstrip("\n").split(" ", 2)
-            answer: Any = getattr(cluster, command)(*arguments)
-            _tell(answer)
+            tell(getattr(cluster, command)(*arguments))
     finally:
         cluster.end()
-
-
-def _tell(answer: Any) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":
