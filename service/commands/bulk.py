@@ -138,6 +138,7 @@ async def _run(options: argparse.Namespace, settings: Settings, files: list[str]
                         summary.measure(summary.images - before)
                         say(_line(part, counts, summary))
             summary.complete = True
+            journal.clear()  # of what was lost on the way with a node of a cluster
         finally:
             _count_finished(
                 still_open.values(), journal, summary
