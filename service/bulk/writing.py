@@ -50,6 +50,10 @@ class Counts:
     images: int
     bad: int
 
+    def __add__(self, other: Counts) -> Counts:
+        """Return the counts of both."""
+        return Counts(self.images + other.images, self.bad + other.bad)
+
 
 class PartWriter:
     """Takes the rows of one part until `close`; a context manager, which closes the file in any case."""

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +25,7 @@ from service.settings import Settings, add_options
 if TYPE_CHECKING:
     from service.bulk.journal import Journal
     from service.bulk.parts import Part
-    from service.bulk.run import Workplace
-    from service.bulk.writing import Counts
+    from service.bulk.run import Question, Workplace
 
 _PART_IMAGES = 1024
 
@@ -77,40 +73,6 @@ def run(options: argparse.Namespace) -> int:
         return asyncio.run(_run(options, settings, files, journal))
 
 
-@dataclass(slots=True)
-class Summary:
-    """What a run has done, as it is printed."""
-
-    out: str
-    complete: bool = False
-    images: int = 0
-    """Of all finished parts."""
-    bad_images: int = 0
-    parts: int = 0
-    parts_done: int = 0
-    parts_resumed: int = 0
-    """Parts that an earlier run had finished."""
-    images_per_s: float = 0.0
-    """Of this run, in the parts that it finished."""
-    seconds: float = 0.0
-    _began_s: float = field(default_factory=time.monotonic, repr=False)
-
-    def add(self, counts: Counts) -> None:
-        """Count a part."""
-        self.images += counts.images
-        self.bad_images += counts.bad
-        self.parts_done += 1
-
-    def measure(self, images: int) -> None:
-        """Take the time for images that were done since the start."""
-        self.seconds = round(time.monotonic() - self._began_s, 3)
-        self.images_per_s = round(images / self.seconds, 1) if self.seconds else 0.0
-
-    def as_json(self) -> str:
-        """Return it as one line."""
-        return json.dumps({name: value for name, value in asdict(self).items() if not name.startswith("_")})
-
-
 async def _run(options: argparse.Namespace, settings: Settings, files: list[str], journal: Journal) -> int:
     from service.bulk.parts import plan
     from service.bulk.run import Question
@@ -119,30 +81,40 @@ async def _run(options: argparse.Namespace, settings: Settings, files: list[str]
     parts = await asyncio.to_thread(plan, files, part_images=options.part_images, column=options.column)
     async with _open_workplace(options, settings, journal) as workplace:
         outputs = () if options.outputs == "none" else source.checked_outputs(options.outputs, workplace.model)
-        question = Question(outputs, settings.top_k, settings.max_body_bytes)
         record = _record(options, settings, workplace.model, outputs)
         await asyncio.to_thread(journal.begin, record, files)
+        question = Question(outputs, settings.top_k, settings.max_body_bytes)
         schema = schema_of(await workplace.shapes(outputs), model=record["model"])
-        summary = Summary(str(options.out), parts=len(parts))
-        still_open = {part.number: part for part in _count_finished(parts, journal, summary)}
-        before, summary.parts_resumed = summary.images, summary.parts_done
-        if summary.parts_resumed:
-            say(f"{summary.parts_resumed} of {summary.parts} parts are there already")
-        try:
-            with progress(_total(parts), "images", done=before) as advance:
-                under_way = workplace.run(tuple(still_open.values()), question, schema, advance=advance)
-                async with aclosing(under_way) as done:
-                    async for part, counts in done:
-                        del still_open[part.number]
-                        summary.add(counts)
-                        summary.measure(summary.images - before)
-                        say(_line(part, counts, summary))
-            summary.complete = True
-        finally:
-            _count_finished(
-                still_open.values(), journal, summary
-            )  # one may have come into place as the run was interrupted
-            print(summary.as_json(), flush=True)
+        return await _finish(parts, workplace, question, journal=journal, schema=schema)
+
+
+async def _finish(
+    parts: Sequence[Part], workplace: Workplace, question: Question, *, journal: Journal, schema: Any
+) -> int:
+    """Do the parts that are not done, print the summary, and return the exit status."""
+    from service.bulk.summary import Summary
+    from service.bulk.writing import read_counts
+
+    summary = Summary(str(journal.folder), parts=len(parts))
+    still_open = {part.number: part for part in parts}
+    for part in _finished(parts, journal):
+        summary.resume(read_counts(journal.part_file(part.number)))
+        del still_open[part.number]
+    if len(still_open) < len(parts):
+        say(f"{len(parts) - len(still_open)} of {len(parts)} parts are there already")
+    try:
+        with progress(_total(parts), "images", done=summary.images) as advance:
+            under_way = workplace.run(tuple(still_open.values()), question, schema, advance=advance)
+            async with aclosing(under_way) as done:
+                async for part, counts in done:
+                    del still_open[part.number]
+                    summary.add(counts)
+                    say(summary.line(part, counts))
+        journal.clear()  # a node of a cluster may have been lost in mid-work
+    finally:
+        for part in _finished(still_open.values(), journal):  # one came into place as the run was interrupted
+            summary.add(read_counts(journal.part_file(part.number)))
+        print(summary.as_json(), flush=True)
     return 1 if summary.bad_images else 0
 
 
@@ -163,18 +135,8 @@ async def _open_workplace(
         yield Here(predictor, journal)
 
 
-def _count_finished(parts: Iterable[Part], journal: Journal, summary: Summary) -> list[Part]:
-    """Count the parts whose files are there, and return the others."""
-    from service.bulk.writing import read_counts
-
-    still_open = []
-    for part in parts:
-        path = journal.part_file(part.number)
-        if path.exists():
-            summary.add(read_counts(path))
-        else:
-            still_open.append(part)
-    return still_open
+def _finished(parts: Iterable[Part], journal: Journal) -> list[Part]:
+    return [part for part in parts if journal.part_file(part.number).exists()]
 
 
 def _find(paths: list[str], out: Path) -> list[str]:
@@ -212,17 +174,9 @@ def _record(
     }
 
 
-def _total(parts: list[Part]) -> int | None:
+def _total(parts: Sequence[Part]) -> int | None:
     images = [part.images for part in parts]
     return None if None in images else sum(count for count in images if count is not None)
-
-
-def _line(part: Part, counts: Counts, summary: Summary) -> str:
-    bad = f", {counts.bad} of them bad" if counts.bad else ""
-    return (
-        f"part {part.number}: {counts.images} images{bad}; "
-        f"{summary.parts_done} of {summary.parts} parts, {summary.images_per_s} images/s"
-    )
 
 
 def _require_pyarrow() -> None:

@@ -1,0 +1,63 @@
+"""Bulk on a cluster of several Ray nodes, in the environment that has Ray, which the tests' own has not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from service.__main__ import main
+from tests.service.bulk.sets import rows_of, vector, write_files, write_shard
+from tests.service.images import photo
+
+ROOT = Path(__file__).parents[3]
+RAY_PYTHON = ROOT / ".venv" / "ray" / "bin" / "python"
+PATIENCE_S = 180
+
+
+def without_outputs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    named = ("source", "row", "key", "name", "error")
+    classes = [row["predictions"] and [each["class_id"] for each in row["predictions"]] for row in rows]
+    return [{**{name: row[name] for name in named}, "classes": ids} for row, ids in zip(rows, classes, strict=True)]
+
+
+@pytest.mark.skipif(
+    not RAY_PYTHON.exists(), reason="there is no environment with Ray in .venv/ray; `make test` makes it"
+)
+def test_the_rows_are_those_of_one_process_though_a_node_is_killed(
+    repository: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_files(tmp_path / "in", 40, bad=(3, 17))
+    write_shard(tmp_path / "in" / "s.tar", {f"{number}.png": photo(seed=number) for number in range(10)})
+    pq.write_table(pa.table({"image": [photo(), None, photo(seed=1)]}), tmp_path / "in" / "t.parquet")
+    options = ["--part-images", "4", "--repository", str(repository), "--device", "cpu", "--threads", "1"]
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "pyarrow").symlink_to(Path(pa.__file__).parent)  # the bulk extra, beside Ray's set
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DAT_")}
+    environment |= {"PYTHONPATH": f"{ROOT}:{tmp_path / 'packages'}", "RAY_USAGE_STATS_ENABLED": "0"}
+    ended = subprocess.run(
+        [RAY_PYTHON, "-m", "tests.service.bulk.ray_cluster", "in", "--out", "out", *options],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1, ended.stderr
+    summary = json.loads(next(line for line in ended.stdout.splitlines() if line.startswith("{")))
+    assert (summary["complete"], summary["images"], summary["bad_images"]) == (True, 53, 3)
+    assert not list((tmp_path / "out").glob(".*"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert main(["bulk", "in", "--out", "out", *options]) == 1
+        assert json.loads(capfd.readouterr().out)["parts_resumed"] == summary["parts"]
+        main(["bulk", "in", "--out", "alone", *options])
+    rows, alone = rows_of(tmp_path / "out"), rows_of(tmp_path / "alone")
+    assert without_outputs(rows) == without_outputs(alone)
+    for row, other in zip(rows, alone, strict=True):
+        if row["error"] is None:
+            np.testing.assert_allclose(vector(row, "embedding"), vector(other, "embedding"), atol=1e-5)
