@@ -76,7 +76,22 @@ FIGURES: list[tuple[str, str, Callable[[Result], str]]] = [
         "operations", "model-speed-dat_tiny",
         lambda it: f"{row(it, contender='ort-ours', batch=8)['images_per_s']:.1f} images/s at batch 8",
     ),
-    ("operations", "null-dat_null", lambda it: f"took {row(it, concurrency=64)['server_cpu_ms']:.1f} ms"),
+    (
+        "operations", "throughput-cuda-dat_tiny",
+        lambda it: f"{row(it, concurrency=256)['images_per_s']:.0f} images/s of 640x427 pixels at "
+        f"{row(it, concurrency=256)['server_cpu_ms']:.1f} ms",
+    ),
+    (
+        "operations", "throughput-cuda-dat_tiny",
+        lambda it: f"for Pillow alone came to {it['limits']['pillow']['images_per_s']:.0f} there",
+    ),
+    *(
+        (
+            "tuning", "model-speed-dat_tiny-cuda",
+            lambda it, batch=batch: f"of {batch} {one_image(it, 'ort-fp16', batch) * batch:.1f} ms",
+        )
+        for batch in (1, 8, 64)
+    ),
     (
         "operations", "overload-dat_tiny",
         lambda it: f"{interactive(it, 0.5, 'p50')} ms, {interactive(it, 0.5, 'p99')} ms",

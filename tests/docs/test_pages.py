@@ -179,3 +179,10 @@ def test_the_changelog_has_the_release() -> None:
 
 def test_the_front_page_stays_one() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_alert_has_the_section_that_it_names() -> None:
+    alerts = (ROOT / "deploy" / "monitoring" / "alerts.yml").read_text(encoding="utf-8")
+    named = re.findall(r"runbook: docs/operations\.md#(\S+)", alerts)
+    assert len(named) == alerts.count("- alert:")
+    assert set(named) - anchors(ROOT / "docs" / "operations.md") == set()
