@@ -8,7 +8,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
-from ray import serve  # type: ignore[import-not-found]
+from ray import serve
 
 from service.metrics import Metrics
 

@@ -23,7 +23,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_REPORT_URL", "")  # where Ray would say that it has been told to report nothing
 os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "deploy.ray_proxy:middlewares")
 
-import ray  # type: ignore[import-not-found]  # it has an environment of its own
+import ray
 from fastapi import FastAPI
 from ray import serve
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 
 from service.bulk.journal import Journal
 from service.bulk.parts import Part
@@ -28,10 +28,14 @@ from service.predictors.in_process import InProcessPredictor, open_predictor
 from service.predictors.types import PredictorFailed, PredictorModel
 from service.settings import Settings
 
+# Read when Ray is imported, for the address `local`, which starts a cluster: this service reports to nobody.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_USAGE_STATS_REPORT_URL", "")
+
 try:
-    import ray  # type: ignore[import-not-found, unused-ignore]
-    from ray.exceptions import RayActorError, RayTaskError  # type: ignore[import-not-found, unused-ignore]
-    from ray.util.scheduling_strategies import (  # type: ignore[import-not-found, unused-ignore]
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+    from ray.util.scheduling_strategies import (
         NodeAffinitySchedulingStrategy,
     )
 except ModuleNotFoundError as error:

@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from service.bulk.inputs import Item
 from service.engine.types import Outputs

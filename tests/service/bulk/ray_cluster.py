@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from ray.cluster_utils import Cluster  # type: ignore[import-not-found, unused-ignore]
+from ray.cluster_utils import Cluster
 
 from service.__main__ import main
 from service.commands import bulk
