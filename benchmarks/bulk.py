@@ -70,7 +70,7 @@ def _write_inputs(bench: Bench, root: Path, images: int) -> dict[str, Path]:
 
 def _bulk(bench: Bench, given: Path, out: Path, *, images: int) -> float:
     """Run bulk, and return its images per second."""
-    command = [sys.executable, "-m", "service", "bulk", str(given), "--out", str(out), "--device", "cpu"]
+    command = [sys.executable, "-m", "service", "bulk", str(given), "--out", str(out), "--device", bench.device]
     command += ["--repository", str(bench.repository), "--model", bench.model, *bench.options]
     ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     summary: dict[str, Any] = json.loads(ran.stdout)
