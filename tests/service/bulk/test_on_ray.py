@@ -1,9 +1,11 @@
-"""Bulk on a cluster of several Ray nodes, in the environment that has Ray, which the tests' own has not."""
+"""The Ray command of docs/bulk.md, on a cluster of several nodes, in the environment that has Ray."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from tests.service.bulk.sets import rows_of, vector, write_files, write_shard
 from tests.service.images import photo
 
 ROOT = Path(__file__).parents[3]
+(COMMAND,) = re.findall(r"^python -m service bulk (.*) --ray \S+$", (ROOT / "docs/bulk.md").read_text(), re.MULTILINE)
+"""What the page gives to the command, without the cluster's address."""
 RAY_PYTHON = ROOT / ".venv" / "ray" / "bin" / "python"
 PATIENCE_S = 180
 
@@ -34,27 +38,28 @@ def without_outputs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_the_rows_are_those_of_one_process_though_a_node_is_killed(
     repository: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    write_files(tmp_path / "in", 40, bad=(3, 17))
-    write_shard(tmp_path / "in" / "s.tar", {f"{number}.png": photo(seed=number) for number in range(10)})
-    pq.write_table(pa.table({"image": [photo(), None, photo(seed=1)]}), tmp_path / "in" / "t.parquet")
+    write_files(tmp_path / "photos", 40, bad=(3, 17))
+    write_shard(tmp_path / "photos" / "s.tar", {f"{number}.png": photo(seed=number) for number in range(10)})
+    pq.write_table(pa.table({"image": [photo(), None, photo(seed=1)]}), tmp_path / "photos" / "t.parquet")
+    asked = shlex.split(COMMAND)
     options = ["--part-images", "4", "--repository", str(repository), "--device", "cpu", "--threads", "1"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DAT_")}
     environment |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_REPORT_URL": ""}
     ended = subprocess.run(
-        [RAY_PYTHON, "-m", "tests.service.bulk.ray_cluster", "in", "--out", "out", *options],
+        [RAY_PYTHON, "-m", "tests.service.bulk.ray_cluster", *asked, *options],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert ended.returncode == 1, ended.stderr
     summary = json.loads(next(line for line in ended.stdout.splitlines() if line.startswith("{")))
     assert (summary["complete"], summary["images"], summary["bad_images"]) == (True, 53, 3)
-    assert not list((tmp_path / "out").glob(".*"))
+    assert not list((tmp_path / "results").glob(".*"))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        assert main(["bulk", "in", "--out", "out", *options]) == 1
+        assert main(["bulk", *asked, *options]) == 1
         assert json.loads(capfd.readouterr().out)["parts_resumed"] == summary["parts"]
-        main(["bulk", "in", "--out", "alone", *options])
-    rows, alone = rows_of(tmp_path / "out"), rows_of(tmp_path / "alone")
+        main(["bulk", "photos/", "--out", "alone", *options])
+    rows, alone = rows_of(tmp_path / "results"), rows_of(tmp_path / "alone")
     assert without_outputs(rows) == without_outputs(alone)
     for row, other in zip(rows, alone, strict=True):
         if row["error"] is None:
