@@ -13,8 +13,8 @@ from tests.service.conftest import repository as repository
 
 def bench_of(repository: Path, files: list[Path]) -> Bench:
     return Bench(
-        repository=repository, model="tiny", device="cpu", port=0, duration_s=2.0, rounds=1, concurrency=(1,), workers=1,
-        seed=0, options=["--threads=1"], files=files,
+        repository=repository, model="tiny", device="cpu", port=0, duration_s=2.0, rounds=1, concurrency=(1,),
+        workers=1, seed=0, options=["--threads=1"], files=files,
     )  # fmt: skip
 
 
