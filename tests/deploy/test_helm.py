@@ -195,6 +195,18 @@ def test_a_pod_is_given_the_time_that_its_drain_takes(manifests: list[Manifest])
     assert pod_of(manifests)["terminationGracePeriodSeconds"] >= before_s + drain_s + 15
 
 
+def test_pods_that_are_all_replaced_at_once_have_no_share_that_is_replaced_first() -> None:
+    strategy = of_kind(rendered({"strategy": {"type": "Recreate"}}), "Deployment")["spec"]["strategy"]
+    assert strategy == {"type": "Recreate"}  # Kubernetes refuses rollingUpdate beside it
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_node_can_be_emptied_however_few_pods_there_are(replicas: int) -> None:
+    budget = of_kind(rendered({"replicas": replicas}), "PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert "minAvailable" not in budget
+
+
 def test_an_older_kubernetes_waits_by_a_command() -> None:
     command = container_of(rendered({}, "1.29"))["lifecycle"]["preStop"]["exec"]["command"]
     assert command[:2] == ["python", "-c"]
@@ -285,6 +297,9 @@ def test_keys_come_from_the_secret() -> None:
         ({"ingress": {"enabled": True}}, "hosts"),
         ({"autoscaling": {"enabled": True, "minReplicas": 4, "maxReplicas": 2}}, "maxReplicas"),
         ({"autoscaling": {"enabled": True, "cpuUtilization": 0}}, "queuedImages"),
+        ({"autoscaling": {"enabled": True}, "resources": {"requests": None, "limits": None}}, "resources.requests.cpu"),
+        ({"podDisruptionBudget": {"maxUnavailable": "lots"}}, "maxUnavailable"),
+        ({"podLabels": {"app.kubernetes.io/instance": "other"}}, "podLabels"),
     ],
 )
 def test_values_that_make_no_sense_are_refused_by_name(values: dict[str, Any], complaint: str) -> None:
@@ -304,6 +319,24 @@ def test_the_charts_rules_are_those_of_the_monitoring(name: str) -> None:
     assert (CHART / "files" / name).read_text() == rules.read_text()
     groups = of_kind(rendered(EXAMPLE), "PrometheusRule")["spec"]["groups"]
     assert [group for group in yaml.safe_load(rules.read_text())["groups"] if group not in groups] == []
+
+
+def test_the_prometheus_operator_knows_every_field_of_its_resources() -> None:
+    manifests = rendered(EXAMPLE)
+    monitor = of_kind(manifests, "ServiceMonitor")["spec"]
+    assert monitor.keys() == {"jobLabel", "selector", "endpoints"}
+    assert monitor["selector"].keys() == {"matchLabels"}
+    ports = {port["name"] for port in of_kind(manifests, "Service")["spec"]["ports"]}
+    for endpoint in monitor["endpoints"]:
+        assert endpoint.keys() == {"port", "path", "interval"}
+        assert endpoint["port"] in ports
+    spec = of_kind(manifests, "PrometheusRule")["spec"]
+    assert spec.keys() == {"groups"}
+    for group in spec["groups"]:
+        assert {"name", "rules"} <= group.keys() <= {"name", "rules", "interval"}
+        for rule in group["rules"]:
+            assert ("record" in rule) != ("alert" in rule)
+            assert rule.keys() <= {"record", "alert", "expr", "for", "labels", "annotations"}
 
 
 @pytest.mark.skipif(not KSERVE_PYTHON.exists(), reason="KServe's environment is not installed: make test installs it")
@@ -331,3 +364,22 @@ def test_the_kserve_runtime_is_a_pod_that_kubernetes_and_the_service_take() -> N
     given = {each["name"]: each["value"] for each in [*container["env"], *model["env"]] if "value" in each}
     settings = settings_of(given)
     assert settings.model == service["metadata"]["name"]
+
+
+def test_the_kserve_pods_variables_are_the_services_alone() -> None:
+    service = yaml.safe_load((KSERVE / "inference-service.yaml").read_text())
+    # Kubernetes would make DAT_TINY_PREDICTOR_SERVICE_HOST of the Service's name, and the server refuse to start
+    assert f"{service['metadata']['name']}-predictor".upper().replace("-", "_").startswith(ENV_PREFIX)
+    assert service["spec"]["predictor"]["enableServiceLinks"] is False
+
+
+def test_the_kserve_pods_are_given_the_time_that_their_drain_takes() -> None:
+    runtime = yaml.safe_load((KSERVE / "serving-runtime.yaml").read_text())
+    service = yaml.safe_load((KSERVE / "inference-service.yaml").read_text())
+    (container,) = runtime["spec"]["containers"]
+    python, option, program = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert (python, option) == ("python", "-c")
+    before_s = int(program.removeprefix("import time; time.sleep(").removesuffix(")"))
+    drain_s = Settings.model_fields["drain_timeout_ms"].default / 1000
+    assert "DAT_DRAIN_TIMEOUT_MS" not in {each["name"] for each in container["env"]}
+    assert service["spec"]["predictor"]["terminationGracePeriodSeconds"] >= before_s + drain_s + 15
