@@ -111,7 +111,7 @@ def test_the_environment_is_settings_that_the_service_takes(name: str, monkeypat
     for key, value in given.items():
         monkeypatch.setenv(key, value)
     settings = load_settings(environment=given)
-    assert settings.device == ("cuda" if name == "serve-cuda" else "cpu")
+    assert settings.devices == ("cuda" if name == "serve-cuda" else "cpu",)
     assert settings.threads == 0
     assert settings.repository == Path("/models")
 

@@ -236,9 +236,9 @@ def test_a_gpu_is_asked_for_only_where_it_is_wanted() -> None:
     plain, one, two = (rendered({"gpu": {"count": count}}) for count in (0, 1, 2))
     assert "nvidia.com/gpu" not in container_of(plain)["resources"]["limits"]
     assert "tolerations" not in pod_of(plain)
-    assert environment_of(plain)["DAT_DEVICE"] == "cpu"
+    assert environment_of(plain)["DAT_DEVICES"] == "cpu"
     assert container_of(one)["resources"]["limits"]["nvidia.com/gpu"] == 1
-    assert environment_of(one)["DAT_DEVICE"] == "cuda"
+    assert environment_of(one)["DAT_DEVICES"] == "cuda:0"
     assert environment_of(two)["DAT_DEVICES"] == "cuda:0,cuda:1"
     assert container_of(one)["image"].endswith("-cuda")
     assert not container_of(plain)["image"].endswith("-cuda")
