@@ -35,9 +35,7 @@ os.environ.setdefault("RAY_USAGE_STATS_REPORT_URL", "")
 try:
     import ray
     from ray.exceptions import RayActorError, RayTaskError
-    from ray.util.scheduling_strategies import (
-        NodeAffinitySchedulingStrategy,
-    )
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ModuleNotFoundError as error:
     raise SettingsError(f"--ray: {error.name} is not installed; requirements/ray.txt has what Ray needs") from error
 
