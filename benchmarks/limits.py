@@ -20,6 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from service.engine.session import DeviceOptions, OnnxSession
+from service.images.limits import DEFAULT_LIMITS
 from service.imaging import Preprocessing, decode_into, decode_with_pillow, prepare_pillow
 from service.repository import ModelDirectory
 
@@ -52,7 +53,7 @@ class Limits:
         manifest = model.manifest
         self._files = files
         self._shape = (manifest.input.height, manifest.input.width, 3)
-        self._preprocessing = Preprocessing.of(manifest, max_pixels=64_000_000, exif_orientation=False)
+        self._preprocessing = Preprocessing.of(manifest, limits=DEFAULT_LIMITS, exif_orientation=False)
         self._session = OnnxSession.load(
             model.model_path,
             DeviceOptions(device=device, buckets=(1,), precision=manifest.precision),

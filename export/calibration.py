@@ -24,7 +24,8 @@ from export.verify import (
     sample_images,
 )
 from models.dat import DAT
-from service.imaging import Preprocessing, UnusableImage, decode_into, prepare_pillow
+from service.images.limits import DecodeLimits, UnusableImage
+from service.imaging import Preprocessing, decode_into, prepare_pillow
 
 SAMPLES: Final = 32
 SAMPLE_SEED: Final = 1000
@@ -92,7 +93,7 @@ def photos(folder: Path, preprocessing: Preprocessing) -> Calibration:
 
 def service_preprocessing(resize: tuple[int, int], crop: tuple[int, int]) -> Preprocessing:
     """Return what the service does to images for a model of these sizes, (height, width)."""
-    return Preprocessing(resize=resize, crop=crop, max_pixels=_MAX_PIXELS)
+    return Preprocessing(resize=resize, crop=crop, limits=DecodeLimits(max_pixels=_MAX_PIXELS))
 
 
 def _split(images: Images, source: str) -> Calibration:

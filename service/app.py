@@ -82,7 +82,7 @@ def create_app(
         engine=engine,
         metrics=metrics,
         preprocessing=Preprocessing.of(
-            model.manifest, max_pixels=settings.max_image_pixels, exif_orientation=settings.exif_orientation
+            model.manifest, limits=settings.decode_limits, exif_orientation=settings.exif_orientation
         ),
         decode_pool=DecodePool(settings.decode_thread_count),
         inference_routes=frozenset(

@@ -4,44 +4,47 @@ RGB by Pillow's own conversion, bicubic resize to a fixed size without regard to
 normalisation is in the model's graph. Everything here is a pure function of its arguments and safe in any thread;
 `prepare_pillow` is called once before.
 
-Two short cuts give the same pixels in less time. Usual JPEG files are decoded by simplejpeg, which drives the same
-library as Pillow with the same settings, but whole, at once and into memory that each thread keeps; whatever it does
-not decode without so much as a warning goes Pillow's way, so that Pillow alone says what is wrong with a file. And
-where the arithmetic is exact, only the crop's part of the resized image is computed.
+What a file may cost is bounded by its structure before anything is decoded, and Pillow is given the file's essence
+alone, without metadata (`service.images`). Whatever a corrupt or hostile file makes it raise leaves this module as
+`UnusableImage`.
 
-Whatever a corrupt or hostile file makes Pillow raise leaves this module as `UnusableImage`; the number of pixels is
-read from the header and checked before anything is decoded.
+Two short cuts give the same pixels in less time. Usual JPEG files are decoded by simplejpeg, which drives the same
+library as Pillow with the same settings, but whole, at once and into memory that each thread keeps; what it does not
+know goes Pillow's way. And where the arithmetic is exact, only the crop's part of the resized image is computed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import io
+import logging
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, _imaging
 
+from service.images import formats, jpeg
+from service.images.limits import DEFAULT_LIMITS, DecodeLimits, Essence, UnusableImage, corrupt, not_taken
+from service.images.rgb import as_rgb
 from service.repository import Manifest
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-_JPEG_MAGIC = b"\xff\xd8\xff"
 _USUAL_COLORSPACES = ("YCbCr", "Gray")
+_JPEG_WARNINGS = (
+    *("Premature end of JPEG file", "Corrupt JPEG data: "),
+    *("Inconsistent progression sequence ", "Invalid SOS parameters "),
+)
+"""How the library begins to say what it decoded in spite of: the pixels are there, and are what Pillow would give."""
 _EXACT_FLOAT32 = 1 << 24
 """Whole numbers up to this, and these over powers of two, have an exact 32-bit float."""
+_PILLOW_DOES_NOT_KNOW = ("Unsupported BMP", "unknown raw mode")
+"""How Pillow begins to say of a valid file that it has no decoder for it."""
 _MOST_KEPT_BYTES = 16 * 1024 * 1024
 """The largest image, 4 bytes a pixel, that a thread keeps memory for."""
-
-
-class UnusableImage(Exception):
-    """One image cannot be used; `code` is stable, `str(error)` a sentence for the caller."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +53,16 @@ class Preprocessing:
 
     resize: tuple[int, int]
     crop: tuple[int, int]
-    max_pixels: int
+    limits: DecodeLimits = DEFAULT_LIMITS
     exif_orientation: bool = False
 
     @classmethod
-    def of(cls, manifest: Manifest, *, max_pixels: int, exif_orientation: bool) -> Preprocessing:
+    def of(cls, manifest: Manifest, *, limits: DecodeLimits, exif_orientation: bool) -> Preprocessing:
         """Return what a model's manifest asks for, within the service's own limits."""
         return cls(
             resize=(manifest.preprocess.resize_height, manifest.preprocess.resize_width),
             crop=(manifest.input.height, manifest.input.width),
-            max_pixels=max_pixels,
+            limits=limits,
             exif_orientation=exif_orientation,
         )
 
@@ -107,19 +110,40 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-def prepare_pillow() -> None:
-    """Set Pillow's process-wide state: load the decoders, and leave the limit on pixels to `Preprocessing`.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of each EXIF orientation upright."""
 
-    Pillow's own limit warns or raises at numbers of its own, which would answer otherwise than the setting says.
+
+def prepare_pillow() -> None:
+    """Set Pillow's process-wide state: decoders loaded, silent, and without a limit of their own on pixels.
+
+    Its warnings and log lines, and what libtiff writes to standard error, repeat numbers that a sender chose; and
+    its limit would answer otherwise than the setting says.
     """
     Image.init()
     Image.MAX_IMAGE_PIXELS = None
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
+    libtiff = ctypes.CDLL(_imaging.__file__)  # which looks among the libraries of that module too
+    if hasattr(libtiff, "TIFFSetErrorHandler"):
+        libtiff.TIFFSetErrorHandler(None)
+    # Pillow reads plain TIFF files itself, strip by strip in Python, and 16-bit ones wrongly whose channels lie apart.
+    TiffImagePlugin.READ_LIBTIFF = True
 
 
 def decode_into(data: bytes | bytearray, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> ImageTimings:
     """Decode an image file and write the model's input, uint8 (height, width, 3), into `pixels`.
 
-    Raises UnusableImage with code `empty_image`, `unsupported_format`, `undecodable` or `too_many_pixels`.
+    Raises UnusableImage with code `empty_image`, `unsupported_format`, `unsupported_encoding`, `undecodable`,
+    `too_many_pixels` or `too_complex`.
     """
     started_s = time.monotonic()
     image = decode(data, preprocessing)
@@ -134,45 +158,69 @@ def decode(data: bytes | bytearray, preprocessing: Preprocessing) -> Image.Image
 
     The image is only good until the same thread decodes another. Raises as `decode_into`.
     """
-    if not data:
-        raise UnusableImage("empty_image", "The image holds no bytes.")
-    if data.startswith(_JPEG_MAGIC) and not preprocessing.exif_orientation:
-        image = decode_usual_jpeg(data, max_pixels=preprocessing.max_pixels)
+    if data.startswith(jpeg.MAGIC):
+        image = decode_usual_jpeg(data, preprocessing.limits)
         if image is not None:
-            return image
+            if not preprocessing.exif_orientation:
+                return image
+            return _upright(image, jpeg.orientation(data, preprocessing.limits))
     return decode_with_pillow(data, preprocessing)
 
 
-def decode_usual_jpeg(data: bytes | bytearray, *, max_pixels: int) -> Image.Image | None:
-    """Decode a flawless JPEG file in grey or YCbCr to RGBX; None for any other file, or one of more pixels.
+def decode_usual_jpeg(data: bytes | bytearray, limits: DecodeLimits) -> Image.Image | None:
+    """Decode a JPEG file in grey or YCbCr to RGBX; None for any other file, or one of more pixels.
 
-    The image is only good until the same thread decodes another.
+    The image is only good until the same thread decodes another. Raises UnusableImage with code `undecodable` or
+    `too_complex`.
     """
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if colorspace not in _USUAL_COLORSPACES or width * height > max_pixels:
-            return None
-        # Four bytes a pixel are what Pillow has inside: it takes them over as they lie.
-        memory = _kept.memory(4 * width * height)
-        rgbx = simplejpeg.decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False, buffer=memory)
-    except (ValueError, KeyError):  # not flawless, or subsampled in a way that simplejpeg has no name for
+    except (ValueError, KeyError):  # no JPEG, or subsampled in a way that simplejpeg has no name for
         return None
+    if colorspace not in _USUAL_COLORSPACES or width * height > limits.max_pixels:
+        return None
+    jpeg.check_scans(data, width, height, limits)
+    if not data.endswith(jpeg.END) and not jpeg.is_whole(data, limits):
+        return None  # it depends on the last bits whether Pillow takes it
+    # Four bytes a pixel are what Pillow has inside: it takes them over as they lie.
+    size_bytes = 4 * width * height
+    rgbx = _kept.memory(size_bytes) or np.empty(size_bytes, np.uint8)
+    try:
+        simplejpeg.decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False, buffer=rgbx)
+    except ValueError as error:
+        # The library reports its first warning when all is decoded, and what it stopped for in the same way.
+        if not str(error).startswith(_JPEG_WARNINGS):
+            return None
+        if not jpeg.is_whole(data, limits):
+            raise corrupt() from error
     return Image.frombuffer("RGBX", (width, height), rgbx, "raw", "RGBX", 0, 1)
 
 
 def decode_with_pillow(data: bytes | bytearray, preprocessing: Preprocessing) -> Image.Image:
     """Decode any format; raises as `decode_into`."""
+    essence = formats.essence(data, preprocessing.limits)
+    image = _opened(essence, preprocessing.limits)
+    return _upright(image, essence.orientation) if preprocessing.exif_orientation else image
+
+
+def _opened(essence: Essence, limits: DecodeLimits) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_pixels(image, preprocessing.max_pixels)
-            upright = ImageOps.exif_transpose(image) if preprocessing.exif_orientation else image
-            return upright.convert("RGB")
+        with Image.open(io.BytesIO(essence.data), formats=[essence.form]) as image:
+            limits.check_pixels(image.width, image.height)
+            return as_rgb(image, essence.grey, essence.kind)
     except UnusableImage:
         raise
     except UnidentifiedImageError as error:
-        raise UnusableImage("unsupported_format", f"Not an image in a format that is taken: {_formats()}.") from error
+        raise (not_taken(essence.kind) if essence.kind else corrupt()) from error
     except Exception as error:  # a corrupt file makes Pillow's plugins raise nearly anything, down to struct.error
-        raise UnusableImage("undecodable", "The image is truncated or corrupt.") from error
+        if str(error).startswith(_PILLOW_DOES_NOT_KNOW):
+            raise not_taken(essence.kind or f"This kind of {essence.form}") from error
+        raise corrupt() from error
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -201,15 +249,3 @@ def _crop_resizes_alike(image: Image.Image, preprocessing: Preprocessing) -> boo
     is_exact = side & (side - 1) == 0 and max(image.size) * side <= _EXACT_FLOAT32
     are_squares = preprocessing.resize == (side, side) and preprocessing.crop == (crop, crop)
     return is_exact and are_squares and image.width >= image.height >= side
-
-
-def _check_pixels(image: Image.Image, max_pixels: int) -> None:
-    if image.width * image.height > max_pixels:
-        raise UnusableImage(
-            "too_many_pixels",
-            f"The image is {image.width} x {image.height} pixels; at most {max_pixels} in all are taken.",
-        )
-
-
-def _formats() -> str:
-    return ", ".join(FORMATS[:-1]) + " or " + FORMATS[-1]

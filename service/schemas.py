@@ -55,7 +55,12 @@ class Timings(AnswerModel):
     """The whole request."""
 
 
-FaultCode = TypeAliasType("FaultCode", Literal["empty_image", "unsupported_format", "undecodable", "too_many_pixels"])
+FaultCode = TypeAliasType(
+    "FaultCode",
+    Literal[
+        "empty_image", "unsupported_format", "unsupported_encoding", "undecodable", "too_many_pixels", "too_complex"
+    ],
+)
 
 
 class Fault(AnswerModel):

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsError
+from service.images.limits import MAX_PIXELS, MAX_SCAN_PIXELS, MAX_SEGMENTS, DecodeLimits
 from service.keys import ApiKey, parse_entries
 
 ENV_PREFIX = "DAT_"
@@ -84,8 +85,14 @@ class Settings(BaseSettings):
     """Largest request body."""
     max_images: Count = 64
     """Most images in one request."""
-    max_image_pixels: Count = 64_000_000
+    max_image_pixels: Count = MAX_PIXELS
     """Most pixels (width x height) of one image, checked before it is decoded."""
+    max_image_scan_pixels: Count = MAX_SCAN_PIXELS
+    """Most pixels that decoding one image may go over in all: those of every scan of a progressive JPEG, of every
+    strip or tile of a TIFF, checked before it is decoded."""
+    max_image_segments: Count = MAX_SEGMENTS
+    """Most parts that one image's file may consist of, checked before it is decoded: segments of a JPEG, chunks of a
+    PNG, blocks of a GIF, tags, strips and tiles of a TIFF."""
     max_queued_images: Count = 1024
     """Most images admitted and not yet answered; beyond it requests get 429."""
     max_wait_ms: Annotated[int, Field(ge=0)] = 0
@@ -210,6 +217,11 @@ class Settings(BaseSettings):
     def buckets_for(self, device: str) -> tuple[int, ...]:
         """Return the batch sizes to run with on `device` (`cpu`, or one that is not)."""
         return self.batch_buckets or (CPU_BUCKETS if device == "cpu" else GPU_BUCKETS)
+
+    @property
+    def decode_limits(self) -> DecodeLimits:
+        """What one image may be and cost."""
+        return DecodeLimits(self.max_image_pixels, self.max_image_scan_pixels, self.max_image_segments)
 
     @property
     def has_processes(self) -> bool:

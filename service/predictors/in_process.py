@@ -17,7 +17,8 @@ from service.engine.reservation import Reservation
 from service.engine.session import resolve_device
 from service.engine.types import Outputs, Priority
 from service.errors import InferenceFailed, ServiceError, SettingsError
-from service.imaging import Preprocessing, UnusableImage, decode_into, prepare_pillow
+from service.images.limits import UnusableImage
+from service.imaging import Preprocessing, decode_into, prepare_pillow
 from service.plan import load_session
 from service.predictors.types import Fault, PredictorFailed, PredictorModel, Ranking, ranked
 from service.repository import ModelDirectory, select_model
@@ -40,7 +41,7 @@ class InProcessPredictor:
         self._concurrency = concurrency
         self._room = asyncio.Semaphore(concurrency)
         self._preprocessing = Preprocessing.of(
-            model.manifest, max_pixels=settings.max_image_pixels, exif_orientation=settings.exif_orientation
+            model.manifest, limits=settings.decode_limits, exif_orientation=settings.exif_orientation
         )
         self._model = PredictorModel(
             model.manifest.name,

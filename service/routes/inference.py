@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from service.engine.reservation import Reservation
 from service.engine.types import Answer, Priority
 from service.errors import BadImages, Cancelled, DeadlineExceeded, ImageFault
-from service.imaging import ImageTimings, Preprocessing, UnusableImage
+from service.images.limits import UnusableImage
+from service.imaging import ImageTimings, Preprocessing
 from service.middleware import context_of
 from service.routes.bodies import Limits, Upload, plan_body
 from service.routes.context import Service

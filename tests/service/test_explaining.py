@@ -11,9 +11,9 @@ from PIL import Image
 from service.explaining import QueryCell, View, weights_of
 from service.imaging import Preprocessing, resize_and_crop
 
-PUBLISHED = Preprocessing(resize=(256, 256), crop=(224, 224), max_pixels=1)
-WHOLE = Preprocessing(resize=(384, 384), crop=(384, 384), max_pixels=1)
-ODD = Preprocessing(resize=(37, 50), crop=(32, 41), max_pixels=1)
+PUBLISHED = Preprocessing(resize=(256, 256), crop=(224, 224))
+WHOLE = Preprocessing(resize=(384, 384), crop=(384, 384))
+ODD = Preprocessing(resize=(37, 50), crop=(32, 41))
 
 
 def test_outermost_positions_are_the_centres_of_the_outermost_cells() -> None:

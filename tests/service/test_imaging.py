@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
-from service.imaging import FORMATS, Preprocessing, UnusableImage, decode_into, prepare_pillow, resize_and_crop
+from service.images.formats import FORMATS
+from service.images.limits import DecodeLimits, UnusableImage
+from service.imaging import Preprocessing, decode_into, prepare_pillow, resize_and_crop
+from service.schemas import FaultCode
 from tests.service.images import bilevel_png, encoded, naive, photo, pixels
 
 prepare_pillow()
 
-PUBLISHED = Preprocessing(resize=(256, 256), crop=(224, 224), max_pixels=64_000_000)
-PUBLISHED_384 = Preprocessing(resize=(438, 438), crop=(384, 384), max_pixels=64_000_000)
-WHOLE_384 = Preprocessing(resize=(384, 384), crop=(384, 384), max_pixels=64_000_000)
-ODD = Preprocessing(resize=(37, 50), crop=(32, 41), max_pixels=64_000_000)
+PUBLISHED = Preprocessing(resize=(256, 256), crop=(224, 224))
+PUBLISHED_384 = Preprocessing(resize=(438, 438), crop=(384, 384))
+WHOLE_384 = Preprocessing(resize=(384, 384), crop=(384, 384))
+ODD = Preprocessing(resize=(37, 50), crop=(32, 41))
 ALL = (PUBLISHED, PUBLISHED_384, WHOLE_384, ODD)
 
 
@@ -48,11 +51,6 @@ def _animation(form: str) -> bytes:
     return encoded(frames[0], form, save_all=True, append_images=frames[1:], duration=40)
 
 
-def _sixteen_bit() -> bytes:
-    values = np.random.default_rng(1).integers(0, 65536, (60, 80), dtype=np.uint16)
-    return encoded(Image.fromarray(values), "PNG")
-
-
 FILES = {
     "jpeg": photo("JPEG", quality=90),
     "jpeg progressive": photo("JPEG", quality=60, progressive=True),
@@ -67,7 +65,6 @@ FILES = {
     "png grey": encoded(Image.fromarray(pixels()).convert("L"), "PNG"),
     "png grey and alpha": encoded(Image.fromarray(pixels(channels=4)).convert("LA"), "PNG"),
     "png alpha": encoded(Image.fromarray(pixels(channels=4)), "PNG"),
-    "png 16 bit": _sixteen_bit(),
     "png 1 bit": encoded(Image.fromarray(pixels()).convert("1"), "PNG"),
     "png 1 x 1": photo("PNG", width=1, height=1),
     "png 1 x 500": photo("PNG", width=1, height=500),
@@ -81,15 +78,14 @@ FILES = {
     "tiff deflate": photo("TIFF", compression="tiff_adobe_deflate"),
     "tiff of several pages": _animation("TIFF"),
     "tiff cmyk": encoded(Image.fromarray(pixels()).convert("CMYK"), "TIFF"),
-    "tiff float": encoded(Image.fromarray(pixels()[..., 0].astype(np.float32)), "TIFF"),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("preprocessing", ALL, ids=["256 to 224", "438 to 384", "384", "odd"])
 def test_pixels_are_those_of_the_published_steps(name: str, preprocessing: Preprocessing) -> None:
+    out = prepared(FILES[name], preprocessing)
     with warnings.catch_warnings(action="ignore"):  # Pillow's advice on palettes whose transparency is dropped
-        out = prepared(FILES[name], preprocessing)
         steps = naive(FILES[name], resize=preprocessing.resize, crop=preprocessing.crop)
     np.testing.assert_array_equal(out, steps)
 
@@ -118,17 +114,23 @@ def test_crop_is_the_centre_of_the_resized_image(
     image = Image.fromarray(noise)
     whole = np.asarray(image.resize((resize[1], resize[0]), Image.Resampling.BICUBIC))
     top, left = round(margins[0] / 2.0), round(margins[1] / 2.0)
-    out = resize_and_crop(image, Preprocessing(resize=resize, crop=crop, max_pixels=10**9))
+    out = resize_and_crop(image, Preprocessing(resize=resize, crop=crop, limits=DecodeLimits(max_pixels=10**9)))
     np.testing.assert_array_equal(out, whole[top : top + crop[0], left : left + crop[1]])
 
 
 def test_exif_orientation_is_applied_only_where_the_setting_says_so() -> None:
     data = _exif_rotated()
     upright = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB").resize((64, 64), 3))
-    turned = prepared(data, Preprocessing(resize=(64, 64), crop=(64, 64), max_pixels=10**6, exif_orientation=True))
-    as_sent = prepared(data, Preprocessing(resize=(64, 64), crop=(64, 64), max_pixels=10**6))
+    turned = prepared(
+        data,
+        Preprocessing(resize=(64, 64), crop=(64, 64), limits=DecodeLimits(max_pixels=10**6), exif_orientation=True),
+    )
+    as_sent = prepared(data, Preprocessing(resize=(64, 64), crop=(64, 64), limits=DecodeLimits(max_pixels=10**6)))
     np.testing.assert_array_equal(turned, upright)
     assert not np.array_equal(as_sent, turned)
+
+
+OUTCOMES = {"decoded", *FaultCode.__value__.__args__}
 
 
 def outcome_of(data: bytes, preprocessing: Preprocessing) -> str:
@@ -175,7 +177,7 @@ def test_pixels_are_limited_before_anything_is_decoded(monkeypatch: pytest.Monke
 
 
 def test_limit_on_pixels_is_inclusive() -> None:
-    limit = Preprocessing(resize=(8, 8), crop=(8, 8), max_pixels=80 * 60)
+    limit = Preprocessing(resize=(8, 8), crop=(8, 8), limits=DecodeLimits(max_pixels=80 * 60))
     assert prepared(photo(), limit).shape == (8, 8, 3)
     assert fault_of(photo(width=81), limit) == "too_many_pixels"
 
@@ -200,16 +202,18 @@ def test_mutilated_files_give_pixels_or_an_unusable_image_and_nothing_else(
     data = bytearray(photo(form, width=40, height=30))
     for place, value in edits:
         data[int(place * min(len(data), 80 if near_start else len(data)))] = value
-    small = Preprocessing(resize=(16, 16), crop=(14, 14), max_pixels=10**6, exif_orientation=exif_orientation)
+    small = Preprocessing(
+        resize=(16, 16), crop=(14, 14), limits=DecodeLimits(max_pixels=10**6), exif_orientation=exif_orientation
+    )
     with warnings.catch_warnings(action="ignore"):
         outcome = outcome_of(bytes(data[: int(keep * len(data))]), small)
-    assert outcome in {"decoded", "empty_image", "unsupported_format", "undecodable", "too_many_pixels"}
+    assert outcome in OUTCOMES
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(tail=st.binary(max_size=200), form=st.sampled_from(FORMATS), head=st.integers(0, 60))
 def test_noise_behind_a_true_beginning_is_never_another_exception(tail: bytes, form: str, head: int) -> None:
-    small = Preprocessing(resize=(16, 16), crop=(14, 14), max_pixels=10**6)
+    small = Preprocessing(resize=(16, 16), crop=(14, 14), limits=DecodeLimits(max_pixels=10**6))
     with warnings.catch_warnings(action="ignore"):
         outcome = outcome_of(photo(form)[:head] + tail, small)
-    assert outcome in {"decoded", "empty_image", "unsupported_format", "undecodable", "too_many_pixels"}
+    assert outcome in OUTCOMES

@@ -11,13 +11,13 @@ import simplejpeg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
 from service import imaging
+from service.images.limits import DecodeLimits, UnusableImage
 from service.imaging import (
     Preprocessing,
-    UnusableImage,
     decode,
     decode_into,
     decode_usual_jpeg,
@@ -29,12 +29,13 @@ from tests.service.images import encoded, photo, pixels
 
 prepare_pillow()
 
-ANY = Preprocessing(resize=(256, 256), crop=(224, 224), max_pixels=10**6)
+ANY_LIMITS = DecodeLimits(max_pixels=10**9)
+ANY = Preprocessing(resize=(256, 256), crop=(224, 224), limits=DecodeLimits(max_pixels=10**6))
 SIDES = st.one_of(st.integers(1, 20), st.integers(1, 90))
 
 
 def short(data: bytes) -> NDArray[np.uint8] | None:
-    image = decode_usual_jpeg(data, max_pixels=10**9)
+    image = decode_usual_jpeg(data, ANY_LIMITS)
     return None if image is None else np.asarray(image.convert("RGB"))
 
 
@@ -116,7 +117,7 @@ def _sampled_by(*factors: int) -> bytes:
     ids=["cmyk", "rgb", "png", "subsampling without a name"],
 )
 def test_unusual_file_is_left_to_pillow(data: bytes) -> None:
-    assert decode_usual_jpeg(data, max_pixels=10**9) is None
+    assert decode_usual_jpeg(data, ANY_LIMITS) is None
     np.testing.assert_array_equal(np.asarray(decode(data, ANY).convert("RGB")), by_pillow(data))
 
 
@@ -150,7 +151,6 @@ def test_mutilated_jpeg_ends_as_with_pillow_alone(
 def test_jpeg_that_is_cut_off_is_refused_wherever_it_is_cut(progressive: bool) -> None:
     data = photo("JPEG", quality=50, progressive=progressive)
     for length in range(3, len(data) - 1):
-        assert decode_usual_jpeg(data[:length], max_pixels=10**9) is None
         with pytest.raises(UnusableImage):
             decode(data[:length], ANY)
 
@@ -187,10 +187,14 @@ def test_images_decoded_in_several_threads_at_once_do_not_mix() -> None:
             np.testing.assert_array_equal(out, expected[index % 8])
 
 
-def test_orientation_is_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imaging, "decode_usual_jpeg", None)
-    turning = Preprocessing(resize=(8, 8), crop=(8, 8), max_pixels=10**6, exif_orientation=True)
-    assert decode(photo("JPEG"), turning).size == (80, 60)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_short_way_turns_as_pillow_does(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = photo("JPEG", exif=exif.tobytes())
+    turning = Preprocessing(resize=(8, 8), crop=(8, 8), exif_orientation=True)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(np.asarray(decode(data, turning).convert("RGB")), np.asarray(upright))
 
 
 NOISE = np.random.default_rng(5).integers(0, 256, (900, 900, 3), dtype=np.uint8)
@@ -211,5 +215,7 @@ def test_crop_of_a_shrinking_wide_image_is_resized_alone_to_the_same_pixels(
     image = Image.fromarray(NOISE[:high, :wide])
     whole = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
     edge = round((side - crop) / 2)
-    out = resize_and_crop(image, Preprocessing(resize=(side, side), crop=(crop, crop), max_pixels=10**9))
+    out = resize_and_crop(
+        image, Preprocessing(resize=(side, side), crop=(crop, crop), limits=DecodeLimits(max_pixels=10**9))
+    )
     np.testing.assert_array_equal(out, whole[edge : edge + crop, edge : edge + crop])

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import MalformedRequest, TooLarge
-from service.imaging import ImageTimings, Preprocessing, UnusableImage
+from service.images.limits import UnusableImage
+from service.imaging import ImageTimings, Preprocessing
 from service.routes.bodies import Upload, from_base64
 from service.routes.inference import ImageSource
 from service.routes.v2.schemas import InferInput
