@@ -57,8 +57,8 @@ class DecodeLimits:
         if scans * pixels > self.max_scan_pixels:
             raise UnusableImage(
                 "too_complex",
-                f"Decoding would go over {pixels} pixels in each of {scans} {what}; "
-                f"at most {self.max_scan_pixels} pixels in all are gone over.",
+                f"The image has too many {what}: {scans} of {pixels} pixels, which decoding would go over one by one; "
+                f"at most {self.max_scan_pixels} pixels in all are taken.",
             )
 
     def check_segments(self, segments: int, *, what: str) -> None:
