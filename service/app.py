@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service import VERSION, openapi_document
@@ -106,7 +106,6 @@ def create_app(
     )
     app.state.service = service
     _add_routes(app)
-    _check_root_path(settings, app)
     document = partial(openapi_document.of_routes, app.routes, root_path=settings.root_path)
     app.openapi = cache(document)  # type: ignore[method-assign]
     surround = partial(
@@ -172,17 +171,6 @@ async def _lifespan(
         service.decode_pool.shutdown()
         if tracer is not None:
             await tracer.shutdown()
-
-
-def _check_root_path(settings: Settings, app: FastAPI) -> None:
-    """Raise SettingsError for a prefix with which a path of the service's own could be meant as well."""
-    own = {route.path.split("/")[1] for route in app.routes if isinstance(route, Route | Mount)}
-    _, _, rest = settings.root_path.partition("/")
-    first = rest.partition("/")[0]
-    if first and first in own:
-        raise SettingsError(
-            f"{option_of('root_path')}: {settings.root_path} cannot be told from the service's own paths below /{first}"
-        )
 
 
 def _check_outputs(settings: Settings, model: ModelDirectory) -> None:

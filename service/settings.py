@@ -29,6 +29,8 @@ CLIENT_API_KEY = "DAT_CLIENT_API_KEY"
 """Variable with the key that the commands show to a server; no setting of the service."""
 CPU_BUCKETS = (1, 2, 4, 8)
 GPU_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+OWN_PLACES = frozenset({"docs", "health", "metrics", "openapi.json", "page", "problems", "v1", "v2"})
+"""What the service's own paths begin with; behind a prefix that begins so, a path could mean two things."""
 _SECRET_FIELDS = ("api_keys", "tls_key_password")
 """Their values are not repeated where they are wrong."""
 
@@ -154,6 +156,8 @@ class Settings(BaseSettings):
         path = path.rstrip("/")
         if not re.fullmatch(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)*", path):
             raise ValueError("a path such as /vision is wanted, of letters, digits and - . _ ~ between slashes")
+        if path and path.split("/")[1] in OWN_PLACES:
+            raise ValueError("the service's own paths begin so, and could not be told from those of the proxy")
         return path
 
     @field_validator("forwarded_allow_ips", mode="before")
