@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import MalformedRequest, ReceiveTimeout, ServiceError
 from service.heads import MAX_HEAD_BYTES, check_head, framing_of
+from service.middleware import LINGER_S
 from service.problems import problem_for
 from service.security_headers import SecurityHeaders
 
@@ -39,6 +40,8 @@ class Protocol(HttpToolsProtocol):
     """Runs while a head has begun to arrive; most arrive in one piece and need none."""
     _refusal: ServiceError | None = None
     """What the connection ends with, when the answers before it are out; nothing that arrives is looked at any more."""
+    _linger_timer: asyncio.TimerHandle | None = None
+    """Runs while what is still sent after a refusal is read and dropped."""
     _framing: bytes = b""
     """Of the present request, where it offers another protocol and has a body: the headers that say where that ends."""
     _is_repeating = False
@@ -61,6 +64,8 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         self._stop_head_timer()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived; a head that is not whole yet must not be over the limit, and is waited for so long."""
@@ -166,7 +171,7 @@ class Protocol(HttpToolsProtocol):
 
     def _end_with_refusal(self) -> None:
         error = self._refusal
-        if error is None or self.transport.is_closing():
+        if error is None or self._linger_timer is not None or self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
         request_id = uuid.uuid4().hex
@@ -175,8 +180,11 @@ class Protocol(HttpToolsProtocol):
         headers = [*response.raw_headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
         self.security.complete(headers)
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
-        self.transport.write(STATUS_LINE[response.status_code] + lines + b"\r\n" + bytes(response.body))
-        self.transport.close()
+        self._whole.write(STATUS_LINE[response.status_code] + lines + b"\r\n" + bytes(response.body))
+        self._whole.end()
+        # Closed at once, with something of the request unread, the connection would be reset, and the answer lost.
+        self.flow.resume_reading()
+        self._linger_timer = self.loop.call_later(LINGER_S, self.transport.close)
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -233,6 +241,12 @@ class OnePieceTransport:
         if self._held is not None:
             held, self._held = self._held, None
             self._transport.write(held)
+
+    def end(self) -> None:
+        """Write what is held, and no more; what is written under TLS says so itself, by its length."""
+        self.flush()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
 
     def close(self) -> None:
         """Write what is held, and close when all has left."""

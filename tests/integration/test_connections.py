@@ -234,6 +234,15 @@ def test_what_is_no_request_is_400_that_names_what_is_wrong(process: Process, da
         assert connection.closed()
 
 
+@pytest.mark.parametrize("size", [1, 8 * 2**20])
+def test_answer_to_what_is_no_request_is_read_by_a_client_that_goes_on_sending(process: Process, size: int) -> None:
+    with Connection(process.port) as connection:
+        connection.send(b"POST /v1/classify HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+        status, headers, problem = connection.response()
+        assert (status, headers["connection"], problem["code"]) == (400, "close", "malformed_request")
+        assert connection.closed()
+
+
 @pytest.mark.parametrize(
     ("head", "status"),
     [
