@@ -1,8 +1,8 @@
 """Classify image files side by side, one request each; the service batches them.
 
-Needs: pip install httpx
+Needs: pip install httpx, as in .venv/serve
 
-python examples/classify_async.py photo.jpg [more.png ...]
+.venv/serve/bin/python examples/classify_async.py examples/images/7.png [more.png ...]
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Classify image files, one request for all of them.
 
-Needs: pip install httpx
+Needs: pip install httpx, as in .venv/serve
 
-python examples/classify_httpx.py photo.jpg [more.png ...]
+.venv/serve/bin/python examples/classify_httpx.py examples/images/7.png [more.png ...]
 """
 
 import argparse

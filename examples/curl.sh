@@ -1,5 +1,5 @@
 #!/bin/sh
-# Ask the service with curl alone:  sh examples/curl.sh IMAGE [URL]
+# Ask the service with curl alone:  sh examples/curl.sh examples/images/7.png [URL]
 set -eu
 
 image=${1:?usage: curl.sh IMAGE [URL]}

@@ -1,8 +1,8 @@
 """Classify a folder of any size: a few requests at a time, and patience with a busy service.
 
-Needs: pip install httpx
+Needs: pip install httpx, as in .venv/serve
 
-python examples/many_images.py FOLDER > answers.jsonl
+.venv/serve/bin/python examples/many_images.py examples/digits > answers.jsonl
 
 What the service has no room for (429), or cannot do yet (503), is asked again when it says (Retry-After), a little
 later by chance, so that callers that were sent away together do not come back together; lost connections are tried

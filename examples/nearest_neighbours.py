@@ -1,8 +1,8 @@
 """Find the images of a folder that are most like another, by the model's embeddings.
 
-Needs: pip install httpx numpy
+Needs: pip install httpx numpy, as in .venv/serve
 
-python examples/nearest_neighbours.py FOLDER QUERY_IMAGE
+.venv/serve/bin/python examples/nearest_neighbours.py examples/digits examples/images/7.png
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Needs: pip install 'tritonclient[http]'
 
-python examples/tritonclient_classify.py photo.jpg [more.png ...]
+python examples/tritonclient_classify.py examples/images/7.png [more.png ...]
 """
 
 import argparse

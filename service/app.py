@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from service import VERSION, openapi_document
 from service.decoding import DecodePool
@@ -26,6 +28,7 @@ from service.key_limits import KeyLimits
 from service.metrics import Metrics
 from service.middleware import RequestContextMiddleware, exception_answers
 from service.repository import ModelDirectory
+from service.root_path import RootPath
 from service.routes import classify, explain, features, models, operations, page
 from service.routes.context import Service
 from service.routes.direct import DirectRoute, ShortWay
@@ -91,6 +94,7 @@ def create_app(
         key_limits=key_limits or KeyLimits(settings.api_keys),
     )
     app = FastAPIOffline(
+        redirect_slashes=False,  # a redirect would name the host and the scheme that a proxy has changed
         redoc_url=None,
         static_url="/docs/assets",
         title=openapi_document.TITLE,
@@ -102,7 +106,8 @@ def create_app(
     )
     app.state.service = service
     _add_routes(app)
-    app.openapi = cache(lambda: openapi_document.of_routes(app.routes))  # type: ignore[method-assign]
+    document = partial(openapi_document.of_routes, app.routes, root_path=settings.root_path)
+    app.openapi = cache(document)  # type: ignore[method-assign]
     surround = partial(
         RequestContextMiddleware,
         metrics=metrics,
@@ -113,7 +118,12 @@ def create_app(
     app.add_middleware(surround)
     build = app.build_middleware_stack
     served = {"model": model.manifest.name, "version": str(model.manifest.version)}
-    app.build_middleware_stack = lambda: ShortWay(app, build(), surround=surround, names=served)  # type: ignore[method-assign]
+
+    def build_all() -> ASGIApp:
+        ways = ShortWay(app, build(), surround=surround, names=served)
+        return RootPath(ways, settings.root_path) if settings.root_path else ways
+
+    app.build_middleware_stack = build_all  # type: ignore[method-assign]
     return app
 
 
@@ -125,10 +135,12 @@ def interface() -> dict[str, Any]:
 
 
 def _add_routes(app: FastAPI) -> None:
-    for router in _INFERENCE:
+    """Add every route, as it is; what answers GET answers HEAD, of which the server sends no body."""
+    for router in (*_INFERENCE, *_OTHERS):
         app.router.routes.extend(router.routes)
-    for router in _OTHERS:
-        app.include_router(router)
+    for route in app.routes:
+        if isinstance(route, Route) and route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")
 
 
 @contextlib.asynccontextmanager

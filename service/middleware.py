@@ -35,6 +35,7 @@ from service.problems import (
     problem_for_http,
     problem_for_validation,
 )
+from service.root_path import path_below_root
 from service.security_headers import SecurityHeaders
 from service.stages import Stages
 
@@ -58,6 +59,9 @@ class RequestContext:
     request_id: str
     started_s: float
     """Arrival of the headers, on time.monotonic."""
+    path: str = ""
+    """Without the root path; what a request took on its way is no longer in its scope as it came."""
+    root_path: str = ""
     code: str = "ok"
     key: str | None = None
     """Name of the API key that it bears, where keys are configured."""
@@ -98,7 +102,7 @@ def problem_answer(request: Request, error: Exception) -> Response:
     context = context_of(request)
     response = make(error, request_id=context.request_id)
     context.code = response.code
-    return response.under(request.scope["path"])
+    return response.under(context.path, root_path=context.root_path)
 
 
 def request_id_of(headers: Headers) -> str:
@@ -159,7 +163,9 @@ class CutShort(Exception):
 
 async def _fail(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer that the service failed."""
-    answer = internal_problem(request_id=scope["state"]["context"].request_id).under(scope["path"])
+    context: RequestContext = scope["state"]["context"]
+    problem = internal_problem(request_id=context.request_id)
+    answer = problem.under(context.path, root_path=context.root_path)
     await answer(scope, receive, send)
 
 
@@ -187,7 +193,9 @@ class RequestContextMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        context = RequestContext(request_id_of(headers), time.monotonic())
+        context = RequestContext(
+            request_id_of(headers), time.monotonic(), path=path_below_root(scope), root_path=scope.get("root_path", "")
+        )
         if self._tracer is not None:
             context.stages = Stages()
         scope.setdefault("state", {})["context"] = context

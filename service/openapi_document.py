@@ -1,7 +1,8 @@
 """The OpenAPI document: what FastAPI reads off the routes, completed and made plain for generators of code.
 
-It depends on the routes alone, on no setting, model or release: every server publishes the same one, and the
-repository's `openapi.json` is it. So a key is always described, as something that a server may want or not.
+It depends on the routes alone, on no model or release, and of the settings on the root path alone, with which `servers`
+says where it is: every other server publishes the same one, and the repository's `openapi.json` is it. So a key is
+always described, as something that a server may want or not.
 
 - Every operation takes `X-Request-ID`, and every response has it.
 - Errors, headers and bodies that several operations have are described once, in `components`.
@@ -11,9 +12,11 @@ repository's `openapi.json` is it. So a key is always described, as something th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any
 
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 from service.problems import MEDIA_TYPE
@@ -48,17 +51,17 @@ _KEY = "api_key"
 _UNAUTHORIZED = "401"
 
 
-def of_routes(routes: Sequence[BaseRoute]) -> Json:
-    """Return the document of an application's routes."""
+def of_routes(routes: Sequence[BaseRoute], *, root_path: str = "") -> Json:
+    """Return the document of an application's routes; `root_path` is where a proxy has the server, if not at `/`."""
     document = get_openapi(
         title=TITLE,
         version=INTERFACE_VERSION,
         description=_DESCRIPTION,
         license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
-        servers=[{"url": "/", "description": "The server that this document is from"}],
+        servers=[{"url": root_path or "/", "description": "The server that this document is from"}],
         tags=_TAGS,
         external_docs={"description": "The model: DAT++", "url": "https://arxiv.org/abs/2309.01430"},
-        routes=routes,
+        routes=[_without_head(route) for route in routes],
     )
     document["security"] = [{}, {_KEY: []}]
     components = document.setdefault("components", {})
@@ -85,6 +88,14 @@ def of_routes(routes: Sequence[BaseRoute]) -> Json:
         _complete(operation)
     components["responses"] = _shared_errors(document)
     return document
+
+
+def _without_head(route: BaseRoute) -> BaseRoute:
+    """Return a route without HEAD, which is GET's and needs no words of its own."""
+    if isinstance(route, APIRoute):
+        route = copy(route)
+        route.methods = (route.methods or set()) - {"HEAD"}
+    return route
 
 
 def operations(document: Json) -> Iterator[Json]:

@@ -1,8 +1,8 @@
 """The only mapping from `service.errors`, and from the framework's own errors, to HTTP.
 
 Every error leaves as `application/problem+json` (RFC 9457), or under `/v2` as that protocol has it. `type` is a
-relative reference, `/problems/<code>`, which this service answers with the problem's description; `code` is the same
-stable name by itself.
+relative reference, `/problems/<code>` (below the root path, where the service has one), which this service answers
+with the problem's description; `code` is the same stable name by itself.
 """
 
 from __future__ import annotations
@@ -118,15 +118,24 @@ class ProblemResponse(Response):
             ]
         super().__init__(json.dumps(document), status_code=kind.status, headers=headers)
         self.code = kind.code
+        self._document = document
         self._sentences = [detail, *(f"Image {fault.index}: {fault.detail}" for fault in faults)]
 
-    def under(self, path: str) -> Response:
-        """Return the answer as callers of `path` expect it: itself, or `{"error": ...}` in the inference protocol."""
-        if path != PROTOCOL_ROOT and not path.startswith(f"{PROTOCOL_ROOT}/"):
-            return self
-        body = json.dumps({"error": " ".join(self._sentences)}).encode()
+    def under(self, path: str, *, root_path: str = "") -> Response:
+        """Return the answer as callers of `path` expect it: itself, or `{"error": ...}` in the inference protocol.
+
+        `path` is without the root path, which is what `type` begins with.
+        """
+        if path == PROTOCOL_ROOT or path.startswith(f"{PROTOCOL_ROOT}/"):
+            return self._instead({"error": " ".join(self._sentences)}, "application/json")
+        if root_path:
+            return self._instead({**self._document, "type": f"{root_path}{self._document['type']}"}, MEDIA_TYPE)
+        return self
+
+    def _instead(self, document: Mapping[str, Any], media_type: str) -> Response:
+        """Return an answer with the same status and headers, and another body."""
         kept = [(name, value) for name, value in self.raw_headers if name not in (b"content-length", b"content-type")]
-        answer = Response(body, status_code=self.status_code, media_type="application/json")
+        answer = Response(json.dumps(document), status_code=self.status_code, media_type=media_type)
         answer.raw_headers += kept
         return answer
 
@@ -156,7 +165,10 @@ def problem_for_http(error: HTTPException, *, request_id: str) -> ProblemRespons
     """Return the response for an error of the framework's own: no such route, or not with that method."""
     title = error.detail or "Error"
     kind = FRAMEWORK_KINDS.get(error.status_code) or Kind(error.status_code, f"http_{error.status_code}", title, title)
-    return ProblemResponse(kind, detail=f"{title}.", request_id=request_id, headers=error.headers)
+    headers = dict(error.headers or {})
+    if "Allow" in headers:  # in an order of its own, where the framework has that of a set
+        headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
+    return ProblemResponse(kind, detail=f"{title}.", request_id=request_id, headers=headers)
 
 
 def problem_for_validation(error: RequestValidationError, *, request_id: str) -> ProblemResponse:

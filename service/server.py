@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import FrameType
 
 import uvicorn
@@ -41,6 +41,8 @@ class Server(uvicorn.Server):
         drain_timeout_s: float,
         give_up: Callable[[], Awaitable[None]],
         tls: ssl.SSLContext | None = None,
+        root_path: str = "",
+        forwarded_allow_ips: Sequence[str] = (),
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -50,10 +52,11 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                proxy_headers=False,
+                proxy_headers=bool(forwarded_allow_ips),
+                forwarded_allow_ips=list(forwarded_allow_ips),
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=int(drain_timeout_s) + LAST_ANSWERS_S,
-                http=Protocol.within(receive_timeout_s, SecurityHeaders(tls=tls is not None)),
+                http=Protocol.within(receive_timeout_s, SecurityHeaders(tls=tls is not None), root_path=root_path),
                 ssl_context_factory=None if tls is None else lambda *_: tls,
                 loop="uvloop",
             )

@@ -9,6 +9,7 @@ field is an error, as is a value outside its domain, and both are named.
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import itertools
 import os
 import re
@@ -29,6 +30,8 @@ CLIENT_API_KEY = "DAT_CLIENT_API_KEY"
 """Variable with the key that the commands show to a server; no setting of the service."""
 CPU_BUCKETS = (1, 2, 4, 8)
 GPU_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+OWN_PLACES = frozenset({"docs", "health", "metrics", "openapi.json", "page", "problems", "v1", "v2"})
+"""What the service's own paths begin with; behind a prefix that begins so, a path could mean two things."""
 _SECRET_FIELDS = ("api_keys", "tls_key_password")
 """Their values are not repeated where they are wrong."""
 
@@ -59,6 +62,12 @@ class Settings(BaseSettings):
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """TCP port to listen on; 0 takes a free one."""
+    root_path: str = ""
+    """Path below which a reverse proxy serves this, as /vision; for the addresses in `/docs`, `/openapi.json` and
+    problem documents. Requests may bear it or not."""
+    forwarded_allow_ips: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1", "::1")
+    """Proxies whose X-Forwarded-Proto and X-Forwarded-For are believed: addresses and networks, as 10.0.0.0/8,
+    separated by commas; * for any, and an empty option for none."""
     workers: Count = 1
     """HTTP processes, which decode and respond. With 1 (and no `devices`) the engine is a thread of the same process;
     with more each device has an engine process of its own."""
@@ -147,6 +156,33 @@ class Settings(BaseSettings):
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("root_path")
+    @classmethod
+    def _known_root_path(cls, path: str) -> str:
+        path = path.rstrip("/")
+        if not re.fullmatch(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)*", path):
+            raise ValueError("a path such as /vision is wanted, of letters, digits and - . _ ~ between slashes")
+        if path and path.split("/")[1] in OWN_PLACES:
+            raise ValueError("the service's own paths begin so, and could not be told from those of the proxy")
+        return path
+
+    @field_validator("forwarded_allow_ips", mode="before")
+    @classmethod
+    def _named_proxies(cls, value: Any) -> Any:
+        return () if value == "" else cls._split_commas(value)
+
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _known_proxies(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        if proxies == ("*",):
+            return proxies
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError as error:
+                raise ValueError(f"{error}; what is trusted is an address, a network, or * alone") from error
+        return proxies
 
     @field_validator("v2_outputs", mode="before")
     @classmethod
@@ -311,7 +347,7 @@ def _description(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    if field.default in (None, (), {}):
+    if field.default in (None, (), {}, ""):
         return ""
     if isinstance(field.default, tuple):
         return f"`{','.join(map(str, field.default))}`"

@@ -59,6 +59,8 @@ def _serve_alone(settings: Settings, model: ModelDirectory) -> int:
         receive_timeout_s=settings.receive_timeout_ms / 1000,
         drain_timeout_s=settings.drain_timeout_ms / 1000,
         give_up=engine.stop,
+        root_path=settings.root_path,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
         tls=tls,
     )
     _log_listening(settings, listener, model, device=device, buckets=buckets)

@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.middleware import EXPECTED_EXCEPTIONS, problem_answer
+from service.root_path import path_below_root
 from service.routes.context import authorize, service_of
 from service.routes.parameters import CallParameters
 
@@ -71,7 +72,7 @@ class ShortWay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or go through the application's life."""
-        entrance = self._entrances.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        entrance = self._entrances.get((scope["method"], path_below_root(scope))) if scope["type"] == "http" else None
         await (entrance or self._stack)(scope, receive, send)
 
 

@@ -61,13 +61,13 @@ class _PageFiles(StaticFiles):
 _FILES = _PageFiles(directory=DIRECTORY)
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.get("/")
 async def page(request: Request) -> Response:
     """Answer with the page itself."""
     return await _FILES.get_response("index.html", request.scope)
 
 
-@router.api_route("/page/{name}", methods=["GET", "HEAD"])
+@router.get("/page/{name}")
 async def page_file(name: str, request: Request) -> Response:
     """Answer with one of the page's files; 404 for any other name."""
     return await _FILES.get_response(name, request.scope)

@@ -1,26 +1,22 @@
 """The commands and programs of the documentation do what it says: each is run as it stands, against a live server.
 
-They run in a directory that is laid out like a checkout, with the files that they name; of a command, only the port of
-the server is another, and `python` is the tests' own.
+They run in a directory that is laid out like a fresh clone after `make serve`, and have no file that is not there; of a
+command, only the port of the server is another, and `python` is the tests' own.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from PIL import Image
 
-from models.demo.digits import training_and_held_out
 from tests.docs.conftest import lay_out, run_block
 from tests.docs.pages import BLOCKS, PAGES, ROOT, RUN, Block
 from tests.integration.conftest import PATIENCE_S, service_process
-from tests.service.images import photo
 
 TO_RUN = [block for block in BLOCKS if block.language in RUN and block.mark is None]
 RUN_ELSEWHERE = [block for block in BLOCKS if block.run_by is not None]
@@ -37,23 +33,13 @@ def server(repository: Path) -> Iterator[int]:
 
 @pytest.fixture
 def checkout(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Lay out a checkout, with the files that the pages name, and no setting but theirs."""
+    """Lay out a checkout with a model, and no setting but the pages'."""
     for name in [name for name in os.environ if name.startswith("DAT_")]:
         monkeypatch.delenv(name)
     lay_out(tmp_path)
     (tmp_path / "model-repository").symlink_to(repository)
     (tmp_path / "path/to").mkdir(parents=True)
     (tmp_path / "path/to/model.onnx").symlink_to(repository / "dat_demo/1/model.onnx")
-    held_out = training_and_held_out()[1]
-    for digit in (3, 7):
-        (tmp_path / "validation" / str(digit)).mkdir(parents=True)
-        for number, pixels in enumerate(held_out.images[held_out.classes == digit][:2]):
-            Image.fromarray(pixels).save(tmp_path / "validation" / str(digit) / f"{number}.png")
-        shutil.copy(tmp_path / "validation" / str(digit) / "0.png", tmp_path / f"{digit}.png")
-    shutil.copy(tmp_path / "3.png", tmp_path / "digit.png")
-    for path in ("cat.jpg", "dog.jpg", "photos/cat.jpg", "more/dog.jpg"):
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_bytes(photo("JPEG", width=640, height=480))
     return tmp_path
 
 

@@ -7,15 +7,19 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
 
+import httpx
 import pytest
 from PIL import Image
 
 from models.demo.digits import training_and_held_out
 from tests.conftest import ExportOnce
+from tests.docs.conftest import lay_out, run_block
+from tests.docs.pages import blocks_of
 from tests.integration.conftest import PATIENCE_S, ROOT, service_process
 
 EXAMPLES = ROOT / "examples"
@@ -173,6 +177,38 @@ def test_tritonclient_classifies(server: str, digits: Path) -> None:
     assert [re.search(r"\.png: (\d) \(class (\d), logit", line).groups() for line in lines[::2]] == [  # type: ignore[union-attr]
         ("1", "1"), ("9", "9"),
     ]  # fmt: skip
+
+
+def test_commands_of_the_readme_run_as_they_stand(server: str, tmp_path: Path) -> None:
+    """Those of examples/README.md, in a directory like a fresh clone, each told of this server."""
+    lay_out(tmp_path)
+    (block,) = blocks_of(EXAMPLES / "README.md")
+    text = re.sub(r"(\.sh .*)$", rf"\1 http://{server}", block.text, flags=re.MULTILINE)
+    text = re.sub(r"(\.py .*)$", rf"\1 --url http://{server}", text, flags=re.MULTILINE)
+    ended = run_block(replace(block, text=text), directory=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "7.png: 7 " in ended.stdout
+    assert (
+        len(
+            re.findall(
+                r'^\{"path": "examples/digits/(\d)/\d\.png", "predictions": .*"label": "\1"', ended.stdout, re.MULTILINE
+            )
+        )
+        == 20
+    )
+    assert re.search(
+        r"^1\.0000  examples/digits/7/\d\.png$|^0\.9\d+  examples/digits/7/\d\.png$", ended.stdout, re.MULTILINE
+    )
+
+
+def test_pictures_show_what_they_are_named_after(server: str) -> None:
+    pictures = {path: path.stem for path in (EXAMPLES / "images").glob("?.png")}
+    pictures |= {path: path.parent.name for path in (EXAMPLES / "digits").rglob("*.png")}
+    assert len(pictures) == 22
+    with httpx.Client(base_url=f"http://{server}", timeout=PATIENCE_S) as client:
+        for path, label in pictures.items():
+            (result,) = client.post("/v1/classify?top_k=1", files={"image": path.read_bytes()}).json()["results"]
+            assert (path, result["predictions"][0]["label"]) == (path, label)
 
 
 def test_every_example_is_listed_and_tested() -> None:

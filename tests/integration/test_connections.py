@@ -184,7 +184,7 @@ def test_heads_below_the_limit_are_taken_again_and_again_on_one_connection(proce
 def test_answer_without_a_body_is_sent(process: Process) -> None:
     with Connection(process.port) as connection:
         connection.head("/docs", method="HEAD")
-        assert connection.response_head()[0] in (200, 405)
+        assert connection.response_head()[0] == 200
         connection.head("/health/live", method="GET")
         assert connection.response()[0] == 200
 
@@ -196,3 +196,79 @@ def test_head_that_does_not_arrive_in_time_is_408(process: Process) -> None:
         assert (status, problem["code"], headers["connection"]) == (408, "receive_timeout", "close")
         assert headers["x-request-id"] == problem["request_id"]
         assert connection.closed()
+
+
+GET = b"GET /health/live HTTP/1.1\r\n"
+POST = b"POST /v1/classify HTTP/1.1\r\nHost: service\r\nContent-Type: image/jpeg\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "detail"),
+    [
+        (GET + b"\r\n", "The request has no Host, which HTTP/1.1 wants."),
+        (GET + b"Host: a\r\nHost: b\r\n\r\n", "The request has more than one Host."),
+        (GET + b"Host: a b\r\n\r\n", "The Host of the request is no name"),
+        (GET + b"Host: a\r\nX-Folded: b\r\n c\r\n\r\n", "whitespace after header value"),
+        (GET + b"Host : a\r\n\r\n", "Invalid header token"),
+        (GET.lower() + b"Host: a\r\n\r\n", "Invalid method"),
+        (b"BREW / HTTP/1.1\r\nHost: a\r\n\r\n", "Invalid method"),
+        (b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", "CONNECT is not offered"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "no request of HTTP/1.1"),
+        (b"GET / HTTP/3.0\r\nHost: a\r\n\r\n", "Invalid HTTP version"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(32), "Invalid method"),  # TLS
+        (POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", "can't be present with Content-Length"),
+        (POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n", "Duplicate Content-Length"),
+        (POST + b"Content-Length: -5\r\n\r\n", "Invalid character in Content-Length"),
+        (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", "chunked alone is taken"),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "Invalid character in chunk size"),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhelloXX", "after chunk data"),
+    ],
+)
+def test_what_is_no_request_is_400_that_names_what_is_wrong(process: Process, data: bytes, detail: str) -> None:
+    with Connection(process.port) as connection:
+        connection.send(data)
+        status, headers, problem = connection.response()
+        assert (status, headers["connection"], problem["code"]) == (400, "close", "malformed_request")
+        assert detail in problem["detail"]
+        assert headers["x-request-id"] == problem["request_id"]
+        assert connection.closed()
+
+
+@pytest.mark.parametrize("size", [1, 8 * 2**20])
+def test_answer_to_what_is_no_request_is_read_by_a_client_that_goes_on_sending(process: Process, size: int) -> None:
+    with Connection(process.port) as connection:
+        connection.send(b"POST /v1/classify HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+        status, headers, problem = connection.response()
+        assert (status, headers["connection"], problem["code"]) == (400, "close", "malformed_request")
+        assert connection.closed()
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /health/live HTTP/1.0\r\n", 200),
+        (b"GET http://elsewhere:81/health/live HTTP/1.1\r\nHost: service\r\n", 200),
+        (b"GET /health/live HTTP/1.1\r\nHost:\r\n", 200),
+        (b"GET /health/live HTTP/1.1\r\nHost: [::1]:8000\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n", 200),
+        (b"OPTIONS * HTTP/1.1\r\nHost: service\r\n", 404),
+        (b"TRACE / HTTP/1.1\r\nHost: service\r\n", 405),
+    ],
+)
+def test_unusual_request_is_answered(process: Process, head: bytes, status: int) -> None:
+    with Connection(process.port) as connection:
+        connection.send(head + b"\r\n")
+        assert connection.response()[0] == status
+
+
+def test_clients_that_offer_http_2_first_are_answered_and_keep_their_connection(process: Process) -> None:
+    """As curl's --http2 does, and Java's HttpClient by default."""
+    upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
+    with Connection(process.port) as connection:
+        for _ in range(2):
+            connection.head("/v1/classify", JPEG, KEPT_ALIVE, *upgrade)
+            connection.send(PHOTO)
+            assert connection.response()[0] == 200
+            connection.head("/v1/classify", JPEG, KEPT_ALIVE, "Expect: 100-continue", *upgrade)
+            assert connection.response_head()[0] == 100
+            connection.send(PHOTO)
+            assert connection.response()[0] == 200

@@ -1,4 +1,7 @@
-"""Connections that fall silent, on a socket; the loop's clock is turned forward in place of waiting."""
+"""Connections that fall silent, offer another protocol or carry what is no request, on a socket.
+
+The loop's clock is turned forward in place of waiting.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ KEEP_ALIVE_S = 30
 PATIENCE_S = 60
 REQUEST = b"GET / HTTP/1.1\r\nHost: service\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+ROOT_PATH = "/vision"
 
 
 class Served:
@@ -29,6 +33,8 @@ class Served:
         self.timers: list[tuple[asyncio.TimerHandle, float, Callable[..., object]]] = []
         self.may_answer = asyncio.Event()
         self.may_answer.set()
+        self.requests: list[tuple[str, bytes]] = []
+        """Method and body of each that the application has had."""
         self._received: asyncio.Queue[int] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         call_later = loop.call_later
@@ -41,7 +47,13 @@ class Served:
 
         monkeypatch.setattr(loop, "call_later", noting)
 
-    async def application(self, _: Scope, __: Receive, send: Send) -> None:
+    async def application(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        self.requests.append((scope["method"], body))
         await self.may_answer.wait()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
@@ -49,7 +61,7 @@ class Served:
     def connection(self) -> Protocol:
         received = self._received
 
-        class Noticing(Protocol.within(RECEIVE_TIMEOUT_S, SecurityHeaders(tls=False))):  # type: ignore[misc]
+        class Noticing(Protocol.within(RECEIVE_TIMEOUT_S, SecurityHeaders(tls=False), root_path=ROOT_PATH)):  # type: ignore[misc]
             def data_received(self, data: bytes) -> None:
                 super().data_received(data)
                 received.put_nowait(len(data))
@@ -104,15 +116,16 @@ async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
     server.close()
 
 
-def problem_in(answer: bytes) -> dict[str, Any]:
+def problem_in(answer: bytes, status: str = "408 Request Timeout") -> dict[str, Any]:
     head, _, body = answer.partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
-    assert lines[0] == "HTTP/1.1 408 Request Timeout"
+    assert lines[0] == f"HTTP/1.1 {status}"
     headers = dict(line.split(": ", 1) for line in lines[1:])
     assert (headers["connection"], headers["content-type"]) == ("close", "application/problem+json")
     assert int(headers["content-length"]) == len(body)
     problem: dict[str, Any] = json.loads(body)
     assert problem["request_id"] == headers["x-request-id"]
+    assert problem["type"] == f"{ROOT_PATH}/problems/{problem['code']}"
     return problem
 
 
@@ -171,3 +184,74 @@ async def test_each_head_has_its_own_time(served: Served) -> None:
     await served.send(REQUEST[10:] + REQUEST[:10])
     await served.answered()
     assert [delay_s for _, delay_s, _ in served.timers].count(RECEIVE_TIMEOUT_S) == 2
+
+
+NO_REQUEST = b"NO REQUEST\r\n\r\n"
+
+
+@pytest.mark.parametrize("requests_before", [0, 1, 3])
+async def test_what_is_no_request_is_400_after_the_answers_before_it(served: Served, requests_before: int) -> None:
+    served.may_answer.clear()
+    await served.send(REQUEST * requests_before + NO_REQUEST)
+    if requests_before:
+        await served.send(b"more of it")
+    served.may_answer.set()
+    for _ in range(requests_before):
+        await served.answered()
+    assert problem_in(await served.last_words(), "400 Bad Request")["code"] == "malformed_request"
+    assert len(served.requests) == requests_before
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: service\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("requests_before", [0, 1, 2])
+async def test_body_that_cannot_be_read_is_400_in_place_of_its_answer(served: Served, requests_before: int) -> None:
+    served.may_answer.clear()
+    await served.send(REQUEST * requests_before + CHUNKED + b"5\r\nhello\r\nzz\r\n")
+    served.may_answer.set()
+    for _ in range(requests_before):
+        await served.answered()
+    problem = problem_in(await served.last_words(), "400 Bad Request")
+    assert problem["detail"] == "This is no request of HTTP/1.1: Invalid character in chunk size."
+
+
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+BODIES = {
+    "length": (b"Content-Length: 38\r\n", b"GET /other HTTP/1.1\r\nHost: service\r\n\r\n"),
+    "chunked": (b"Transfer-Encoding: chunked\r\n", b"5\r\nhello\r\n3;x=y\r\n yo\r\n0\r\nX-End: 1\r\n\r\n"),
+    "empty": (b"Content-Length: 0\r\n", b""),
+    "none": (b"", b""),
+}
+
+
+@pytest.mark.parametrize("pieces", ["one", "head and body", "bytes"])
+@pytest.mark.parametrize("framing", BODIES)
+async def test_request_that_offers_another_protocol_keeps_its_body_and_the_connection(
+    served: Served, framing: str, pieces: str
+) -> None:
+    headers, body = BODIES[framing]
+    head = b"POST / HTTP/1.1\r\nHost: service\r\n" + UPGRADE + headers + b"\r\n"
+    for _ in range(2):
+        if pieces == "one":
+            await served.send(head + body)
+        elif pieces == "head and body":
+            await served.send(head)
+            await served.send(body)
+        else:
+            for byte in head + body:
+                await served.send(bytes((byte,)))
+        await served.answered()
+    await served.send((head + body) * 2 + REQUEST)
+    for _ in range(3):
+        await served.answered()
+    sent = b"hello yo" if framing == "chunked" else body
+    assert served.requests == [("POST", sent)] * 4 + [("GET", b"")]
+
+
+async def test_many_requests_in_one_piece_that_offer_another_protocol_are_all_answered(served: Served) -> None:
+    count = 600  # more than the interpreter's stack could hold, were each parsed within the one before it
+    await served.send((REQUEST[:-2] + UPGRADE + b"\r\n") * count)
+    for _ in range(count):
+        await served.answered()
+    assert served.requests == [("GET", b"")] * count

@@ -41,7 +41,8 @@ def test_every_field_is_an_option_and_a_variable_and_is_described(name: str, mon
     given = {
         "repository": "elsewhere", "model": "m", "model_version": "2", "device": "cpu", "host": "::1", "workers": "3",
         "devices": "cpu,cuda:1", "provider_options": "use_tf32=1,device_id=2", "batch_buckets": "1,3",
-        "cors_origins": "https://example.org,*", "tls_certificate": "c.pem", "tls_key": "k.pem",
+        "cors_origins": "https://example.org,*", "root_path": "/vision", "forwarded_allow_ips": "10.0.0.0/8,fd00::1",
+        "tls_certificate": "c.pem", "tls_key": "k.pem",
         "tls_key_password": "p", "tls_ca_certificates": "ca.pem",
         "log_level": "error", "log_format": "json", "api_keys": f"a:{'0' * 64}",
     }.get(name, str(not field.default) if field.annotation is bool else "77")  # fmt: skip
@@ -100,6 +101,14 @@ def test_bad_values_are_all_named_by_where_they_were_given(monkeypatch: pytest.M
         ("exif_orientation", "maybe", "boolean"),
         ("cors_origins", "example.org", "'example.org' is not an origin"),
         ("cors_origins", "https://example.org/", "is not an origin"),
+        *(
+            ("root_path", path, "a path such as /vision")
+            for path in ("vision", "//a", "/a//b", "/a b", "/a'b", "/a/..")
+        ),
+        ("forwarded_allow_ips", "proxy.example.org", "an address, a network, or \\* alone"),
+        ("forwarded_allow_ips", "10.0.0.1/8", "has host bits set"),
+        ("forwarded_allow_ips", "127.0.0.1,*", "an address, a network, or \\* alone"),
+        ("forwarded_allow_ips", "127.0.0.1,", "an address, a network, or \\* alone"),
         ("tls_key", "key.pem", "--tls-key is given without --tls-certificate"),
     ],
 )
@@ -114,6 +123,21 @@ def test_request_that_could_never_be_admitted_is_refused_at_once() -> None:
         load_settings({"max_images": "10", "max_queued_images": "5"})
     with pytest.raises(SettingsError, match="shared by 17 workers: such a request could never be admitted"):
         load_settings({"workers": "17"})
+
+
+@pytest.mark.parametrize(
+    ("given", "path"), [("/vision/", "/vision"), ("/", ""), ("", ""), ("/a/b-c.d_e~1", "/a/b-c.d_e~1")]
+)
+def test_root_path_does_not_end_with_a_slash(given: str, path: str) -> None:
+    assert parsed("--root-path", given).root_path == path
+
+
+@pytest.mark.parametrize(
+    ("given", "proxies"),
+    [("", ()), ("*", ("*",)), ("10.0.0.0/8, ::1", ("10.0.0.0/8", "::1")), ("127.0.0.1", ("127.0.0.1",))],
+)
+def test_trusted_proxies_are_addresses_networks_all_or_none(given: str, proxies: tuple[str, ...]) -> None:
+    assert parsed("--forwarded-allow-ips", given).forwarded_allow_ips == proxies
 
 
 def test_api_keys_show_by_their_names_alone() -> None:
