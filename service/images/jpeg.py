@@ -56,9 +56,11 @@ def covered_pixels(width: int, height: int) -> int:
 def check_scans(data: bytes | bytearray, width: int, height: int, limits: DecodeLimits) -> None:
     """Raise UnusableImage with code `too_complex` where the scans of a JPEG cost too much.
 
-    Usual files pass at the speed at which memory is read: the two bytes that begin a scan can stand elsewhere too, but
-    no scan is without them.
+    Usual files pass soon: those of one scan by their head, and others at the speed at which memory is read, since the
+    two bytes that begin a scan can stand elsewhere too, but no scan is without them.
     """
+    if _is_of_one_scan(data, _head(data, limits)):
+        return
     pixels = covered_pixels(width, height)
     at_most = data.count(START_OF_SCAN)
     if at_most * pixels > limits.max_scan_pixels or at_most > limits.max_segments:
@@ -68,11 +70,10 @@ def check_scans(data: bytes | bytearray, width: int, height: int, limits: Decode
 def is_whole(data: bytes | bytearray, limits: DecodeLimits) -> bool:
     """Return whether a decoder finds an end to the data of every scan, and need not make one up.
 
-    One scan of all channels ends at any marker. After other scans more may follow, until the end of the image.
+    The data of an only scan end at any marker. After other scans more may follow, until the end of the image.
     """
     head = _head(data, limits)
-    is_alone = head.process not in _PROGRESSIVE and data[head.scan + 4] == head.frame[5]
-    if is_alone:
+    if _is_of_one_scan(data, head):
         return _END_OF_SCAN.search(data, head.scan + 2 + _length(data, head.scan + 2)) is not None
     return _scans(data, limits)[1]
 
@@ -125,6 +126,11 @@ def _head(data: bytes | bytearray, limits: DecodeLimits) -> _Head:
             head.kept.append((found.start(), end))
         place = end
     raise corrupt()
+
+
+def _is_of_one_scan(data: bytes | bytearray, head: _Head) -> bool:
+    """Return whether the first scan has all of all channels, so that decoders take no second one."""
+    return head.process not in _PROGRESSIVE and data[head.scan + 4 : head.scan + 5] == head.frame[5:6]
 
 
 def _scans(data: bytes | bytearray, limits: DecodeLimits) -> tuple[int, bool]:
