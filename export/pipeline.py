@@ -148,7 +148,10 @@ def _calibration(job: ExportJob, progress: Progress) -> Calibration:
     height, width = job.input_size
     resize = resized(height, job.variant), resized(width, job.variant)
     with progress.step(f"reading the photos in {job.calibration}"):
-        return photos(job.calibration, service_preprocessing(resize, job.input_size))
+        calibration = photos(job.calibration, service_preprocessing(resize, job.input_size))
+    if calibration.left_out:
+        progress.note(f"left out of {job.calibration}: {calibration.left_out}")
+    return calibration
 
 
 def _load(job: ExportJob) -> LoadedModel:
