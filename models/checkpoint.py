@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from models.config import DATConfig
 from models.dat import DAT
-from models.misfit import Mismatch, Shapes, compare, describe, is_table, listed, model_name, native_shapes
+from models.misfit import Mismatch, Shapes, compare, describe, is_table, model_name, native_shapes
 from models.pickled import Foreign
-from models.weight_files import CheckpointError, read_weight_file
+from models.weight_files import CheckpointError, listed, read_weight_file
 from models.weight_search import Entry, WeightSet, are_equal, as_tensor, entries_of, find_sets, is_tensor, under_key
 
 __all__ = ["CheckpointError", "fit_weights", "load_model", "read_weights"]

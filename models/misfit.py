@@ -20,6 +20,7 @@ import torch
 from models.config import STAGES, DATConfig
 from models.dat import DAT
 from models.variants import VARIANTS, Variant
+from models.weight_files import listed
 from models.weight_search import Entry, WeightSet, as_tensor, find_sets
 
 Shapes: TypeAlias = Mapping[str, torch.Size]
@@ -28,7 +29,6 @@ DERIVED_BUFFERS: Final = {"relative_position_index", "attn_mask"}
 """Buffers of published files that follow from the size, and may be missing or belong to another size."""
 _TABLES: Final = ("relative_position_bias_table", "rpe_table")
 _HEAD: Final = ("cls_head.weight", "cls_head.bias")
-_SHOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,12 +236,6 @@ def model_name(config: DATConfig, image_size: tuple[int, int] | None = None) -> 
 
 def _is_of(config: DATConfig, variant: Variant) -> bool:
     return replace(config, num_classes=variant.config.num_classes) == variant.config
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return the first few names, and how many there are beyond."""
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN] or ["none"]) + (f" and {more} more" if more > 0 else "")
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -199,6 +199,11 @@ def _typed_tensor(storage: Any, offset: int, size: Any, stride: Any, *rest: Any)
     return torch.as_strided(storage.values.view(dtype), tuple(size), tuple(stride), offset)
 
 
+def _first(data: Any, *_: Any) -> Any:
+    """Return the tensor or array that something is made from."""
+    return data
+
+
 def _of_subclass(build: Any, _kind: Any, arguments: Any, _state: Any) -> Any:
     """Return the tensor that an object of a subclass of tensors is made from."""
     return build(*arguments) if isinstance(build, _Builder) else Foreign()
@@ -227,8 +232,15 @@ _BUILDERS: Final[dict[str, Any]] = {
     "torch._utils._rebuild_tensor": _Builder(_tensor),
     "torch._utils._rebuild_tensor_v2": _Builder(_tensor),
     "torch._utils._rebuild_tensor_v3": _Builder(_typed_tensor),
-    "torch._utils._rebuild_parameter": _Builder(lambda data, *_: data),
-    "torch._utils._rebuild_parameter_with_state": _Builder(lambda data, *_: data),
+    **{
+        f"torch._utils.{name}": _Builder(_first)
+        for name in (
+            "_rebuild_parameter",
+            "_rebuild_parameter_with_state",
+            "_rebuild_device_tensor_from_numpy",
+            "_rebuild_device_tensor_from_cpu_tensor",
+        )
+    },
     "torch._tensor._rebuild_from_type_v2": _Builder(_of_subclass),
     "torch.storage._load_from_bytes": _Builder(lambda data: read_stream(io.BytesIO(data))),
     "torch.Size": _Builder(tuple),

@@ -10,6 +10,7 @@ import codecs
 import html
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -23,6 +24,7 @@ _HEAD_BYTES: Final = 4096
 _LENGTH_BYTES: Final = 8
 _MAX_SAFETENSORS_HEADER_BYTES: Final = 100_000_000
 _SHOWN_NAMES: Final = 5
+_SHOWN_CHARACTERS: Final = 200
 
 _ZIP: Final = b"PK\x03\x04"
 _PICKLES: Final = (b"\x80", b"(d", b"}q", b"ccollections\n", f"L{OLD_TORCH_MAGIC}L".encode())
@@ -48,7 +50,13 @@ _OTHERS: Final = {
 
 
 class CheckpointError(ValueError):
-    """A weight file that cannot be read, or does not fit; the message begins with the likely cause."""
+    """A weight file that cannot be read, or does not fit; the message begins with the likely cause.
+
+    It is one line that can be shown anywhere: what a file has for names may hold control characters.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(each if each.isprintable() else repr(each)[1:-1] for each in message))
 
 
 def read_weight_file(path: Path) -> Any:
@@ -106,7 +114,7 @@ def _read_zip(path: Path, file: IO[bytes]) -> Any:
             return _read_torch_archive(path, archive)
         if names and all(name.endswith(".npy") for name in names):
             return _read_arrays(path, file)
-    raise CheckpointError(f"{path} is a zip archive without weights of torch; it holds: {_listed(names)}")
+    raise CheckpointError(f"{path} is a zip archive without weights of torch; it holds: {listed(names)}")
 
 
 def _read_torch_archive(path: Path, archive: zipfile.ZipFile) -> Any:
@@ -185,6 +193,10 @@ def _description_of_text(text: str) -> str:
     return f"is a text that begins with {lines[0][:60]!r}, not weights" if lines else "is a text of blanks, not weights"
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return the first few names, and how many there are beyond."""
     more = len(names) - _SHOWN_NAMES
-    return ", ".join(names[:_SHOWN_NAMES] or ["nothing"]) + (f" and {more} more" if more > 0 else "")
+    shown = [
+        name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..." for name in names[:_SHOWN_NAMES]
+    ]
+    return ", ".join(shown or ["none"]) + (f" and {more} more" if more > 0 else "")

@@ -353,6 +353,14 @@ def test_another_networks_weights_are_called_so(tmp_path: Path) -> None:
         load_model(path, CONFIG, image_size=SIZE)
 
 
+def test_names_in_a_message_are_short_and_printable(tmp_path: Path) -> None:
+    path = save({"a\x1b[2J\nb": torch.ones(1), "c" * 10_000: torch.ones(1)}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load_model(path, CONFIG, image_size=SIZE)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
 def test_a_missing_head_and_another_depth_are_called_so(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     headless = {name: value for name, value in weights.items() if not name.startswith("cls_")}
     with pytest.raises(CheckpointError, match="no classification head"):

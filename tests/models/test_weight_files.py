@@ -272,6 +272,7 @@ def test_a_pickle_cannot_alter_what_it_is_read_with(name: str, tmp_path: Path) -
     assert_weights(read_weights(save({"m": WEIGHTS, "x": BESIDE["numpy arrays"]}, tmp_path / "w.pth")), "m.")
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_a_view_beyond_its_numbers_is_refused(tmp_path: Path) -> None:
     class Wide:
         def __reduce__(self) -> tuple[Any, ...]:

@@ -31,7 +31,8 @@ def test_folders_are_searched_for_images_to_any_depth_and_in_order(tmp_path: Pat
 def test_what_is_left_out_of_folders_is_counted(tmp_path: Path) -> None:
     write(
         tmp_path, "a.jpg", "b.JFIF", "c.jpe", "d.apng", "a.txt", "a.jpg.json", "a.b.xml", "notes.TXT", "e.heic",
-        "README", "deep/f.heic", "deep/f.txt", ".DS_Store", ".git/config", ".git/x.png", "out/part.parquet", "out/_run.json",
+        "README", "deep/f.heic", "deep/f.txt", ".DS_Store", ".git/config", ".git/x.png", "out/part.parquet",
+        "out/_run.json",
     )  # fmt: skip
     found = find_files([str(tmp_path)], without=str(tmp_path / "out"))
     assert names(tmp_path, found.files) == ["a.jpg", "b.JFIF", "c.jpe", "d.apng"]
