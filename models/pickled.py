@@ -184,19 +184,31 @@ class _Storage:
         raise pickle.UnpicklingError("a pickle that alters storages")
 
 
-def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+class View:
+    """A pickled tensor, which a pickle cannot write to."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __setstate__(self, state: Any) -> NoReturn:
+        raise pickle.UnpicklingError("a pickle that alters tensors")
+
+
+def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> View:
     """Return a view of a storage; torch refuses one that reaches beyond it."""
     if not isinstance(storage, _Storage):
         raise pickle.UnpicklingError("a tensor without its numbers")
-    return torch.as_strided(storage.values, tuple(size), tuple(stride), offset)
+    return View(torch.as_strided(storage.values, tuple(size), tuple(stride), offset))
 
 
-def _typed_tensor(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
+def _typed_tensor(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> View:
     """Return a view of an untyped storage, whose type comes after two other arguments."""
     dtype = rest[2]
     if not isinstance(storage, _Storage) or not isinstance(dtype, torch.dtype):
         raise pickle.UnpicklingError("a tensor without its numbers")
-    return torch.as_strided(storage.values.view(dtype), tuple(size), tuple(stride), offset)
+    return View(torch.as_strided(storage.values.view(dtype), tuple(size), tuple(stride), offset))
 
 
 def _first(data: Any, *_: Any) -> Any:

@@ -90,7 +90,11 @@ def _read(path: Path, file: IO[bytes]) -> Any:
     except ProgramInPickle as error:
         raise _refusal(path, error) from error
     except Exception as error:  # a damaged pickle ends in whatever its bytes happen to ask for
-        raise CheckpointError(f"{path} begins like a pickle and is damaged or cut off: {error}") from error
+        raise CheckpointError(f"{path} begins like a pickle and is damaged or cut off: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return f"it has no record {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
 
 
 def _refusal(path: Path, error: ProgramInPickle) -> CheckpointError:
@@ -123,8 +127,7 @@ def _read_torch_archive(path: Path, archive: zipfile.ZipFile) -> Any:
     except ProgramInPickle as error:
         raise _refusal(path, error) from error
     except Exception as error:  # a damaged pickle ends in whatever its bytes happen to ask for
-        reason = f"it has no record {error}" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{path} is a damaged archive of torch.save: {reason}") from error
+        raise CheckpointError(f"{path} is a damaged archive of torch.save: {_reason(error)}") from error
 
 
 def _read_arrays(path: Path, file: IO[bytes]) -> Any:

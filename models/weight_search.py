@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.pickled import Array, Foreign
+from models.pickled import Array, Foreign, View
 from models.weight_files import CheckpointError
 
 _MAX_DEPTH: Final = 64
@@ -72,7 +72,9 @@ def entries_of(content: Any) -> list[Entry]:
         numbers += 1
         for key, value, is_named in _children(node):
             child = f"{path}{key}" if is_named else path.removesuffix(".")
-            if isinstance(value, (Tensor, Array, np.ndarray, Foreign)):
+            if isinstance(value, View):
+                entries.append(Entry(child, numbers, value.tensor))
+            elif isinstance(value, (Tensor, Array, np.ndarray, Foreign)):
                 entries.append(Entry(child, numbers, value))
             if isinstance(value, (dict, list, tuple, Foreign)):
                 pending.append((value, f"{child}." if child else "", (*around, id(node))))
