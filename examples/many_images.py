@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 TRY_AGAIN = {429, 502, 503, 504}
 
 

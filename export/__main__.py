@@ -55,8 +55,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("variant", nargs="?", metavar="VARIANT", help="one of those that --list shows")
     parser.add_argument("--list", action="store_true", help="show the variants and where their weights are found")
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--weights", type=Path, metavar="FILE", help="published weights, or safetensors")
+    weights.add_argument(
+        "--weights", type=Path, metavar="FILE", help="published weights, as torch, NumPy or safetensors files"
+    )
     weights.add_argument("--random-weights", type=int, metavar="SEED", help="random weights instead, for trials")
+    parser.add_argument(
+        "--weights-key",
+        metavar="KEY",
+        help="where in the file the weights lie, as in state_dict_ema or teacher (default: wherever they fit)",
+    )
     parser.add_argument("--repository", type=Path, metavar="DIR", default=Path("model-repository"))
     parser.add_argument("--name", help="the model's name in the repository (default: the variant)")
     parser.add_argument("--version", type=int, metavar="N", help="default: the next free number")
@@ -109,6 +116,7 @@ def _job(arguments: argparse.Namespace) -> ExportJob:
         variant=variant,
         repository=arguments.repository,
         weights=arguments.weights,
+        weights_key=arguments.weights_key,
         seed=arguments.random_weights,
         name=arguments.name,
         version=arguments.version,

@@ -5,7 +5,7 @@ Invariants: what judges was not used to make; photos go through the service's ow
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,7 @@ from export.verify import (
     sample_images,
 )
 from models.dat import DAT
+from service.image_names import LeftOut, is_image_name
 from service.images.limits import DecodeLimits, UnusableImage
 from service.imaging import Preprocessing, decode_into, prepare_pillow
 
@@ -37,7 +38,6 @@ MAX_PHOTOS: Final = 500
 
 _BATCH: Final = 4
 _MAX_PIXELS: Final = 200_000_000
-_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class Calibration:
     held_out: Images
     source: str
     """What they are, for people; never a path."""
+    left_out: str = ""
+    """What of a folder was not used, as a part of a sentence; empty where all was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +77,27 @@ def samples(size: tuple[int, int]) -> Calibration:
 def photos(folder: Path, preprocessing: Preprocessing) -> Calibration:
     """Read the photos that lie in a folder itself; ExportError where one of them, or their number, is no use."""
     try:
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
+        names = sorted(path.name for path in folder.iterdir() if path.is_file())
     except OSError as error:
         raise ExportError(f"the calibration folder {folder} cannot be read: {error.strerror}") from error
-    if len(files) < MIN_PHOTOS:
-        raise ExportError(f"{folder} holds {len(files)} images; calibration needs at least {MIN_PHOTOS}")
+    taken = [name for name in names if is_image_name(name) and not name.startswith(".")]
+    left_out = LeftOut()
+    left_out.count(set(names).difference(taken), taken)
+    parts = [left_out.describe()] if left_out else []
+    if len(taken) < MIN_PHOTOS:
+        others = f" (others: {parts[0]})" if parts else ""
+        raise ExportError(f"{folder} holds {len(taken)} images; calibration needs at least {MIN_PHOTOS}{others}")
+    if len(taken) > MAX_PHOTOS:
+        parts.append(f"{len(taken) - MAX_PHOTOS} photos beyond the first {MAX_PHOTOS}")
     prepare_pillow()
-    files = files[:MAX_PHOTOS]
+    files = [folder / name for name in taken[:MAX_PHOTOS]]
     pixels = np.empty((len(files), *preprocessing.crop, 3), np.uint8)
     for path, into in zip(files, pixels, strict=True):
         try:
             decode_into(path.read_bytes(), into, preprocessing)
         except (UnusableImage, OSError) as error:
             raise ExportError(f"the calibration image {path} cannot be used: {error}") from error
-    return _split(pixels, f"{len(files)} photos")
+    return replace(_split(pixels, f"{len(files)} photos"), left_out=", ".join(parts))
 
 
 def service_preprocessing(resize: tuple[int, int], crop: tuple[int, int]) -> Preprocessing:

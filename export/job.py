@@ -28,6 +28,8 @@ class ExportJob:
     variant: Variant
     repository: Path
     weights: Path | None = None
+    weights_key: str | None = None
+    """Where in the file the weights lie, such as `state_dict_ema`; None for wherever they fit."""
     seed: int | None = None
     name: str | None = None
     version: int | None = None
@@ -80,6 +82,8 @@ def check_job(job: ExportJob) -> None:
         raise ExportError(f"int8 is for CPUs, and the target is {job.target.name}; give --target cpu")
     if (job.weights is None) == (job.seed is None):
         raise ExportError("give either a weight file or a seed for random weights")
+    if job.weights_key is not None and job.weights is None:
+        raise ExportError("--weights-key is about a weight file: give it with --weights")
     if job.calibration is not None and job.precision != "int8":
         raise ExportError(f"--calibration is for --precision int8 alone, not {job.precision}")
     config = job.variant.config

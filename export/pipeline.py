@@ -44,6 +44,8 @@ def run(job: ExportJob, progress: Progress) -> Path:
     check_free(job.repository, job.model_name, version)
     with progress.step(f"loading {job.variant.name}"):
         loaded = _load(job)
+    for note in loaded.notes:
+        progress.note(note)
     labels = _labels(job, loaded.model.config.num_classes, progress)
     with progress.step(f"exporting the graph ({_form(job)})"):
         graph = _graph(job, loaded)
@@ -146,13 +148,16 @@ def _calibration(job: ExportJob, progress: Progress) -> Calibration:
     height, width = job.input_size
     resize = resized(height, job.variant), resized(width, job.variant)
     with progress.step(f"reading the photos in {job.calibration}"):
-        return photos(job.calibration, service_preprocessing(resize, job.input_size))
+        calibration = photos(job.calibration, service_preprocessing(resize, job.input_size))
+    if calibration.left_out:
+        progress.note(f"left out of {job.calibration}: {calibration.left_out}")
+    return calibration
 
 
 def _load(job: ExportJob) -> LoadedModel:
     image_size = None if job.dynamic_size else job.input_size
     if job.weights is not None:
-        return from_file(job.weights, job.variant.config, image_size=image_size, window=job.window)
+        return from_file(job.weights, job.variant.config, image_size=image_size, window=job.window, key=job.weights_key)
     assert job.seed is not None  # check_job
     return from_seed(job.seed, job.variant.config, image_size=image_size, window=job.window)
 

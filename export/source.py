@@ -29,16 +29,27 @@ class LoadedModel:
     model: DAT
     weights_source: str
     weights_sha256: str
+    notes: tuple[str, ...] = ()
+    """Sentences for the user about choices that were made."""
 
 
 def from_file(
-    path: Path, config: DATConfig, *, image_size: tuple[int, int] | None, window: int | None = None
+    path: Path,
+    config: DATConfig,
+    *,
+    image_size: tuple[int, int] | None,
+    window: int | None = None,
+    key: str | None = None,
 ) -> LoadedModel:
-    """Load a weight file; raises what `models.checkpoint.load_model` raises, and ExportError where there is none."""
-    if not path.is_file():
-        raise ExportError(f"the weights {path} do not exist, or are not a file")
-    model = load_model(path, config, image_size=image_size, window=window)
-    return LoadedModel(model, path.name, sha256_of(path))
+    """Load a weight file, or what lies in it under a key; raises what `models.checkpoint.load_model` raises.
+
+    Raises ExportError where there is no such file.
+    """
+    if not path.exists():
+        raise ExportError(f"the weights {path} do not exist")
+    notes: list[str] = []
+    model = load_model(path, config, image_size=image_size, window=window, weights_key=key, note=notes.append)
+    return LoadedModel(model, path.name, sha256_of(path), tuple(notes))
 
 
 def from_seed(

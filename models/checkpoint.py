@@ -1,110 +1,66 @@
-"""Published weight files to models: read without executing anything, checked tensor by tensor.
+"""Weight files to models: found by the names that the model has, and checked tensor by tensor.
 
-    read_weights(path)                file -> plain state dict under the published names
+    read_weights(path)                file -> its tensors by their paths
     load_model(path, config, ...)     file -> DAT with those weights, at any size that the configuration can take
 
-Files may be what the training code saved (weights under `model`, beside optimizer, scheduler and a pickled yacs
-configuration), a bare state dict, or safetensors; names may carry `module.` or `backbone.`. Only tensors, plain
-containers and numbers are ever made from a pickle: any other callable in it is refused by torch's restricted
-unpickler, and yacs' configuration becomes an inert dictionary.
+Files may be what the training code saved (weights beside an optimizer, averages, a configuration), a bare state dict,
+a pickled module, NumPy arrays or safetensors; wrappers may have put anything before the names. Nothing in a file is
+executed (`models.weight_files`). Of several sets of weights that fit, one is taken by a rule or asked for, never by
+chance (`_chosen`).
 """
 
 from __future__ import annotations
 
 import math
-import pickle
-import re
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.config import DATConfig
 from models.dat import DAT
+from models.misfit import Mismatch, Shapes, compare, describe, is_table, model_name, native_shapes
+from models.pickled import Foreign
+from models.weight_files import CheckpointError, listed, read_weight_file
+from models.weight_search import Entry, WeightSet, are_equal, as_tensor, entries_of, find_sets, is_tensor, under_key
 
-DERIVED_BUFFERS = {"relative_position_index", "attn_mask"}
-"""Buffers of published files that follow from the size, and may be missing or belong to another size."""
+__all__ = ["CheckpointError", "fit_weights", "load_model", "read_weights"]
 
-_WRAPPERS = ("module.", "backbone.")
-_CONTAINERS = ("model", "state_dict")
-
-
-class CheckpointError(ValueError):
-    """A weight file that cannot be read, or does not fit; the message names every tensor at fault."""
+HEAD = "cls_head.weight"
 
 
-def _numpy_scalars() -> list[Any]:
-    """The constructors that a pickled NumPy number needs; training code keeps accuracies as such."""
-    dtypes = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
-    return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *dtypes]
+def read_weights(path: Path) -> dict[str, Any]:
+    """Return the tensors and arrays of a weight file by their paths in it, such as `state_dict.module.cls_head.bias`.
 
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a weight file under their published names.
-
-    Raises CheckpointError if the file cannot be read, holds anything but data, or holds no weights.
+    Raises CheckpointError if the file cannot be read, holds programs beside data, or holds no tensors.
     """
-    try:
-        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    for container in _CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
-            content = content[container]
-    if not isinstance(content, Mapping):
+    return {entry.path: entry.value for entry in _entries(path)}
+
+
+def _entries(path: Path) -> list[Entry]:
+    content = read_weight_file(path)
+    if not isinstance(content, (dict, Foreign)):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
-    weights = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not weights:
-        raise CheckpointError(f"{path} holds no weights; its entries are: {_listed(map(str, content))}")
-    return _without_wrappers(weights)
+    entries = [entry for entry in entries_of(content) if not isinstance(entry.value, Foreign) or is_tensor(entry.value)]
+    if not entries:
+        keys = content if isinstance(content, dict) else content.entries
+        raise CheckpointError(f"{path} holds no weights; its entries are: {listed([str(key) for key in keys])}")
+    return entries
 
 
-def _read_safetensors(path: Path) -> Any:
-    try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
-
-
-def _read_pickle(path: Path) -> Any:
-    # torch fills the built-in dictionaries only, so yacs' configuration, a dictionary too, becomes one of those
-    allowed = [(OrderedDict, "yacs.config.CfgNode"), *_numpy_scalars()]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} was refused: {_refusal(str(error))}") from error
-    except (EOFError, RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        # torch reports a damaged archive by any of these
-        raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
-
-
-def _refusal(message: str) -> str:
-    """Return the sentence of the restricted unpickler's long message that says what it met."""
-    sentences = [line.strip() for line in message.splitlines() if line.strip()]
-    found = re.search(r"(Unsupported (?:global|class|operand)[^.]*\.[\w.]*|Trying to [^.]*\.[\w.]*)", message)
-    return f"it holds more than data: {found[0]}" if found else f"it is not a plain checkpoint: {sentences[-1]}"
-
-
-def _without_wrappers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Strip what data parallelism and the dense-prediction code put before every name."""
-    for wrapper in _WRAPPERS * 2:
-        inner = {name[len(wrapper) :]: value for name, value in weights.items() if name.startswith(wrapper)}
-        if inner and (wrapper == "backbone." or len(inner) == len(weights)):
-            weights = inner
-    return weights
-
-
-def load_model(path: Path, config: DATConfig, *, image_size: tuple[int, int] | None, window: int | None = None) -> DAT:
+def load_model(
+    path: Path,
+    config: DATConfig,
+    *,
+    image_size: tuple[int, int] | None,
+    window: int | None = None,
+    weights_key: str | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> DAT:
     """Return the model of a weight file, in evaluation mode.
 
     Args:
@@ -113,78 +69,115 @@ def load_model(path: Path, config: DATConfig, *, image_size: tuple[int, int] | N
         image_size: height and width of the input, or None for any. First-generation position tables are
             interpolated where this is not the size that they were trained for.
         window: another window for another size, as in `DATConfig.at_size`.
+        weights_key: where the weights lie in the file, such as `state_dict_ema`; left out, wherever they fit.
+        note: called with a sentence about a choice that was made among several sets of weights.
 
     Raises:
-        CheckpointError: see `read_weights` and `fit_weights`.
+        CheckpointError: the file cannot be read, or holds no weights that fit, or several; see `fit_weights`.
         SizeError: the configuration cannot take `image_size`.
     """
-    weights = read_weights(path)
-    head = weights.get("cls_head.weight")
-    if head is not None and head.ndim == 2:
-        config = replace(config, num_classes=head.shape[0])
-    model = DAT(config if image_size is None else config.at_size(image_size, window), image_size)
-    model.load_state_dict(fit_weights(weights, model, trained=config, source=str(path)))
+    sized = config if image_size is None else config.at_size(image_size, window)
+    with torch.device("meta"):
+        shapes: Shapes = {name: value.shape for name, value in DAT(sized, image_size).state_dict().items()}
+    native = native_shapes(config) if image_size is not None else {}
+    name = model_name(config, image_size)
+    found = _chosen(_entries(path), shapes, native, config, name=name, source=str(path), key=weights_key, note=note)
+    head = found.weights.get(HEAD)
+    if head is not None and len(_shape_of(head)) == 2:
+        sized, config = (replace(each, num_classes=_shape_of(head)[0]) for each in (sized, config))
+    model = DAT(sized, image_size)
+    model.load_state_dict(fit_weights(found.weights, model, trained=config, source=str(path)))
     return model.eval()
 
 
-@dataclass(frozen=True, slots=True)
-class _Mismatch:
-    missing: list[str]
-    extra: list[str]
-    misshapen: list[str]
+def _chosen(
+    entries: Sequence[Entry],
+    shapes: Shapes,
+    native: Shapes,
+    config: DATConfig,
+    *,
+    name: str,
+    source: str,
+    key: str | None,
+    note: Callable[[str], None],
+) -> WeightSet:
+    """Return the set of weights that fits.
 
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.extra or self.misshapen)
+    Sets with the same numbers are one. Weights come before moving averages of them, which are told by their prefix
+    and can be asked for by `key`; between others nothing but `key` decides.
+    """
+    sets = find_sets(entries, shapes.keys())
+    if key is not None:
+        sets, all_sets = under_key(sets, key), sets
+        if not sets:
+            keys = listed([repr(each.key) for each in all_sets])
+            raise CheckpointError(f"{source} has no weights of {name} under {key!r}; there are some under: {keys}")
+    fitting = [each for each in sets if not compare(each, shapes, native)]
+    if not fitting:
+        best = max(sets, key=lambda each: _matches(compare(each, shapes, native), each), default=None)
+        raise CheckpointError(f"{source} {describe(entries, best, shapes, native, config, name)}")
+    distinct: list[WeightSet] = []
+    for each in sorted(fitting, key=lambda each: (each.is_averaged, len(each.prefix))):
+        if not any(are_equal(each.weights, other.weights) for other in distinct):
+            distinct.append(each)
+    plain = [each for each in distinct if not each.is_averaged]
+    first = distinct[0]
+    if len(plain) > 1 or (not plain and len(distinct) > 1):
+        keys = ", ".join(repr(each.key) for each in distinct)
+        raise CheckpointError(f"{source} holds different weights that fit, under {keys}: choose with --weights-key")
+    if len(distinct) > 1:
+        others = ", ".join(repr(each.key) for each in distinct[1:])
+        note(
+            f"taking the weights under {first.key!r}; the averages of them under {others} can be had with --weights-key"
+        )
+    elif first.is_averaged and key is None:
+        note(f"taking the averaged weights under {first.key!r}; there are no others")
+    return first
 
-    def describe(self, source: str, model: DAT) -> str:
-        parts = [
-            f"{len(names)} {kind}: {', '.join(names)}"
-            for kind, names in (("missing", self.missing), ("extra", self.extra), ("of a wrong shape", self.misshapen))
-            if names
-        ]
-        hint = ""
-        if any(name.startswith("norms.") for name in self.extra):
-            hint = " (a detection or segmentation backbone, which has no classification head)"
-        generation = model.config.generation
-        return f"{source} does not fit this model of generation {generation}{hint}; tensors " + "; ".join(parts)
+
+def _matches(mismatch: Mismatch, found: WeightSet) -> int:
+    return len(found.weights) - len(mismatch.misshapen)
 
 
-def fit_weights(weights: Mapping[str, Tensor], model: DAT, *, trained: DATConfig, source: str) -> dict[str, Tensor]:
+def fit_weights(weights: Mapping[str, Any], model: DAT, *, trained: DATConfig, source: str) -> dict[str, Tensor]:
     """Return the state dict that `model` loads, float32, with position tables brought to its size.
 
     A table may have the model's shape, or the shape that it has at the size of the `trained` configuration.
-    Raises CheckpointError that names all missing, extra and misshapen tensors at once.
+    Raises CheckpointError that says how the tensors do not fit, which of them are no floating-point numbers, or which
+    hold NaN or infinite values.
     """
     expected = model.state_dict()
-    native = _native_shapes(trained) if model.image_size is not None else {}
-    fitted, misshapen = {}, []
-    for name, target in expected.items():
-        if name not in weights:
-            continue
-        value = weights[name].detach().to(torch.float32)
-        if value.shape != target.shape and value.shape == native.get(name) and _is_table(name):
-            value = _resize_table(value, target.shape)
-        if value.shape != target.shape:
-            misshapen.append(f"{name} {_shape(weights[name])} instead of {_shape(target)}")
-        fitted[name] = value
-    mismatch = _Mismatch(
-        missing=[name for name in expected if name not in weights],
-        extra=[name for name in weights if name not in expected and name.rsplit(".", 1)[-1] not in DERIVED_BUFFERS],
-        misshapen=misshapen,
+    shapes: Shapes = {name: value.shape for name, value in expected.items()}
+    native = native_shapes(trained) if model.image_size is not None else {}
+    found = WeightSet(
+        "",
+        {name: value for name, value in weights.items() if name in shapes},
+        {name: value for name, value in weights.items() if name not in shapes},
     )
-    if mismatch:
-        raise CheckpointError(mismatch.describe(source, model))
+    if compare(found, shapes, native):
+        raise CheckpointError(
+            f"{source} {describe([], found, shapes, native, trained, model_name(trained, model.image_size))}"
+        )
+    fitted = {name: _fitted(name, weights[name], shapes[name]) for name in expected}
+    faults = [fault for name, value in fitted.items() if (fault := _fault(name, weights[name], value)) is not None]
+    if faults:
+        raise CheckpointError(f"{source} cannot be used; of its tensors {len(faults)} are not finite: {listed(faults)}")
     return fitted
 
 
-def _native_shapes(trained: DATConfig) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        model = DAT(trained, (trained.img_size, trained.img_size))
-    return {name: value.shape for name, value in model.state_dict().items()}
+def _fitted(name: str, value: Any, shape: torch.Size) -> Tensor:
+    tensor = as_tensor(value).to(torch.float32)
+    return _resize_table(tensor, shape) if tensor.shape != shape and is_table(name) else tensor
 
 
-def _is_table(name: str) -> bool:
-    return name.rsplit(".", 1)[-1] in ("relative_position_bias_table", "rpe_table")
+def _fault(name: str, given: Any, value: Tensor) -> str | None:
+    """Return what is not finite in a tensor, None where nothing is."""
+    if value.isfinite().all():
+        return None
+    if as_tensor(given).isfinite().all():
+        return f"{name} (beyond the range of float32)"
+    kinds = [kind for kind, holds in (("NaN", value.isnan().any()), ("infinity", value.isinf().any())) if holds]
+    return f"{name} ({' and '.join(kinds)})"
 
 
 def _resize_table(table: Tensor, shape: torch.Size) -> Tensor:
@@ -199,9 +192,8 @@ def _resize_table(table: Tensor, shape: torch.Size) -> Tensor:
     return F.interpolate(square, (new_side, new_side), mode="bicubic", align_corners=False)[0].flatten(1).T
 
 
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"
+def _shape_of(value: Any) -> tuple[int, ...]:
+    try:
+        return tuple(as_tensor(value).shape)
+    except TypeError:
+        return ()

@@ -6,9 +6,6 @@ from pathlib import Path
 
 from service.predictors.types import Fault
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Names of images end with one of these, in any case."""
-
 
 def read_image(path: str, max_bytes: int) -> bytes | Fault:
     """Return a file's bytes, or why they cannot be had; a larger file than `max_bytes` is not read."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,6 +20,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from service.errors import RepositoryError
+from service.text_files import BadTextFile, is_blank, read_lines
 
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
@@ -257,26 +259,32 @@ def sha256_of(path: Path) -> str:
 
 
 def read_labels(path: Path, num_classes: int) -> tuple[Label, ...]:
-    """Read a labels table: tab-separated, a header with `class_id` and `name`, and optionally `synset`.
+    """Read a model directory's labels: columns parted by tabs, a header with `class_id`, `name` and maybe `synset`.
 
-    Raises RepositoryError unless the table lists exactly the classes 0 ... num_classes - 1 in order.
+    Nothing is quoted, so that a name holds neither tab nor line end. Raises RepositoryError unless the table lists
+    exactly the classes 0 ... num_classes - 1 in order.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RepositoryError(f"{path}: the labels cannot be read: {error}") from error
-    header = lines[0].split("\t") if lines else []
+        lines = read_lines(path)
+    except BadTextFile as error:
+        raise RepositoryError(str(error)) from error
+    rows = ((number, line.split("\t")) for number, line in enumerate(lines, start=1) if not is_blank(line))
+    return labels_of_rows(path, rows, num_classes)
+
+
+def labels_of_rows(path: Path, rows: Iterator[tuple[int, list[str]]], num_classes: int) -> tuple[Label, ...]:
+    """Return the labels in a table's rows, each with the number of its line, header first; raises RepositoryError."""
+    _, header = next(rows, (1, []))
     if "class_id" not in header or "name" not in header:
         raise RepositoryError(f"{path}: the first line must name the columns class_id and name")
-    labels = []
-    for number, line in enumerate(lines[1:]):
-        cells = line.split("\t")
+    labels: list[Label] = []
+    for number, cells in rows:
         if len(cells) != len(header):
-            raise RepositoryError(f"{path}: line {number + 2} has {len(cells)} columns, the header {len(header)}")
+            raise RepositoryError(f"{path}: line {number} has {len(cells)} columns, the header {len(header)}")
         row = dict(zip(header, cells, strict=True))
-        if row["class_id"] != str(number):
-            raise RepositoryError(f"{path}: line {number + 2} should be class {number}, not {row['class_id']!r}")
-        labels.append(Label(number, row["name"], row.get("synset")))
+        if row["class_id"] != str(len(labels)):
+            raise RepositoryError(f"{path}: line {number} should be class {len(labels)}, not {row['class_id']!r}")
+        labels.append(Label(len(labels), row["name"], row.get("synset")))
     if len(labels) != num_classes:
         raise RepositoryError(f"{path}: {len(labels)} labels for {num_classes} classes")
     return tuple(labels)

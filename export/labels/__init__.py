@@ -5,16 +5,21 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import models.demo
 from export.errors import ExportError
-from service.repository import Label, read_labels
+from service.repository import Label, labels_of_rows, read_labels
+from service.text_files import BadTextFile, check_list, composed, read_lines, table_rows
 
 IMAGENET_CLASSES: Final = 1000
 DEMO_VARIANT: Final = "dat_demo"
 DEMO_CLASSES: Final = 10
+_DELIMITERS: Final = ("\t", ",", ";")
 
 _IMAGENET_FILE = Path(__file__).with_name("imagenet1k.tsv")
 _DEMO_FILE = Path(models.demo.__file__).with_name("labels.tsv")
@@ -23,22 +28,46 @@ _DEMO_FILE = Path(models.demo.__file__).with_name("labels.tsv")
 def labels_from_file(path: Path, num_classes: int) -> tuple[Label, ...]:
     """Read class names from a table (a header with `class_id` and `name`) or from plain text, one name a line.
 
-    Raises ExportError or RepositoryError, naming the file, unless it holds exactly `num_classes` names.
+    Columns of a table are parted by tabs, commas or semicolons. Names come out in Unicode's composed form. Raises
+    ExportError or RepositoryError, naming the file and the line, unless it holds exactly `num_classes` names.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ExportError(f"{path}: the labels cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ExportError(f"{path}: the labels are not UTF-8 text: {error}") from error
-    if lines and "class_id" in lines[0].split("\t"):
-        return read_labels(path, num_classes)
-    for number, name in enumerate(lines, start=1):
-        if not name.strip() or "\t" in name:
-            raise ExportError(f"{path}: line {number} is not a class name; give one name a line, or a table")
+        lines = read_lines(path)
+        delimiter = _delimiter(lines[0]) if lines else None
+        if delimiter is not None:
+            labels = labels_of_rows(path, table_rows(path, lines, delimiter), num_classes)
+        else:
+            labels = _listed(path, lines, num_classes)
+    except BadTextFile as error:
+        raise ExportError(f"the labels {error}") from error
+    for label in labels:
+        if not label.name or any(separator in f"{label.name}{label.synset or ''}" for separator in "\t\r\n"):
+            raise ExportError(
+                f"{path}: the name of class {label.class_id}, {label.name!r}, is empty or of several lines or cells"
+            )
+    return tuple(replace(label, name=composed(label.name)) for label in labels)
+
+
+def _delimiter(header: str) -> str | None:
+    """Return what parts the columns of a table, None where the first line is not the header of one."""
+    for delimiter in _DELIMITERS:
+        cells = next(csv.reader([header], delimiter=delimiter), [])
+        if {"class_id", "name"} <= {cell.strip() for cell in cells}:
+            return delimiter
+    return None
+
+
+def _listed(path: Path, lines: Sequence[str], num_classes: int) -> tuple[Label, ...]:
+    check_list(path, lines)
+    for number, line in enumerate(lines, start=1):
+        if "\t" in line.strip(" \t"):
+            raise ExportError(
+                f"{path}: line {number} is not a class name, for it has a tab; give one name a line, or a table whose "
+                "first line names its columns class_id and name"
+            )
     if len(lines) != num_classes:
         raise ExportError(f"{path}: {len(lines)} labels for {num_classes} classes")
-    return tuple(Label(index, name.strip()) for index, name in enumerate(lines))
+    return tuple(Label(index, line.strip(" \t")) for index, line in enumerate(lines))
 
 
 def bundled_labels(variant: str, num_classes: int) -> tuple[Label, ...] | None:
@@ -56,7 +85,10 @@ def numbered_labels(num_classes: int) -> tuple[Label, ...]:
 
 
 def labels_table(labels: tuple[Label, ...]) -> str:
-    """Return the text of a model directory's labels file; the synset column only where every class has one."""
+    """Return the text of a model directory's labels file; the synset column only where every class has one.
+
+    Nothing is quoted there: names hold neither tabs nor line ends.
+    """
     if all(label.synset for label in labels):
         rows = [f"{label.class_id}\t{label.synset}\t{label.name}" for label in labels]
         return "\n".join(("class_id\tsynset\tname", *rows, ""))

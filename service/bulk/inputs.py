@@ -6,25 +6,35 @@ others; what the system could not read, and might at another time, raises InputE
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 import tarfile
 import zlib
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from service.errors import StartupError
-from service.image_files import SUFFIXES, reason_of, too_large
+from service.image_files import reason_of, too_large
+from service.image_names import LeftOut, is_image_name, suffix_of
 from service.predictors.types import Fault
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 PARQUET_SUFFIXES = (".parquet",)
 _ROWS_AT_A_TIME = 32
 _BUFFER_BYTES = 1 << 20
 """Read of a column at a time, in place of all that a row group has of it."""
+_MAGIC_BYTES = 6
+_UNPACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+"""What packed files are read with, by their first bytes."""
 
 
 class InputError(StartupError):
@@ -54,41 +64,103 @@ def file_items(paths: Sequence[str]) -> Iterator[Item]:
     return (Item(path, 0) for path in paths)
 
 
-def shard_items(path: str, max_bytes: int) -> Iterator[Item]:
-    """Yield the images of a tar shard, packed or not, in their order; members of other kinds are passed over.
+def shard_items(path: str, max_bytes: int, left_out: LeftOut | None = None) -> Iterator[Item]:
+    """Yield the images of a tar shard, packed or not, in their order, and count members of other names in `left_out`.
 
-    Where the shard breaks off, the last item has the fault `bad_shard`.
+    Archives that were put one behind another are read to the end of the last. Where the shard breaks off, the last
+    item has the fault `bad_shard`.
     """
     row = 0
+    members = _Members(LeftOut() if left_out is None else left_out)
     try:
-        with tarfile.open(path, "r|*", tarinfo=_StrictHeader) as shard:
+        with _open_shard(path) as shard:
             while (member := shard.next()) is not None:
                 shard.members = []  # type: ignore[attr-defined]  # it would keep them all
-                folder, _, base = member.name.rpartition("/")
-                stem, dot, suffix = base.partition(".")
-                if member.isdir() or not (stem and dot and f".{suffix}".lower().endswith(SUFFIXES)):
+                if member.isdir() or not members.is_image(member.name):
                     continue
-                key = f"{folder}/{stem}" if folder else stem
-                yield Item(path, row, _member_bytes(shard, member, max_bytes), key, member.name)
+                data = _member_bytes(shard, member, max_bytes)
+                yield Item(path, row, data, members.key_of(member.name), member.name)
                 row += 1
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(f"{path}: {reason_of(error)}") from error
         detail = f"The shard cannot be read from here on: {error}."
         yield Item(path, row, Fault("bad_shard", detail))
+    members.finish()
+
+
+@contextmanager
+def _open_shard(path: str) -> Iterator[tarfile.TarFile]:
+    """Open a shard as a stream, by what it is packed with; raises what reading it does."""
+    with Path(path).open("rb") as file:
+        magic = file.read(_MAGIC_BYTES)
+        file.seek(0)
+        # These read streams that follow each other as one, where tarfile's own would end with the first.
+        unpack = next((each for start, each in _UNPACKERS.items() if magic.startswith(start)), nullcontext)
+        with (
+            unpack(file) as content,
+            # ignore_zeros: what marks the end of an archive may be followed by another archive.
+            tarfile.open(fileobj=content, mode="r|", tarinfo=_StrictHeader, ignore_zeros=True) as shard,
+        ):
+            yield shard
 
 
 class _StrictHeader(tarfile.TarInfo):
-    """A header that must be one, or the mark of the end: tarfile takes anything else in mid-file for the end, too."""
+    """A header that must be one, or the mark of the end: tarfile takes anything else in mid-file for the end, too.
+
+    The end of the file is good after such a mark alone.
+    """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictHeader:
         try:
-            return super().fromtarfile(archive)
+            header = super().fromtarfile(archive)
         except tarfile.HeaderError as error:
-            if type(error).__name__ == "EOFHeaderError":
+            kind = type(error).__name__
+            if kind == "EOFHeaderError":
+                archive.after_mark = True  # type: ignore[attr-defined]  # of this archive alone
+                raise
+            if kind == "EmptyHeaderError" and getattr(archive, "after_mark", False):
                 raise
             raise tarfile.ReadError(f"{error}, where a member or the end of the archive should be") from error
+        archive.after_mark = False  # type: ignore[attr-defined]
+        return header
+
+
+class _Members:
+    """Which members of a shard are images, and what becomes of the others.
+
+    A member that is none may come before the image that it belongs to, so that those are decided at the end.
+    """
+
+    def __init__(self, left_out: LeftOut) -> None:
+        self._left_out = left_out
+        self._keys: set[str] = set()
+        self._waiting: defaultdict[str, Counter[str]] = defaultdict(Counter)
+
+    @staticmethod
+    def key_of(name: str) -> str:
+        """Return a member's name up to the first dot of its last component."""
+        folder, slash, base = name.rpartition("/")
+        return folder + slash + base.partition(".")[0]
+
+    def is_image(self, name: str) -> bool:
+        """Tell whether a member is an image by its name, and count it where it is none."""
+        base = name.rpartition("/")[2]
+        key = self.key_of(name)
+        if base.startswith("."):
+            self._left_out.hidden += 1
+            return False
+        if is_image_name(base):
+            self._keys.add(key)
+            return True
+        self._waiting[key][suffix_of(base)] += 1
+        return False
+
+    def finish(self) -> None:
+        """Count those that were waiting."""
+        for key, suffixes in self._waiting.items():
+            (self._left_out.companions if key in self._keys else self._left_out.others).update(suffixes)
 
 
 def _member_bytes(shard: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int) -> bytes | Fault:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from service.bulk.inputs import Item, RowGroups, file_items, kind_of, row_groups, row_items, shard_items
+from service.image_names import LeftOut
 
 Content = tuple[str, ...] | RowGroups | str
 """Image files, row groups of a Parquet file, or a tar shard."""
@@ -33,15 +34,15 @@ class Part:
             case _:
                 return None
 
-    def items(self, max_bytes: int) -> Iterator[Item]:
-        """Yield its images in order; larger ones than `max_bytes` are not read."""
+    def items(self, max_bytes: int, left_out: LeftOut | None = None) -> Iterator[Item]:
+        """Yield its images in order, without reading larger ones than `max_bytes`; count what is none in `left_out`."""
         match self.content:
             case tuple():
                 return file_items(self.content)
             case RowGroups():
                 return row_items(self.content, max_bytes)
             case _:
-                return shard_items(self.content, max_bytes)
+                return shard_items(self.content, max_bytes, left_out)
 
 
 def plan(files: Sequence[str], *, part_images: int, column: str | None) -> list[Part]:

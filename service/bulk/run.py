@@ -25,6 +25,7 @@ from service.bulk.parts import Part
 from service.bulk.writing import Answer, Counts, PartWriter
 from service.errors import InferenceFailed
 from service.image_files import read_image
+from service.image_names import LeftOut
 from service.predictors.ordered import in_order
 from service.predictors.types import Fault, Predictor, PredictorFailed, PredictorModel, ranked
 
@@ -93,6 +94,7 @@ class _End:
     """Follows the last image of a part."""
 
     part: Part
+    left_out: LeftOut
 
 
 async def run_parts(
@@ -120,6 +122,8 @@ async def run_parts(
                 writer = opened.enter_context(PartWriter(path, schema))
                 async for entry, result in answers:
                     if isinstance(entry, _End) or result is None:
+                        assert isinstance(entry, _End)  # images have results
+                        writer.left_out = entry.left_out
                         break
                     if writer.add(entry, result):
                         await _in_thread(writer.write)
@@ -184,8 +188,9 @@ async def _stream(parts: Iterable[Part], max_bytes: int) -> AsyncIterator[Item |
 
 def _entries(parts: Iterable[Part], max_bytes: int) -> Iterator[Item | _End]:
     for part in parts:
-        yield from part.items(max_bytes)
-        yield _End(part)
+        left_out = LeftOut()
+        yield from part.items(max_bytes, left_out)
+        yield _End(part, left_out)
 
 
 def _next(entries: Iterator[Item | _End]) -> list[Item | _End]:

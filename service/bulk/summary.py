@@ -7,16 +7,20 @@ import time
 
 from service.bulk.parts import Part
 from service.bulk.writing import Counts
+from service.image_names import LeftOut
 
 
 class Summary:
-    """Counts finished parts, by this run and those before it; the clock runs from here on."""
+    """Counts finished parts, by this run and those before it; the clock runs from here on.
 
-    def __init__(self, out: str, *, parts: int) -> None:
+    `left_out` is what was left out of folders as the input was found.
+    """
+
+    def __init__(self, out: str, *, parts: int, left_out: LeftOut | None = None) -> None:
         self._out = out
         self._parts = parts
         self._done = self._resumed = 0
-        self._before = Counts(0, 0)
+        self._before = Counts(0, 0, left_out or LeftOut())
         self._here = Counts(0, 0)
         self._began_s = self._ended_s = time.monotonic()
 
@@ -29,6 +33,11 @@ class Summary:
     def bad_images(self) -> int:
         """Those of them that are bad."""
         return self._before.bad + self._here.bad
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What was left out of folders and of the shards of all finished parts."""
+        return self._before.left_out + self._here.left_out
 
     @property
     def images_per_s(self) -> float:
@@ -51,8 +60,9 @@ class Summary:
     def line(self, part: Part, counts: Counts) -> str:
         """Return a sentence about the part that was finished last."""
         bad = f", {counts.bad} of them bad" if counts.bad else ""
+        left_out = f", left out {counts.left_out.describe()}" if counts.left_out else ""
         return (
-            f"part {part.number}: {counts.images} images{bad}; "
+            f"part {part.number}: {counts.images} images{bad}{left_out}; "
             f"{self._done} of {self._parts} parts, {self.images_per_s} images/s"
         )
 
@@ -64,6 +74,7 @@ class Summary:
                 "complete": self._done == self._parts,
                 "images": self.images,
                 "bad_images": self.bad_images,
+                "left_out": self.left_out.as_dict(),
                 "parts": self._parts,
                 "parts_done": self._done,
                 "parts_resumed": self._resumed,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,11 +22,13 @@ import pyarrow.parquet as pq
 from service.bulk.inputs import Item
 from service.engine.types import Outputs
 from service.errors import StartupError
+from service.image_names import LeftOut
 from service.predictors.types import Fault, Ranking
 
 METADATA_KEY = b"dat_serve"
 """Of the schema's metadata: JSON with the model, and the shape of each output."""
 _BAD_KEY = "dat_serve.bad_images"
+_LEFT_OUT_KEY = "dat_serve.left_out"
 _GROUP_ROWS = 1024
 _GROUP_BYTES = 16 << 20
 _PREDICTION = pa.struct([("class_id", pa.int32()), ("label", pa.string()), ("score", pa.float32())])
@@ -45,14 +47,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Images of a part, and how many of them are bad."""
+    """Images of a part, how many of them are bad, and what was left out beside them."""
 
     images: int
     bad: int
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def __add__(self, other: Counts) -> Counts:
         """Return the counts of both."""
-        return Counts(self.images + other.images, self.bad + other.bad)
+        return Counts(self.images + other.images, self.bad + other.bad, self.left_out + other.left_out)
 
 
 class PartWriter:
@@ -64,6 +67,8 @@ class PartWriter:
         self._rows: list[tuple[Item, Answer | Fault]] = []
         self._row_bytes = 4 * sum(math.prod(shape) for shape in self._shapes.values())
         self._images = self._bad = 0
+        self.left_out = LeftOut()
+        """What the part's shard holds under names that no image has; given before `close`."""
         self._file = pq.ParquetWriter(
             path, schema, compression="zstd", use_dictionary=_TEXT_COLUMNS, write_statistics=["source", "row"]
         )
@@ -106,9 +111,11 @@ class PartWriter:
     def close(self) -> Counts:
         """Write the rest, end the file, and return what it has."""
         self.write()
-        self._file.add_key_value_metadata({_BAD_KEY: str(self._bad)})
+        self._file.add_key_value_metadata(
+            {_BAD_KEY: str(self._bad), _LEFT_OUT_KEY: json.dumps(self.left_out.as_dict())}
+        )
         self._file.close()
-        return Counts(self._images, self._bad)
+        return Counts(self._images, self._bad, self.left_out)
 
 
 def schema_of(shapes: Mapping[str, Sequence[int]], *, model: Mapping[str, Any]) -> pa.Schema:
@@ -138,8 +145,10 @@ def read_counts(path: Path) -> Counts:
     """Return what a finished part has; raises StartupError where that cannot be read."""
     try:
         metadata = pq.read_metadata(path)
-        return Counts(metadata.num_rows, int(metadata.metadata[_BAD_KEY.encode()]))
-    except (OSError, pa.ArrowException, KeyError, TypeError) as error:
+        document = metadata.metadata.get(_LEFT_OUT_KEY.encode())  # older parts have none
+        left_out = LeftOut() if document is None else LeftOut.from_dict(json.loads(document))
+        return Counts(metadata.num_rows, int(metadata.metadata[_BAD_KEY.encode()]), left_out)
+    except (OSError, pa.ArrowException, KeyError, TypeError, AttributeError, ValueError) as error:
         raise StartupError(f"{path} is damaged, remove it to have it made again: {error}") from error
 
 

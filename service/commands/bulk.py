@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.commands import source
-from service.commands.files import find_files
-from service.commands.terminal import printable, progress, say
+from service.commands.files import Found, find_files
+from service.commands.terminal import printable, progress, report_left_out, say
 from service.errors import SettingsError, StartupError
+from service.image_names import SUFFIXES, LeftOut
 from service.predictors.types import PredictorModel
 from service.settings import Settings, add_options
 
@@ -61,41 +62,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what is not done yet, and return 1 if any image of the whole run is bad; raises StartupError."""
+    """Do what is not done yet, and return 1 if any image of the whole run is bad, or anything was left out.
+
+    Raises StartupError.
+    """
     _require_pyarrow()
     from service.bulk.journal import open_journal
 
     settings = source.prepare(options)
     if options.ray is not None and options.url is not None:
         raise SettingsError("--ray runs the model on a cluster, and --url asks a server: give one of them")
-    files = _find(options.paths, options.out)
+    found = _find(options.paths, options.out)
+    report_left_out(found.left_out)
     with open_journal(options.out) as journal:
-        return asyncio.run(_run(options, settings, files, journal))
+        return asyncio.run(_run(options, settings, found, journal))
 
 
-async def _run(options: argparse.Namespace, settings: Settings, files: list[str], journal: Journal) -> int:
+async def _run(options: argparse.Namespace, settings: Settings, found: Found, journal: Journal) -> int:
     from service.bulk.parts import plan
     from service.bulk.run import Question
     from service.bulk.writing import schema_of
 
-    parts = await asyncio.to_thread(plan, files, part_images=options.part_images, column=options.column)
+    parts = await asyncio.to_thread(plan, found.files, part_images=options.part_images, column=options.column)
     async with _open_workplace(options, settings, journal) as workplace:
         outputs = () if options.outputs == "none" else source.checked_outputs(options.outputs, workplace.model)
         record = _record(options, settings, workplace.model, outputs)
-        await asyncio.to_thread(journal.begin, record, files)
+        await asyncio.to_thread(journal.begin, record, found.files)
         question = Question(outputs, settings.top_k, settings.max_body_bytes)
         schema = schema_of(await workplace.shapes(outputs), model=record["model"])
-        return await _finish(parts, workplace, question, journal=journal, schema=schema)
+        return await _finish(parts, workplace, question, journal=journal, schema=schema, left_out=found.left_out)
 
 
 async def _finish(
-    parts: Sequence[Part], workplace: Workplace, question: Question, *, journal: Journal, schema: Any
+    parts: Sequence[Part],
+    workplace: Workplace,
+    question: Question,
+    *,
+    journal: Journal,
+    schema: Any,
+    left_out: LeftOut,
 ) -> int:
     """Do the parts that are not done, print the summary, and return the exit status."""
     from service.bulk.summary import Summary
     from service.bulk.writing import read_counts
 
-    summary = Summary(str(journal.folder), parts=len(parts))
+    summary = Summary(str(journal.folder), parts=len(parts), left_out=left_out)
     still_open = {part.number: part for part in parts}
     for part in _finished(parts, journal):
         summary.resume(read_counts(journal.part_file(part.number)))
@@ -115,7 +126,7 @@ async def _finish(
         for part in _finished(still_open.values(), journal):  # one came into place as the run was interrupted
             summary.add(read_counts(journal.part_file(part.number)))
         print(summary.as_json(), flush=True)
-    return 1 if summary.bad_images else 0
+    return 1 if summary.bad_images or summary.left_out.others else 0
 
 
 @asynccontextmanager
@@ -139,15 +150,16 @@ def _finished(parts: Iterable[Part], journal: Journal) -> list[Part]:
     return [part for part in parts if journal.part_file(part.number).exists()]
 
 
-def _find(paths: list[str], out: Path) -> list[str]:
+def _find(paths: list[str], out: Path) -> Found:
     from service.bulk.inputs import PARQUET_SUFFIXES, TAR_SUFFIXES
-    from service.image_files import SUFFIXES
 
-    found = find_files(paths, suffixes=SUFFIXES + TAR_SUFFIXES + PARQUET_SUFFIXES)
+    out_folder = os.path.abspath(out)  # noqa: PTH100
+    found = find_files(paths, suffixes=SUFFIXES + TAR_SUFFIXES + PARQUET_SUFFIXES, without=out_folder)
     for given, fault in found.faults.items():
         raise StartupError(f"{printable(given)}: {fault.detail}")
-    below = os.path.join(os.path.abspath(out), "")  # noqa: PTH100, PTH118
-    return [path for path in found.files if not os.path.abspath(path).startswith(below)]  # noqa: PTH100
+    below = os.path.join(out_folder, "")  # noqa: PTH118  # patterns may reach into it
+    found.files = [path for path in found.files if not os.path.abspath(path).startswith(below)]  # noqa: PTH100
+    return found
 
 
 def _record(

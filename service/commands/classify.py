@@ -15,7 +15,7 @@ from contextlib import aclosing
 
 from service.commands import source
 from service.commands.files import answers, find_files
-from service.commands.terminal import printable, progress
+from service.commands.terminal import printable, progress, report_left_out
 from service.predictors.types import Fault, Ranking
 from service.settings import Settings, add_options
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Classify, and return 1 if any file could not be; raises StartupError where none can be."""
+    """Classify, and return 1 if any file could not be, or was left out; raises StartupError where none can be."""
     settings = source.prepare(options)
     return asyncio.run(_classify(options, settings))
 
@@ -49,7 +49,8 @@ async def _classify(options: argparse.Namespace, settings: Settings) -> int:
         show = table(width)
     for given, fault in found.faults.items():
         show(given, fault)
-    is_whole = not found.faults
+    report_left_out(found.left_out)
+    is_whole = not found.faults and not found.left_out.others
     if not found.files:
         return 1
     top_k: int | None = getattr(options, "top_k", None) and settings.top_k  # left out, the server's own counts

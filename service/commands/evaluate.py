@@ -10,11 +10,12 @@ from pathlib import Path
 from service.commands import source
 from service.commands.files import answers, images_below
 from service.commands.reports import Evaluation, as_json, as_text
-from service.commands.terminal import progress, report
+from service.commands.terminal import progress, report, report_left_out, say
 from service.errors import SettingsError
 from service.evaluation.classes import Classes
 from service.evaluation.ground_truth import BadGroundTruth, Known, by_file, by_folders
 from service.evaluation.tally import TOP
+from service.image_names import LeftOut
 from service.predictors.types import Fault, Predictor
 from service.settings import Settings
 
@@ -54,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the report, and return 1 if any image could not be used; raises StartupError where none could be.
+    """Print the report, and return 1 if any image could not be used or was left out.
+
+    Raises StartupError where none could be used.
 
     When the work is interrupted, or its source fails, the report is of what was done, and says so.
     """
@@ -68,27 +71,34 @@ async def _evaluate(options: argparse.Namespace, settings: Settings) -> int:
     if options.ground_truth is None and (options.numbers or options.synset_order):
         raise SettingsError("--numbers and --synset-order are about a --ground-truth")
     async with source.open_source(options, settings) as predictor:
-        known = await asyncio.to_thread(_known_images, options, Classes(predictor.model.labels, by=options.class_by))
-        evaluation = Evaluation(predictor.model, planned=len(known))
+        classes = Classes(predictor.model.labels, by=options.class_by)
+        known, left_out, unlisted = await asyncio.to_thread(_known_images, options, classes)
+        report_left_out(left_out)
+        if unlisted:
+            say(f"{unlisted} images of the folder are not in the ground truth, and are left out")
+        evaluation = Evaluation(predictor.model, planned=len(known), left_out=left_out, unlisted=unlisted)
         try:
             await _count(evaluation, known, predictor, max_bytes=settings.max_body_bytes)
         finally:
             render = as_json if options.format == "json" else as_text
             print(render(evaluation, confusions=options.confusions, per_class=options.per_class), flush=True)
-    return 1 if evaluation.faults else 0
+    return 1 if evaluation.faults or left_out.others or unlisted else 0
 
 
-def _known_images(options: argparse.Namespace, classes: Classes) -> list[Known]:
+def _known_images(options: argparse.Namespace, classes: Classes) -> tuple[list[Known], LeftOut, int]:
+    """Return the images with their classes, what the folder holds besides, and how many images have no class."""
     unreadable: dict[str, Fault] = {}
-    files = list(images_below(options.folder, unreadable))
+    left_out = LeftOut()
+    files = list(images_below(options.folder, unreadable, left_out))
     if unreadable:
         path, fault = next(iter(unreadable.items()))
         raise BadGroundTruth(f"{path}: {fault.detail}")  # how many images are missing there, nobody knows
     if not files:
-        raise BadGroundTruth(f"{options.folder} holds no images")
+        besides = f", only others: {left_out.describe()}" if left_out else ""
+        raise BadGroundTruth(f"{options.folder} holds no images{besides}")
     if options.ground_truth is None:
-        return by_folders(options.folder, files, classes)
-    return by_file(
+        return by_folders(options.folder, files, classes), left_out, 0
+    known = by_file(
         options.ground_truth,
         options.folder,
         files,
@@ -96,6 +106,7 @@ def _known_images(options: argparse.Namespace, classes: Classes) -> list[Known]:
         synset_order=options.synset_order,
         counted_from=_COUNTED_FROM.get(options.numbers),
     )
+    return known, left_out, len(set(files).difference(image.path for image in known if image.path is not None))
 
 
 async def _count(evaluation: Evaluation, known: list[Known], predictor: Predictor, *, max_bytes: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from service.commands import source
 from service.commands.archive import ArchiveWriter
 from service.commands.files import Found, answers, find_files
-from service.commands.terminal import progress, report, say
+from service.commands.terminal import progress, report, report_left_out, say
 from service.errors import SettingsError
 from service.predictors.types import Fault, Predictor
 from service.settings import Settings
@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the archive, and return 1 if any file has no row; raises StartupError where none could have.
+    """Write the archive, and return 1 if any file has no row or was left out.
+
+    Raises StartupError where none could have a row.
 
     What is done when the work is interrupted, or its source fails, is written all the same.
     """
@@ -48,6 +50,7 @@ async def _extract(options: argparse.Namespace, settings: Settings) -> int:
     found = await asyncio.to_thread(find_files, options.paths)
     for given, fault in found.faults.items():
         report(given, fault)
+    report_left_out(found.left_out)
     if not found.files:
         return 1
     async with source.open_source(options, settings) as predictor:
@@ -58,7 +61,7 @@ async def _extract(options: argparse.Namespace, settings: Settings) -> int:
             finally:
                 archive.finish()
                 say(f"{out}: features of {archive.rows} of {len(found.files)} images")
-    return 0 if archive.rows == len(found.files) and not found.faults else 1
+    return 0 if archive.rows == len(found.files) and not found.faults and not found.left_out.others else 1
 
 
 async def _fill(

@@ -14,7 +14,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from service.image_files import SUFFIXES, read_image, reason_of
+from service.image_files import read_image, reason_of
+from service.image_names import SUFFIXES, LeftOut
 from service.predictors.ordered import in_order
 from service.predictors.types import Fault
 
@@ -23,17 +24,18 @@ R = TypeVar("R")
 
 @dataclass(slots=True)
 class Found:
-    """Files to read, each once and in order, and what could not be found, by what was given."""
+    """Files to read, each once and in order, what could not be found, by what was given, and what was left out."""
 
     files: list[str] = field(default_factory=list)
     faults: dict[str, Fault] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
-def find_files(given: Sequence[str], *, suffixes: tuple[str, ...] = SUFFIXES) -> Found:
+def find_files(given: Sequence[str], *, suffixes: tuple[str, ...] = SUFFIXES, without: str | None = None) -> Found:
     """Return the files that paths, folders (searched to any depth) and patterns (`**` for any depth) stand for.
 
-    In folders only names with one of the `suffixes` count, and files and folders whose names begin with a dot are
-    passed over; a file that is named itself is taken whatever its name.
+    In folders only names with one of the `suffixes` are taken, and files and folders whose names begin with a dot are
+    not; a file that is named itself is taken whatever its name. The folder `without` is not looked into.
     """
     found = Found()
     for each in given:
@@ -46,17 +48,24 @@ def find_files(given: Sequence[str], *, suffixes: tuple[str, ...] = SUFFIXES) ->
                 found.faults[each] = Fault("not_found", kind)
         for path in paths:
             if os.path.isdir(path):
-                _add_folder(path, found, suffixes)
+                _add_folder(path, found, suffixes, without)
             else:
                 found.files.append(path)
     found.files = list(dict.fromkeys(found.files))
     return found
 
 
-def images_below(folder: str, faults: dict[str, Fault], *, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[str]:
+def images_below(
+    folder: str,
+    faults: dict[str, Fault],
+    left_out: LeftOut,
+    *,
+    suffixes: tuple[str, ...] = SUFFIXES,
+    without: str | None = None,
+) -> Iterator[str]:
     """Yield the images of a folder in order; links to folders are followed, each folder once.
 
-    A folder that cannot be read is added to `faults`.
+    A folder that cannot be read is added to `faults`, and what is not taken to `left_out`.
     """
     seen: set[tuple[int, int]] = set()
 
@@ -69,19 +78,21 @@ def images_below(folder: str, faults: dict[str, Fault], *, suffixes: tuple[str, 
         except OSError as error:  # removed since it was listed
             note(error)
             continue
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in seen or (without and os.path.abspath(parent) == without):
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
+        left_out.hidden += sum(name.startswith(".") for name in folders)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(suffixes):
-                yield os.path.join(parent, name)
+        taken = sorted(name for name in names if not name.startswith(".") and name.lower().endswith(suffixes))
+        left_out.count(set(names).difference(taken), taken)
+        for name in taken:
+            yield os.path.join(parent, name)
 
 
-def _add_folder(folder: str, found: Found, suffixes: tuple[str, ...]) -> None:
+def _add_folder(folder: str, found: Found, suffixes: tuple[str, ...], without: str | None) -> None:
     before = len(found.files) + len(found.faults)
-    found.files.extend(images_below(folder, found.faults, suffixes=suffixes))
+    found.files.extend(images_below(folder, found.faults, found.left_out, suffixes=suffixes, without=without))
     if len(found.files) + len(found.faults) == before:
         found.faults[folder] = Fault("no_images", "The folder holds no images.")
 

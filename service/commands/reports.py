@@ -9,6 +9,7 @@ from typing import Any
 from service.commands.terminal import printable
 from service.evaluation.ground_truth import Known
 from service.evaluation.tally import Score, Tally, wilson_interval
+from service.image_names import LeftOut
 from service.predictors.types import Fault, PredictorModel, Ranking
 
 
@@ -18,6 +19,10 @@ class Evaluation:
 
     model: PredictorModel
     planned: int
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What the folder holds under names that no image has."""
+    unlisted: int = 0
+    """Images of the folder that the ground truth does not name."""
     tally: Tally = field(default_factory=Tally)
     faults: dict[str, Fault] = field(default_factory=dict)
     """Images that could not be used, by their paths."""
@@ -41,6 +46,8 @@ def as_json(evaluation: Evaluation, *, confusions: int, per_class: bool) -> str:
         "unusable": [
             {"path": path, "code": fault.code, "detail": fault.detail} for path, fault in evaluation.faults.items()
         ],
+        "left_out": evaluation.left_out.as_dict(),
+        "unlisted_images": evaluation.unlisted,
         "confusions": [
             {
                 "class_id": truth,
@@ -85,6 +92,10 @@ def as_text(evaluation: Evaluation, *, confusions: int, per_class: bool) -> str:
     ]
     if evaluation.faults:
         lines.append(f"unusable  {len(evaluation.faults)} images, named above, which count as wrong")
+    if evaluation.left_out:
+        lines.append(f"left out  {printable(evaluation.left_out.describe())}")
+    if evaluation.unlisted:
+        lines.append(f"unlisted  {evaluation.unlisted} images, which the ground truth does not name")
     shown = tally.most_confused(confusions)
     if shown:
         lines += ["", "images  confused"]

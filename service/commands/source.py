@@ -14,6 +14,7 @@ from service.errors import SettingsError
 from service.logs import configure_logging
 from service.predictors.types import Predictor, PredictorModel
 from service.settings import CLIENT_API_KEY, Settings, add_options, option_of
+from service.text_files import BadTextFile, read_lines
 
 _OF_EITHER = frozenset({"model", "max_body_bytes", "log_level", "log_format"})
 _OF_A_PROCESS = frozenset(
@@ -101,9 +102,12 @@ def _api_key(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get(CLIENT_API_KEY) or None
     try:
-        key = file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--api-key-file: {file} cannot be read as text: {error}") from error
+        lines = read_lines(file)
+    except BadTextFile as error:
+        raise SettingsError(f"--api-key-file: {error}") from error
+    key = lines[0].strip() if len(lines) == 1 else ""
+    if not key.isascii():
+        raise SettingsError(f"--api-key-file: {file} cannot be read as a key: it holds more than ASCII")
     if not key or not key.isprintable():
         raise SettingsError(f"--api-key-file: {file} should hold one line, the key")
     return key

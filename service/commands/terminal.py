@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from service.image_names import LeftOut
 from service.predictors.types import Fault
 
 
@@ -75,6 +76,12 @@ def printable(text: str) -> str:
 def report(path: str, fault: Fault) -> None:
     """Say on standard error what is wrong with a file."""
     print(f"dat-serve: {printable(path)}: {fault.code}: {printable(fault.detail)}", file=sys.stderr)
+
+
+def report_left_out(left_out: LeftOut) -> None:
+    """Say on standard error what was left out of folders, if anything was."""
+    if left_out:
+        say(f"left out of the files in folders: {printable(left_out.describe())}")
 
 
 def say(sentence: str) -> None:

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from service.errors import StartupError
 from service.repository import Label
+from service.text_files import composed
 
 By: TypeAlias = Literal["any", "id", "name", "synset"]
 
@@ -28,13 +29,16 @@ class Classes:
             if by in ("any", "id"):
                 self._meanings[str(label.class_id)].add(label.class_id)
             if by in ("any", "name"):
-                self._meanings[label.name].add(label.class_id)
+                self._meanings[composed(label.name)].add(label.class_id)
             if by in ("any", "synset") and label.synset is not None:
                 self._meanings[label.synset].add(label.class_id)
 
     def find(self, text: str) -> int:
-        """Return the class that a text means; raises UnknownClass where that is none, or more than one."""
-        meanings = sorted(self._meanings.get(text.strip(), ()))
+        """Return the class that a text means, whichever of Unicode's forms it has.
+
+        Raises UnknownClass where that is none, or more than one.
+        """
+        meanings = sorted(self._meanings.get(composed(text), ()) or self._meanings.get(composed(text.strip()), ()))
         if len(meanings) == 1:
             return meanings[0]
         if meanings:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from export import pipeline
 from export.__main__ import main
@@ -190,6 +191,7 @@ class TestRepository:
         (("dat_huge",), "unknown variant 'dat_huge'; known are: dat_tiny, "),
         (("dat_tiny",), "give the weights of dat_tiny with --weights FILE"),
         (("dat_tiny", "--weights", "nowhere.pth"), "the weights nowhere.pth do not exist"),
+        (("dat_tiny", "--random-weights", 0, "--weights-key", "ema"), "--weights-key is about a weight file"),
         (("dat_tiny", "--random-weights", 0, "--opset", 16), "opset 16 is not supported; choose one of: 18"),
         (("dat_tiny", "--random-weights", 0, "--sampling", "magic"), "unknown sampling strategy 'magic'"),
         (("dat_tiny", "--random-weights", 0, "--target", "tensorrt", "--opset", 20), "takes opsets up to 19, not 20"),
@@ -219,6 +221,21 @@ def test_file_that_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert export("dat_demo", "--weights", weights, repository=tmp_path / "models") == 1
     assert "weights.pth" in capsys.readouterr().err
     assert everything(tmp_path) == ["weights.pth"]
+
+
+@pytest.mark.usefixtures("exported_before")
+def test_a_choice_among_weights_is_said_and_can_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = from_seed(0, DEMO.config, image_size=DEMO_SIZE).model.state_dict()  # those of the graph
+    others = from_seed(1, DEMO.config, image_size=DEMO_SIZE).model.state_dict()
+    torch.save({"state_dict": weights, "state_dict_ema": others}, tmp_path / "w.pth")
+    assert export("dat_demo", "--weights", tmp_path / "w.pth", repository=tmp_path / "models") == 0
+    assert "averages of them under 'state_dict_ema' can be had with --weights-key" in capsys.readouterr().err
+    torch.save({"one": others, "other": weights}, tmp_path / "w.pth")
+    assert export("dat_demo", "--weights", tmp_path / "w.pth", repository=tmp_path / "models") == 1
+    assert "under 'one', 'other': choose with --weights-key" in capsys.readouterr().err
+    chosen = ("--weights", tmp_path / "w.pth", "--weights-key", "other")
+    assert export("dat_demo", *chosen, repository=tmp_path / "models") == 0
+    assert find_models(tmp_path / "models") == {"dat_demo": (1, 2)}
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,11 @@ def test_table_is_read_by_its_header(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         ("cat\n", "1 labels for 2 classes"),
-        ("cat\n\n", "line 2 is not a class name"),
+        ("cat\n\ndog\n", r"names\.txt: line 2 is blank"),
+        ("cat\n\n", "1 labels for 2 classes"),
+        ("class_id\tname\n0\tcat\n1\t \n", "the name of class 1, ''"),
+        ('class_id\tname\n0\tcat\n1\t"dog\nhound"\n', r"the name of class 1, 'dog\\nhound'"),
+        ('class_id,name\n0,cat\n1,"dog\n', r"names\.txt: line 3 cannot be read as cells in quotes"),
         ("cat\ta\ndog\tb\n", "line 1 is not a class name"),
         ("", "0 labels for 2 classes"),
     ],
@@ -39,6 +43,54 @@ def test_table_is_read_by_its_header(tmp_path: Path) -> None:
 def test_unusable_text_is_refused_with_its_reason(text: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=reason):
         labels_from_file(written(tmp_path / "names.txt", text), 2)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("after", ["", "\n", "\n\n \n"])
+@pytest.mark.parametrize("text", ["zero\nÉins\n two, 2 ", "class_id\tname\n0\tzero\n1\tÉins\n2\ttwo, 2"])
+def test_marks_line_ends_and_blank_last_lines_are_no_part_of_names(
+    text: str, after: str, end: str, encoding: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes((text + after).replace("\n", end).encode(encoding))
+    assert [label.name for label in labels_from_file(path, 3)] == ["zero", "Éins", "two, 2"]
+
+
+def test_tables_of_spreadsheets_are_read(tmp_path: Path) -> None:
+    for delimiter in "\t,;":
+        rows = [["class_id", "name"], ["0", '"dog, hound; ""big"""'], ["", ""], ["1", "5' plate\""]]
+        path = written(tmp_path / "names.csv", "\n".join(delimiter.join(row) for row in rows))
+        path.write_text(path.read_text().replace(f"\n{delimiter}\n", "\n\n"))
+        assert labels_from_file(path, 2) == (Label(0, 'dog, hound; "big"'), Label(1, "5' plate\""))
+
+
+SEPARATORS = (
+    "vertical\x0btab",
+    "form\x0cfeed",
+    "next\x85line",
+    "line\u2028separator",
+    "paragraph\u2029separator",
+    "\x1c4",
+)
+
+
+def test_separators_that_end_no_line_stay_in_names_up_to_the_service(tmp_path: Path) -> None:
+    path = written(tmp_path / "names.txt", "\n".join(SEPARATORS))
+    labels = labels_from_file(path, len(SEPARATORS))
+    assert tuple(label.name for label in labels) == SEPARATORS
+    assert read_labels(written(tmp_path / "labels.tsv", labels_table(labels)), len(SEPARATORS)) == labels
+
+
+def test_names_come_out_composed(tmp_path: Path) -> None:
+    assert labels_from_file(written(tmp_path / "names.txt", "E\u0301le\u0301phant\n"), 1) == (Label(0, "Éléphant"),)
+
+
+def test_text_in_another_encoding_is_refused_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes("cat\r\ndög\r\n".encode("latin-1"))
+    with pytest.raises(ExportError, match=r"names\.txt: line 2 is not UTF-8 text \(byte 0xf6\)"):
+        labels_from_file(path, 2)
 
 
 def test_table_out_of_order_is_refused(tmp_path: Path) -> None:

@@ -98,6 +98,38 @@ def test_a_ground_truth_file_gives_the_same_and_unusable_images_count_as_wrong(
     assert f"({RIGHT} of {IMAGES + 2};" in text
 
 
+def test_names_of_all_formats_count_and_what_is_left_out_is_said(
+    answerer: tuple[object, ...], digits: Path, tmp_path: Path
+) -> None:
+    for number, file in enumerate(sorted(digits.glob("3/*.png"))[:4]):
+        folder = tmp_path / "set" / "3"
+        folder.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as image:
+            image.convert("RGB").save(folder / f"{number}{('.jfif', '.jpe', '.apng', '.png')[number]}")
+    (folder / "3.json").write_text("{}")
+    ended = command("evaluate", tmp_path / "set", *answerer, "--format", "json")
+    assert (ended.returncode, json.loads(ended.stdout)["images"]) == (0, 4)
+    assert json.loads(ended.stdout)["left_out"] == {"others": {}, "companions": {".json": 1}, "hidden": 0}
+
+    (folder / "other.heic").write_bytes(b"")
+    ended = command("evaluate", tmp_path / "set", *answerer)
+    assert ended.returncode == 1
+    said = "1 by their names (.heic 1), 1 that belong to images (.json 1)"
+    assert f"dat-serve: left out of the files in folders: {said}\n" in ended.stderr
+    assert f"left out  {said}\n" in ended.stdout
+    ended = command("classify", tmp_path / "set", *answerer)
+    assert (ended.returncode, len(lines_of(ended)), said in ended.stderr) == (1, 4, True)
+    ended = command("features", tmp_path / "set", "--out", tmp_path / "f.npz", *answerer)
+    assert (ended.returncode, said in ended.stderr) == (1, True)
+
+    truth = tmp_path / "truth.csv"
+    truth.write_text("0.jfif,3\n3.png,3\n")
+    (folder / "other.heic").unlink()
+    ended = command("evaluate", tmp_path / "set", "--ground-truth", truth, *answerer, "--format", "json")
+    assert (ended.returncode, json.loads(ended.stdout)["unlisted_images"]) == (1, 2)
+    assert "2 images of the folder are not in the ground truth" in ended.stderr
+
+
 def lines_of(ended: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ended.stdout.splitlines()]
 

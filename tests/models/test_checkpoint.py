@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from models.checkpoint import CheckpointError, load_model, read_weights
 from models.config import DATConfig, StageConfig
 from models.dat import DAT
+from models.misfit import model_name
+from models.variants import VARIANTS
 from tests.golden_files import synthetic_input, synthetic_weights
 
 # A small model of the first generation with every kind of table and derived buffer.
@@ -193,6 +195,18 @@ def test_missing_extra_and_misshapen_tensors_are_all_named(weights: dict[str, to
         assert part in str(caught.value)
 
 
+def test_many_tensors_at_fault_are_counted_and_a_few_are_named(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    renamed = {f"stages.9.{name.replace('.', '_')}": value for name, value in weights.items()}
+    kept = {"cls_head.weight": weights["cls_head.weight"]}
+    with pytest.raises(CheckpointError) as caught:
+        load_model(save({**renamed, **kept}, tmp_path / "weights.pth"), CONFIG, image_size=SIZE)
+    assert len(str(caught.value)) < 1500
+    assert f"{len(weights) - 1} missing: patch_proj.0.weight" in str(caught.value)
+    assert f"and {len(weights) - 1 - 5} more" in str(caught.value)
+
+
 def test_a_dense_prediction_backbone_is_recognised(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     backbone = {f"backbone.{name}": value for name, value in weights.items() if not name.startswith("cls_")}
     backbone["backbone.norms.0.norm.weight"] = torch.ones(8)
@@ -229,3 +243,165 @@ def test_weights_that_were_tuned_at_the_new_size_are_taken_as_they_are(tmp_path:
     model.load_state_dict(tuned)
     loaded = load_model(save(tuned, tmp_path / "weights.pth"), CONFIG, image_size=(128, 128), window=4)
     assert torch.equal(logits_of(loaded, (128, 128)), logits_of(model, (128, 128)))
+
+
+WRAPPERS = [
+    "_orig_mod.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+    "model.",
+    "net.",
+    "a.b.c.",
+    "0.",
+    "模型.",
+    "two words.",
+]
+
+
+@pytest.mark.parametrize("prefix", WRAPPERS)
+@pytest.mark.parametrize("container", [(), ("state_dict",), ("anything", 0, "below")])
+def test_whatever_stands_before_the_names_is_found_by_the_names(
+    prefix: str, container: tuple[Any, ...], weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    content: Any = {**{prefix + name: value for name, value in weights.items()}, "criterion.weight": torch.ones(3)}
+    for key in reversed(container):
+        content = [content] if key == 0 else {key: content, "epoch": 3}
+    model = load_model(save(content, tmp_path / "weights.pth"), CONFIG, image_size=SIZE)
+    assert torch.equal(logits_of(model), expected_logits(weights))
+
+
+def moved(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value + 0.01 for name, value in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("plain", "averaged"), [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("net", "ema.module")]
+)
+def test_weights_come_before_their_averages_which_can_be_asked_for(
+    plain: str, averaged: str, weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = save({averaged: moved(weights), plain: weights}, tmp_path / "weights.pth")
+    notes: list[str] = []
+    model = load_model(path, CONFIG, image_size=SIZE, note=notes.append)
+    assert torch.equal(logits_of(model), expected_logits(weights))
+    assert len(notes) == 1
+    assert f"'{averaged}'" in notes[0]
+    model = load_model(path, CONFIG, image_size=SIZE, weights_key=averaged)
+    assert torch.equal(logits_of(model), expected_logits(moved(weights)))
+
+
+def test_averages_alone_are_taken_and_said(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = save({"model_ema": weights, "epoch": 1}, tmp_path / "weights.pth")
+    notes: list[str] = []
+    assert torch.equal(
+        logits_of(load_model(path, CONFIG, image_size=SIZE, note=notes.append)), expected_logits(weights)
+    )
+    assert "averaged weights under 'model_ema'" in notes[0]
+
+
+def test_the_same_weights_twice_are_no_choice(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    copies = {name: value.clone() for name, value in weights.items()}
+    path = save({"student": weights, "teacher": copies}, tmp_path / "weights.pth")
+    notes: list[str] = []
+    load_model(path, CONFIG, image_size=SIZE, note=notes.append)
+    assert notes == []
+
+
+def test_different_weights_that_fit_alike_are_told_apart(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    flat = {f"student.{name}": value for name, value in weights.items()}
+    flat |= {f"teacher.backbone.{name}": value for name, value in moved(weights).items()}
+    path = save(flat, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"under 'student', 'teacher\.backbone': choose with --weights-key"):
+        load_model(path, CONFIG, image_size=SIZE)
+    model = load_model(path, CONFIG, image_size=SIZE, weights_key="teacher")
+    assert torch.equal(logits_of(model), expected_logits(moved(weights)))
+    with pytest.raises(CheckpointError, match=r"under 'coach'; there are some under: 'student', 'teacher\.backbone'"):
+        load_model(path, CONFIG, image_size=SIZE, weights_key="coach")
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_point_numbers_become_float32(
+    kind: torch.dtype, weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = save({name: value.to(kind) for name, value in weights.items()}, tmp_path / "weights.pth")
+    state = load_model(path, CONFIG, image_size=SIZE).state_dict()
+    assert all(torch.equal(state[name], value.to(kind).float()) for name, value in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (torch.tensor([float("nan")] * 16), r"cls_norm\.norm\.bias \(NaN\)"),
+        (torch.tensor([float("inf"), float("nan")] * 8), r"cls_norm\.norm\.bias \(NaN and infinity\)"),
+        (torch.full((16,), 1e60, dtype=torch.float64), r"cls_norm\.norm\.bias \(beyond the range of float32\)"),
+        (torch.ones(16, dtype=torch.int8), r"cls_norm\.norm\.bias \(int8 numbers"),
+        (torch.ones(16, dtype=torch.complex64), r"cls_norm\.norm\.bias \(complex64 numbers"),
+        (torch.ones(16, device="meta"), r"cls_norm\.norm\.bias \(a torch\._utils\._rebuild_meta"),
+    ],
+)
+def test_a_tensor_that_is_no_use_is_named_with_what_it_holds(
+    value: torch.Tensor, reason: str, weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = save({**weights, "cls_norm.norm.bias": value}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=reason):
+        load_model(path, CONFIG, image_size=SIZE)
+
+
+def test_another_networks_weights_are_called_so(tmp_path: Path) -> None:
+    path = save({f"layers.{number}.weight": torch.ones(2) for number in range(30)}, tmp_path / "swin.pth")
+    with pytest.raises(CheckpointError, match=r"no tensor name in common with a DAT.*layers\.4\.weight and 25 more$"):
+        load_model(path, CONFIG, image_size=SIZE)
+
+
+def test_names_in_a_message_are_short_and_printable(tmp_path: Path) -> None:
+    path = save({"a\x1b[2J\nb": torch.ones(1), "c" * 10_000: torch.ones(1)}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load_model(path, CONFIG, image_size=SIZE)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
+def test_a_missing_head_and_another_depth_are_called_so(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    headless = {name: value for name, value in weights.items() if not name.startswith("cls_")}
+    with pytest.raises(CheckpointError, match="no classification head"):
+        load_model(save(headless, tmp_path / "weights.pth"), CONFIG, image_size=SIZE)
+    deeper = weights | {
+        name.replace("attns.1", "attns.2"): value for name, value in weights.items() if "attns.1" in name
+    }
+    with pytest.raises(CheckpointError, match="stage 1 has 3 blocks, not 2"):
+        load_model(save(deeper, tmp_path / "weights.pth"), CONFIG, image_size=SIZE)
+
+
+def empty_weights(variant: str, size: int, window: int | None = None) -> dict[str, torch.Tensor]:
+    """As the published file of a variant has them, without numbers that take room."""
+    with torch.device("meta"):
+        model = DAT(VARIANTS[variant].config.at_size((size, size), window), (size, size))
+    return {name: torch.zeros(1).expand(value.shape) for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "reason"),
+    [
+        ("dat_small", "dat_tiny", "does not fit dat_tiny: these are weights of dat_small; export that variant"),
+        ("dat_base_384", "dat_base", "does not fit dat_base: these are weights of dat_base_384; export that variant"),
+        ("dat_pp_tiny", "dat_p_tiny", "does not fit dat_p_tiny: these are weights of dat_pp_tiny; export that variant"),
+        ("dat_tiny", "dat_demo", "does not fit dat_demo: these are weights of dat_tiny; export that variant"),
+    ],
+)
+def test_weights_of_another_variant_are_named(given: str, wanted: str, reason: str, tmp_path: Path) -> None:
+    path = save({"model": empty_weights(given, VARIANTS[given].input_size)}, tmp_path / "weights.pth")
+    size = VARIANTS[wanted].input_size
+    with pytest.raises(CheckpointError, match=reason):
+        load_model(path, VARIANTS[wanted].config, image_size=(size, size))
+
+
+def test_tables_of_another_size_are_told_with_the_options_that_take_them(tmp_path: Path) -> None:
+    path = save(empty_weights("dat_tiny", 256, 8), tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="another input size; --image-size 256 --window-size 8 would be theirs"):
+        load_model(path, VARIANTS["dat_tiny"].config, image_size=(224, 224))
+    load_model(path, VARIANTS["dat_tiny"].config, image_size=(256, 256), window=8)
+
+
+def test_variants_are_named_by_their_size_where_they_are_one_network() -> None:
+    assert model_name(VARIANTS["dat_pp_base"].config, (224, 224)) == "dat_pp_base"
+    assert model_name(VARIANTS["dat_pp_base"].config, (384, 384)) == "dat_pp_base_384"

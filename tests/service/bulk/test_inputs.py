@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from service.bulk.inputs import InputError, Item, row_groups, row_items, shard_items
+from service.image_names import LeftOut
 from service.predictors.types import Fault
 from tests.service.bulk.sets import write_shard
 
@@ -80,6 +84,50 @@ def test_a_shard_that_breaks_off_says_so_after_what_it_gave(tmp_path: Path, dama
     assert [item.data for item in good] == [bytes([number]) * 99 for number in range(len(good))]
     assert (last.row, last.key) == (len(good), None)
     assert codes([last]) == ["bad_shard"]
+
+
+def shard_bytes(folder: Path, *names: str, end: bytes = bytes(10240)) -> bytes:
+    data = write_shard(folder / "one.tar", {name: name.encode() for name in names}).read_bytes()
+    return data.rstrip(b"\0").ljust((len(data.rstrip(b"\0")) + 511) // 512 * 512, b"\0") + end
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("end", [bytes(512), bytes(1024), bytes(10240)], ids=len)
+def test_shards_put_one_behind_another_are_read_to_the_end(tmp_path: Path, pack, end: bytes) -> None:
+    path = tmp_path / "s.tar"
+    shards = [shard_bytes(tmp_path, *names, end=end) for names in (["a.png", "b.png"], ["c.png"], ["d.png"])]
+    for data in (pack(b"".join(shards)), b"".join(map(pack, shards))):
+        path.write_bytes(data)
+        items = list(shard_items(str(path), MAX_BYTES))
+        assert [(item.row, item.data) for item in items] == [
+            (row, name.encode()) for row, name in enumerate(["a.png", "b.png", "c.png", "d.png"])
+        ]
+
+
+@pytest.mark.parametrize("behind", [b"x" * 512, b"x" * 100, "cut"])
+def test_what_is_damaged_behind_the_first_shard_says_so(tmp_path: Path, behind: bytes | str) -> None:
+    path = tmp_path / "s.tar"
+    second = shard_bytes(tmp_path, "b.png", "c.png")[: 3 * 512] if behind == "cut" else behind
+    path.write_bytes(shard_bytes(tmp_path, "a.png") + second)
+    items = list(shard_items(str(path), MAX_BYTES))
+    assert [item.name for item in items] == (["a.png", "b.png", None] if behind == "cut" else ["a.png", None])
+    assert codes(items)[-1] == "bad_shard"
+
+
+def test_members_that_are_no_images_are_counted(tmp_path: Path) -> None:
+    members = ["a/1.cls", "a/1.jpg", "a/1.json", "b/1.json", "2.heic", "._3.jpg", "README", "4.txt", "4.png"]
+    path = write_shard(tmp_path / "s.tar", dict.fromkeys(members, b"x"))
+    with tarfile.open(path, "a") as shard:
+        folder = tarfile.TarInfo("c.d")
+        folder.type = tarfile.DIRTYPE
+        shard.addfile(folder)
+    left_out = LeftOut()
+    assert len(list(shard_items(str(path), MAX_BYTES, left_out))) == 2
+    assert left_out == LeftOut(
+        others=Counter({".json": 1, ".heic": 1, "no suffix": 1}),
+        companions=Counter({".cls": 1, ".json": 1, ".txt": 1}),
+        hidden=1,
+    )
 
 
 def test_a_file_that_is_no_shard_says_so(tmp_path: Path) -> None:

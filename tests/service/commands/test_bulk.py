@@ -133,6 +133,26 @@ def test_inputs_of_all_kinds_go_together_and_what_lies_in_the_results_is_none(
     assert "embedding" not in rows[0]
 
 
+def test_what_is_left_out_is_said_counted_and_in_the_exit_status(
+    options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_files(tmp_path / "in", 2)
+    (tmp_path / "in" / "000.json").write_bytes(b"{}")
+    write_shard(tmp_path / "in" / "a.tar", {"x.png": photo(), "x.cls": b"1"})
+    arguments = [tmp_path / "in", "--out", tmp_path / "out", *options]
+    status, summary, errors = bulk(capfd, *arguments)
+    assert (status, summary["left_out"]) == (0, {"others": {}, "companions": {".json": 1, ".cls": 1}, "hidden": 0})
+    assert "left out of the files in folders: 1 that belong to images (.json 1)" in errors
+    assert "1 images, left out 1 that belong to images (.cls 1)" in errors
+
+    write_shard(tmp_path / "b.tar", {"x.png": photo(), "y.heic": b""})
+    arguments = [tmp_path / "b.tar", "--out", tmp_path / "more", *options]
+    for _ in range(2):  # the second finds the part there
+        status, summary, _ = bulk(capfd, *arguments)
+        assert (status, summary["images"], summary["bad_images"]) == (1, 1, 0)
+        assert summary["left_out"]["others"] == {".heic": 1}
+
+
 def test_another_run_is_refused_with_what_is_different(
     options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,51 @@ def test_images_are_named_with_their_classes(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, text) == {"ILSVRC_1.JPEG": 2, "ILSVRC_2.JPEG": 0, "ILSVRC_3.JPEG": 1}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_files_of_other_systems_are_read(tmp_path: Path, encoding: str, end: str) -> None:
+    for name, text in [
+        ("named", "filename,class\nILSVRC_1.JPEG,2\n\nb\\ILSVRC_2.JPEG,0\n\n"),
+        ("numbers", "2\n0\n1\n\n"),
+    ]:
+        (tmp_path / name).write_bytes(text.replace("\n", end).encode(encoding))
+    named = by_file(tmp_path / "named", "images", FILES, CLASSES)
+    assert [(known.path, known.class_id) for known in named] == [(FILES[2], 2), (FILES[0], 0)]
+    numbers = by_file(tmp_path / "numbers", "images", FILES, CLASSES, counted_from=0)
+    assert [known.class_id for known in numbers] == [2, 0, 1]
+
+
+def test_names_hold_commas_blanks_and_separators(tmp_path: Path) -> None:
+    names = ["a, b.png", "c d.png", "e\u2028f.png", 'g"h.png', "i;j.png"]
+    files = [f"images/{name}" for name in names]
+    truth = tmp_path / "truth.csv"
+    for delimiter in "\t,; ":
+        cells = ['"' + name.replace('"', '""') + '"' for name in names]
+        truth.write_text("".join(f"{cell}{delimiter}{number % 4}\n" for number, cell in enumerate(cells)))
+        known = by_file(truth, "images", files, CLASSES)
+        assert [(each.path, each.class_id) for each in known] == [
+            (file, number % 4) for number, file in enumerate(files)
+        ]
+    truth.write_text("".join(f"{name}\t{number % 4}\n" for number, name in enumerate(names)))
+    assert [each.path for each in by_file(truth, "images", files, CLASSES)] == files
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("other", ["NFC", "NFD"])
+def test_names_match_in_either_of_unicodes_forms(tmp_path: Path, form: str, other: str) -> None:
+    written, found = (unicodedata.normalize(each, "Éléphant") for each in (form, other))
+    classes = Classes([Label(0, written)])
+    assert by_folders("f", [f"f/{found}/x.png"], classes) == [Known(f"f/{found}/x.png", f"f/{found}/x.png", 0)]
+    truth = tmp_path / "truth.csv"
+    truth.write_text(f"{written}.png,{found}\n", encoding="utf-8")
+    assert by_file(truth, "f", [f"f/{found}.png"], classes) == [Known(f"{written}.png", f"f/{found}.png", 0)]
+
+
+def test_an_unknown_class_is_named_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(UnknownClass, match=r"truth\.txt: line 3: 'dog' is not the id"):
+        read(tmp_path, "filename,class\nILSVRC_1.JPEG,2\nILSVRC_2.JPEG,dog\n")
+
+
 def test_an_image_that_is_not_there_is_kept_without_a_file(tmp_path: Path) -> None:
     assert read(tmp_path, "ILSVRC_1.JPEG,2\nother.JPEG,1\n") == {"ILSVRC_1.JPEG": 2, "missing other.JPEG": 1}
 
@@ -63,6 +109,8 @@ def test_numbers_are_for_the_images_by_name_and_counted_as_told(tmp_path: Path) 
         ("\n\n", {}, "is empty"),
         ("ImageId,PredictionString\nILSVRC_1,n00000002 1 2 3 4 n00000001 5 6 7 8\n", {}, "line 2 has 2 classes"),
         ("ImageId,PredictionString\nILSVRC_1,\n", {}, "line 2 has 0 classes"),
+        ("1\n\n2\n3\n", {"counted_from": 0}, r"truth\.txt: line 2 is blank"),
+        ('ILSVRC_1.JPEG,2\n"ILSVRC_2,1\n', {}, r"truth\.txt: line 2 cannot be read as cells in quotes"),
     ],
 )
 def test_what_cannot_be_understood_is_named(tmp_path: Path, text: str, options: dict[str, object], reason: str) -> None:
