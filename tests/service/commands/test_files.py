@@ -9,7 +9,7 @@ from PIL import Image
 from service.commands.files import answers, find_files
 from service.image_files import read_image
 from service.image_names import SUFFIXES, LeftOut
-from service.imaging import FORMATS
+from service.images.formats import FORMATS
 from service.predictors.types import Fault
 
 
