@@ -211,5 +211,11 @@ def _check_pixels(image: Image.Image, max_pixels: int) -> None:
         )
 
 
+def begins_like_an_image(data: bytes) -> bool:
+    """Return whether a file of a format that is taken may begin with these bytes, as Pillow tells formats apart."""
+    accepts = (Image.OPEN[name][1] for name in FORMATS)
+    return any(accept is not None and accept(data[:16]) is True for accept in accepts)
+
+
 def _formats() -> str:
     return ", ".join(FORMATS[:-1]) + " or " + FORMATS[-1]
