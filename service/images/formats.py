@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from service.images import bmp, gif, jpeg, png, tiff, webp
 from service.images.limits import DecodeLimits, Essence, UnusableImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+class _Format(Protocol):
+    """What every format's module has."""
+
+    def essence(self, data: bytes | bytearray, limits: DecodeLimits) -> Essence: ...
+
+
+_MODULES: dict[bytes | tuple[bytes, ...], _Format] = {
+    jpeg.MAGIC: jpeg,
+    png.MAGIC: png,
+    gif.MAGICS: gif,
+    tiff.MAGICS: tiff,
+    bmp.MAGIC: bmp,
+}
 _OTHERS = {
     **{(b"ftyp" + brand, 4): "HEIC" for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")},
     **{(b"ftyp" + brand, 4): "AVIF" for brand in (b"avif", b"avis")},
@@ -13,6 +30,11 @@ _OTHERS = {
     **{(b"jP  ", 4): "JPEG 2000", (b"\xff\x4f\xff\x51", 0): "JPEG 2000"},
 }
 """Formats that are not taken, though people know them as photos: what stands in them, and where."""
+
+
+def begins_like_an_image(data: bytes | bytearray) -> bool:
+    """Return whether a file of a format that is taken may begin with these bytes, a dozen at least."""
+    return _module_of(data) is not None
 
 
 def essence(data: bytes | bytearray, limits: DecodeLimits) -> Essence:
@@ -23,21 +45,18 @@ def essence(data: bytes | bytearray, limits: DecodeLimits) -> Essence:
     """
     if not data:
         raise UnusableImage("empty_image", "The image holds no bytes.")
-    if data.startswith(jpeg.MAGIC):
-        return jpeg.essence(data, limits)
-    if data.startswith(png.MAGIC):
-        return png.essence(data, limits)
-    if data.startswith(webp.MAGIC) and data[8:12] == webp.FORM:
-        return webp.essence(data, limits)
-    if data.startswith(gif.MAGICS):
-        return gif.essence(data, limits)
-    if data.startswith(tiff.MAGICS):
-        return tiff.essence(data, limits)
-    if data.startswith(bmp.MAGIC):
-        return bmp.essence(data, limits)
+    module = _module_of(data)
+    if module is not None:
+        return module.essence(data, limits)
     other = next((name for (magic, place), name in _OTHERS.items() if data.startswith(magic, place)), None)
     raise UnusableImage(
         "unsupported_format",
         f"{'Not an image in a format that is taken' if other is None else f'{other} is not taken'}: "
         f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
     )
+
+
+def _module_of(data: bytes | bytearray) -> _Format | None:
+    if data.startswith(webp.MAGIC) and data[8:12] == webp.FORM:
+        return webp
+    return next((module for magic, module in _MODULES.items() if data.startswith(magic)), None)

@@ -8,28 +8,38 @@ limit, and within the time allowed. Nothing is written to disk.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
 from service.errors import Cancelled, MalformedRequest, ReceiveTimeout, TooLarge, UnsupportedMediaType
+from service.images.formats import begins_like_an_image
+from service.images.limits import UnusableImage
 from service.imaging import ImageTimings, Preprocessing, decode_into
-from service.routes.multipart import MultipartImages
+from service.routes.base64_text import from_base64
+from service.routes.json_text import parsed_json
+from service.routes.multipart import ImagePart, MultipartImages
 from service.settings import Settings
 
 RAW = "raw"
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
+
+RAW_TYPES = ("application/octet-stream", "binary/octet-stream")
+"""Types that any file may have; S3 gives the second to objects that were stored without one."""
+_TYPES_TAKEN = f"send image/* or {RAW_TYPES[0]} (one image), {MULTIPART} or {JSON}"
+_CURL_TYPE = "application/x-www-form-urlencoded"
+_JSON_FORM = 'A body in JSON is {"images": ["<base64 of a file>", ...]}; parameters go into the query.'
+_IMAGES_KEY = b'"images"'
+_ENCODED_PREFIX_BYTES = 64
 
 ImageBytes: TypeAlias = bytes | bytearray
 
@@ -44,7 +54,22 @@ class Upload:
 
     def write(self, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> ImageTimings:
         """Decode the file into the model's input; raises UnusableImage."""
-        return decode_into(self.data, pixels, preprocessing)
+        try:
+            return decode_into(self.data, pixels, preprocessing)
+        except UnusableImage as error:
+            if error.code == "unsupported_format" and _is_encoded(self.data):
+                raise UnusableImage(error.code, f"{error} It is base64, which is read as such in JSON only.") from error
+            raise
+
+
+def _is_encoded(data: ImageBytes) -> bool:
+    """Whether a file that is no image is the base64 of one, by its beginning."""
+    text = bytes(data[:_ENCODED_PREFIX_BYTES]).strip()
+    head, comma, encoded = text.rpartition(b",") if text.lower().startswith(b"data:") else (b"", b"", text)
+    try:
+        return begins_like_an_image(from_base64(head + comma + encoded[: len(encoded) // 4 * 4], "The file"))
+    except MalformedRequest:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +113,10 @@ class BodyPlan:
         images = MultipartImages(self.boundary, max_images=self.limits.max_images)
         async for chunk in chunks:
             images.write(chunk)
-        return [Upload(index, part.filename, part.data) for index, part in enumerate(images.finish())]
+        parts = images.finish()
+        if any(part.is_base64 for part in parts):
+            return await asyncio.to_thread(_from_parts, parts)
+        return _from_parts(parts)
 
 
 def plan_body(request: Request, limits: Limits) -> BodyPlan:
@@ -98,15 +126,19 @@ def plan_body(request: Request, limits: Limits) -> BodyPlan:
     coding = request.headers.get("content-encoding", "identity")
     if coding.lower() != "identity":
         raise UnsupportedMediaType(f"The content coding {coding!r} is not taken; send the body as it is.")
-    if media_type.startswith("image/") or media_type == "application/octet-stream":
+    if media_type.startswith("image/") or media_type in RAW_TYPES:
         form = RAW
     elif media_type in (MULTIPART, JSON):
         form = media_type
-    else:
-        named = repr(media_type) if media_type else "No content type"
+    elif not media_type:
+        raise UnsupportedMediaType(f"There is no Content-Type; {_TYPES_TAKEN}.")
+    elif media_type == _CURL_TYPE:
         raise UnsupportedMediaType(
-            f"{named} is not taken; send image/* or application/octet-stream (one image), {MULTIPART} or {JSON}."
+            f"{media_type!r} is not taken; {_TYPES_TAKEN}. "
+            f"curl's --data-binary needs -H 'Content-Type: {RAW_TYPES[0]}' beside it."
         )
+    else:
+        raise UnsupportedMediaType(f"{media_type!r} is not taken; {_TYPES_TAKEN}.")
     boundary = options.get(b"boundary", b"")
     if form == MULTIPART and not boundary:
         raise MalformedRequest("The content type multipart/form-data must give its boundary.")
@@ -158,32 +190,28 @@ async def _limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
             yield chunk
 
 
+def _from_parts(parts: Sequence[ImagePart]) -> list[Upload]:
+    return [Upload(index, part.filename, part.file(f"Image {index}")) for index, part in enumerate(parts)]
+
+
 class JsonImages(BaseModel):
     """Images in JSON, each the base64 of a whole file."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True)  # what is extra is refused as a whole, not key by key
 
-    images: list[str]
+    images: Annotated[list[str], FailFast()] = []
 
 
 def _from_json(body: bytes, max_images: int) -> list[Upload]:
     """Return the images of a JSON body; raises MalformedRequest that names the place, or TooLarge."""
-    try:
-        encoded = JsonImages.model_validate_json(body).images
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-        raise MalformedRequest(f"The JSON body is wrong at {place or 'its top'}: {first['msg']}.") from error
+    parsed = parsed_json(JsonImages, body, form=_JSON_FORM)
+    encoded = parsed.images
+    if parsed.model_extra:
+        raise MalformedRequest(f"The JSON has a key {next(iter(parsed.model_extra))!r}. {_JSON_FORM}")
     if not encoded:
-        raise MalformedRequest("The JSON body holds no images.")
+        raise MalformedRequest(f"The JSON body holds no images. {_JSON_FORM}")
     if len(encoded) > max_images:
         raise TooLarge(f"The request has more than {max_images} images.")
+    if body.count(_IMAGES_KEY) > 1 + encoded.count("images"):  # a parser keeps the last
+        raise MalformedRequest(f"The JSON has the key 'images' more than once. {_JSON_FORM}")
     return [Upload(index, None, from_base64(text, f"images[{index}]")) for index, text in enumerate(encoded)]
-
-
-def from_base64(text: str, place: str) -> bytes:
-    """Return the bytes that base64 text stands for; raises MalformedRequest that names its place."""
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise MalformedRequest(f"{place} is not base64: {error}.") from error

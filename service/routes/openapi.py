@@ -82,11 +82,14 @@ EXAMPLE_IMAGE = (
     "AAAAAAAAAAAAAAAAAAAAAAAAAADgzwCX4AABS8wbSgAAAABJRU5ErkJggg=="
 )
 """A black PNG of 640 x 480 pixels, in base64."""
-_BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+_BASE64 = r"^\s*([Dd][Aa][Tt][Aa]:[^,]*,)?[A-Za-z0-9+/_=%\s-]*$"
 BODY_SCHEMAS: Mapping[str, dict[str, Any]] = {
     "ImageForm": {
         "type": "object",
-        "description": "Images as the parts of a form, each with its file name.",
+        "description": (
+            "Images as the parts of a form, each with its file name. Fields named `images`, `file` and `files`, and "
+            "any of the four with `[]` or a number in brackets behind it, are taken as well."
+        ),
         "additionalProperties": False,
         "required": ["image"],
         "properties": {
@@ -103,7 +106,10 @@ BODY_SCHEMAS: Mapping[str, dict[str, Any]] = {
                 "type": "array",
                 "minItems": 1,
                 "items": {"type": "string", "contentEncoding": "base64", "minLength": 4, "pattern": _BASE64},
-                "description": "One string an image.",
+                "description": (
+                    "One string an image: base64 in the usual or the URL-safe alphabet, padded or not, also in lines "
+                    "or as a `data:` URL."
+                ),
             }
         },
     },

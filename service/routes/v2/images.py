@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from service.errors import MalformedRequest, TooLarge
 from service.images.limits import UnusableImage
 from service.imaging import ImageTimings, Preprocessing
-from service.routes.bodies import Upload, from_base64
+from service.routes.base64_text import from_base64
+from service.routes.bodies import Upload
 from service.routes.inference import ImageSource
 from service.routes.v2.schemas import InferInput
 
@@ -98,7 +99,7 @@ def images_from_binary(tensor: InferInput, data: memoryview, limits: ImageLimits
 def images_from_json(tensor: InferInput, limits: ImageLimits) -> Sequence[ImageSource]:
     """Return the images of a checked tensor whose values are in the JSON; raises MalformedRequest."""
     if not isinstance(tensor.data, list):
-        raise MalformedRequest(f"The input {INPUT!r} has no data: neither a list nor 'binary_data_size'.")
+        raise MalformedRequest(f"The input {INPUT!r} has no data: neither a list in 'data' nor 'binary_data_size'.")
     if tensor.datatype == BYTES:
         return [Upload(index, None, file) for index, file in enumerate(_files(tensor))]
     try:
@@ -145,6 +146,9 @@ def _files(tensor: InferInput) -> list[bytes]:
     files = tensor.data
     if len(tensor.shape) == 2 and all(isinstance(row, list) and len(row) == 1 for row in files):
         files = [row[0] for row in files]
-    if len(files) != tensor.shape[0] or not all(isinstance(file, str) for file in files):
-        raise MalformedRequest(f"The data of BYTES {INPUT!r} are not {tensor.shape[0]} strings.")
+    if len(files) != tensor.shape[0]:
+        raise MalformedRequest(f"The data of BYTES {INPUT!r} are {len(files)} elements, not {tensor.shape[0]}.")
+    for index, file in enumerate(files):
+        if not isinstance(file, str):
+            raise MalformedRequest(f"Element {index} of {INPUT!r} is no string; a file is the string of its base64.")
     return [from_base64(file, f"Element {index} of {INPUT!r}") for index, file in enumerate(files)]

@@ -8,8 +8,8 @@ from starlette.responses import Response
 from service.errors import MalformedRequest, NotReady
 from service.routes.bodies import Limits, check_length, read_whole
 from service.routes.context import Service, ServiceDependency, authorized
+from service.routes.json_text import parsed_json
 from service.routes.v2 import openapi
-from service.routes.v2.request import parsed_json
 from service.routes.v2.schemas import IndexEntry, IndexRequest, RepositoryRequest
 
 router = APIRouter(tags=["inference protocol"], dependencies=[Depends(authorized)])

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
 
 from service.engine.types import Priority
@@ -22,6 +21,7 @@ from service.routes.answers import LARGE_BYTES
 from service.routes.bodies import Limits, check_length, read_whole
 from service.routes.context import Service
 from service.routes.inference import ImageSource
+from service.routes.json_text import parsed_json
 from service.routes.v2.coding import CODINGS, IDENTITY, request_coding, unfolded
 from service.routes.v2.images import (
     BYTES,
@@ -40,7 +40,6 @@ MEDIA_TYPES = ("application/json", "application/octet-stream")
 PRIORITIES = {0: Priority.INTERACTIVE, 1: Priority.INTERACTIVE, 2: Priority.BULK}
 _UNSUPPORTED_PARAMETERS = ("sequence_id", "shared_memory_region")
 
-ModelT = TypeVar("ModelT", bound=BaseModel)
 KindT = TypeVar("KindT", int, bool)
 
 
@@ -181,16 +180,6 @@ def expects_files(request: Request) -> bool:
     if datatype not in ("UINT8", BYTES):
         raise MalformedRequest(f"{IMAGE_DATATYPE} is UINT8 or {BYTES}, not {datatype!r}.")
     return datatype == BYTES
-
-
-def parsed_json(kind: type[ModelT], text: bytes) -> ModelT:
-    """Return a JSON document; raises MalformedRequest that names the place of what is wrong."""
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise MalformedRequest(f"The JSON is wrong at {place or 'its top'}: {first['msg']}.") from error
 
 
 def _header_length(header: str | None) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypeAliasType
 
@@ -15,6 +15,9 @@ ModelConfiguration = TypeAliasType(
     "ModelConfiguration",
     Annotated[dict[str, Any], Field(description="What Triton's model_config.proto has, by its names.")],
 )
+
+_FEW = Field(max_length=64)
+"""More tensors than any request has: a body has room for millions of them, which would fill the memory first."""
 
 
 class _Asked(BaseModel):
@@ -30,14 +33,14 @@ class InferInput(_Asked):
 
     name: str
     """`image`, the only input there is."""
-    shape: list[int]
+    shape: Annotated[list[int], FailFast()]
     """Batch first: [batch, height, width, 3] of pixels, or [batch] or [batch, 1] of image files."""
     datatype: str
     """`UINT8`, `FP32` or `FP16` pixels, or `BYTES` that hold image files."""
     parameters: ProtocolParameters | None = None
     """`binary_data_size`: how many bytes behind the JSON are this tensor's."""
     data: Any = None
-    """The values, flat or nested, row-major; files as base64."""
+    """The values, flat or nested, row-major; files as base64, in every form that `/v1` takes."""
 
 
 class RequestedOutput(_Asked):
@@ -58,9 +61,9 @@ class InferRequest(_Asked):
     parameters: ProtocolParameters | None = None
     """`timeout` in microseconds, `priority` (1 before 2; 0 is the default, 1), and `binary_data_output`: answer every
     output behind the JSON that does not say itself. Others are passed over."""
-    inputs: list[InferInput]
+    inputs: Annotated[list[InferInput], FailFast(), _FEW]
     """Exactly one: `image`."""
-    outputs: list[RequestedOutput] | None = None
+    outputs: Annotated[list[RequestedOutput] | None, FailFast(), _FEW] = None
     """What to answer; left out, the outputs that the model's metadata names."""
 
 

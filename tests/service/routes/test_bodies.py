@@ -65,7 +65,11 @@ async def test_all_forms_of_a_body_give_the_same_answer(served: Served, form: st
     assert response.json()["results"][0]["predictions"] == expected
 
 
-@pytest.mark.parametrize("content_type", ["image/png", "IMAGE/JPEG", "application/octet-stream", "image/*; q=1"])
+@pytest.mark.parametrize(
+    "content_type",
+    ["image/png", "image/jpg", "IMAGE/JPEG", "image/*; q=1", "application/octet-stream; charset=binary",
+     "binary/octet-stream"],
+)  # fmt: skip
 async def test_raw_body_is_decoded_by_its_content_whatever_its_type_says(served: Served, content_type: str) -> None:
     assert (await served.http.post(URL, **raw(PHOTO, content_type))).status_code == 200
 
@@ -74,6 +78,29 @@ async def test_multipart_parts_keep_their_order_and_file_names(served: Served) -
     body = multipart((part(filename="ä b.jpg"), PHOTO), (part(), photo("PNG")), (part(filename=""), PHOTO))
     results = (await served.http.post(URL, **body)).json()["results"]
     assert [(result["index"], result["filename"]) for result in results] == [(0, "ä b.jpg"), (1, None), (2, "")]
+
+
+FIELDS = ["image", "images", "file", "files", "image[]", "images[]", "file[]", "files[]", "image[0]", "files[12]"]
+
+
+async def test_fields_of_every_usual_name_are_images(served: Served) -> None:
+    body = multipart(*((part(name, f"{index}.jpg"), PHOTO) for index, name in enumerate(FIELDS)))
+    results = (await served.http.post(URL, **body)).json()["results"]
+    assert [result["filename"] for result in results] == [f"{index}.jpg" for index in range(len(FIELDS))]
+
+
+async def test_file_field_that_was_left_empty_is_no_image(served: Served) -> None:
+    body = multipart((part("file", ""), b""), (part("file", "a.jpg"), PHOTO), (part("file", ""), b""))
+    results = (await served.http.post(URL, **body)).json()["results"]
+    assert [(result["index"], result["filename"]) for result in results] == [(0, "a.jpg")]
+
+
+async def test_part_in_base64_is_the_file_that_it_stands_for(served: Served) -> None:
+    head = part(filename="a.jpg") + "\r\nContent-Transfer-Encoding: Base64"
+    response = await served.http.post(URL, **multipart((head, base64.encodebytes(PHOTO))))
+    assert response.json()["results"][0]["filename"] == "a.jpg"
+    problem = await refused(served, multipart((part(), PHOTO), (head, b"QUJ!")), 400, "malformed_request")
+    assert problem["detail"] == "Image 1 is not base64: there is '!' at position 3."
 
 
 async def test_multipart_arriving_byte_by_byte_is_read_all_the_same(served: Served) -> None:
@@ -93,6 +120,33 @@ async def test_other_content_types_are_415(served: Served, content_type: str) ->
     assert "multipart/form-data" in problem["detail"]
 
 
+async def test_type_that_curl_gives_by_itself_is_answered_with_the_option_that_changes_it(served: Served) -> None:
+    problem = await refused(served, raw(PHOTO, "application/x-www-form-urlencoded"), 415, "unsupported_media_type")
+    assert "-H 'Content-Type: application/octet-stream'" in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [base64.b64encode(PHOTO), base64.b64encode(photo("TIFF")), b"data:image/jpeg;base64," + base64.b64encode(PHOTO)],
+    ids=["JPEG", "TIFF", "data URL"],
+)
+@pytest.mark.parametrize("form", ["raw", "multipart"])
+async def test_base64_in_place_of_a_file_is_recognised_and_said(served: Served, form: str, text: bytes) -> None:
+    problem = await refused(served, FORMS[form](text), 422, "bad_image")
+    assert "base64, which is read as such in JSON only" in problem["errors"][0]["detail"]
+
+
+@pytest.mark.parametrize("text", [b"text", b"<svg/>", b"data:,a", base64.b64encode(b"no image at all"), b"\xff" * 99])
+async def test_what_is_no_image_either_way_is_not_called_base64(served: Served, text: bytes) -> None:
+    problem = await refused(served, raw(text), 422, "bad_image")
+    assert "base64" not in problem["errors"][0]["detail"]
+
+
+async def test_json_may_begin_with_a_byte_order_mark(served: Served) -> None:
+    text = json.dumps(as_json(PHOTO)["json"]).encode("utf-8-sig")
+    assert (await served.http.post(URL, **raw(text, "application/json"))).status_code == 200
+
+
 async def test_content_coding_is_415(served: Served) -> None:
     arguments = {"content": PHOTO, "headers": {"Content-Type": "image/jpeg", "Content-Encoding": "gzip"}}
     await refused(served, arguments, 415, "unsupported_media_type")
@@ -105,7 +159,12 @@ MALFORMED = {
     "not multipart": (raw(PHOTO, "multipart/form-data; boundary=x"), "multipart"),
     "multipart without its end": (multipart((part(), PHOTO), end=False), "closing boundary"),
     "multipart without parts": (multipart(), "multipart"),
-    "part of another name": (multipart((part("file", "a.jpg"), PHOTO)), "'file'"),
+    "part of another name": (
+        multipart((part("photo", "a.jpg"), PHOTO)),
+        "'photo'. Files are sent as fields named image",
+    ),
+    "parameter as a field": (multipart((part(), PHOTO), (part("top_k"), b"5")), "'top_k'. Files are sent as fields"),
+    "file field left empty": (multipart((part(filename=""), b"")), "left empty"),
     "part without a name": (multipart(("Content-Disposition: form-data", PHOTO)), "name"),
     "part without a disposition": (multipart(("Content-Type: image/jpeg", PHOTO)), "name"),
     "json of no images": (as_json(), "no images"),
@@ -116,7 +175,25 @@ MALFORMED = {
     "json with a number": ({"json": {"images": ["", 5]}}, "images[1]"),
     "json with null": ({"json": {"images": None}}, "images"),
     "bad base64": ({"json": {"images": [base64.b64encode(PHOTO).decode(), "?not base64?"]}}, "images[1]"),
-    "base64 without its padding": ({"json": {"images": ["QUJDRA"]}}, "images[0]"),
+    "json under the name of a field": ({"json": {"image": "QUJD"}}, """'image'. A body in JSON is {"images": """),
+    "json as TensorFlow Serving has it": ({"json": {"instances": [{"b64": "QUJD"}]}}, "'instances'. A body in JSON is"),
+    "json with an object": ({"json": {"images": [{"b64": "QUJD"}]}}, "images[0]: Input should be a valid string"),
+    "json with a string": ({"json": {"images": "QUJD"}}, "images: Input should be a valid array"),
+    "json with a parameter": ({"json": {"images": ["QUJD"], "top_k": 5}}, "'top_k'. A body in JSON is"),
+    "json with its key twice": (
+        {"content": b'{"images": ["QUJD"], "images": ["QUJD"]}', "headers": {"Content-Type": "application/json"}},
+        "more than once",
+    ),
+    "json in UTF-16": (
+        {"content": '{"images": []}'.encode("utf-16"), "headers": {"Content-Type": "application/json"}},
+        "sent in UTF-8",
+    ),
+    "json nested deeply": (
+        {"content": b'{"images":' + b"[" * 100_000, "headers": {"Content-Type": "application/json"}},
+        "recursion limit",
+    ),
+    "base64 cut short": ({"json": {"images": ["", "QUJDR"]}}, "images[1] is not base64: its 5 characters"),
+    "address": ({"json": {"images": ["https://example.com/cat.jpg"]}}, "No image is fetched from an address"),
     "base64 of other characters": ({"json": {"images": ["äöü="]}}, "images[0]"),
 }
 

@@ -44,6 +44,11 @@ async def test_flat_and_nested_pixels_are_the_same(served: Served) -> None:
         )
 
 
+async def test_json_may_begin_with_a_byte_order_mark(served: Served) -> None:
+    text = json.dumps(document(tensor(data=FLAT))).encode("utf-8-sig")
+    np.testing.assert_allclose(logits_of(await served.http.post(PATH, content=text)), LOGITS, atol=1e-3)
+
+
 WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
     "no JSON": ({"content": b"{"}, 400, "JSON is wrong"),
     "empty": ({"content": b""}, 400, "JSON is wrong"),
@@ -86,7 +91,18 @@ WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
         422,
         "0 to 255",
     ),
-    "files as numbers": ({"json": document(tensor(data=[1], datatype="BYTES", shape=[1]))}, 400, "strings"),
+    "files as numbers": (
+        {"json": document(tensor(data=[1], datatype="BYTES", shape=[1]))},
+        400,
+        "Element 0 of 'image' is no string",
+    ),
+    "files as objects": (
+        {"json": document(tensor(data=["", {"b64": ""}], datatype="BYTES", shape=[2]))},
+        400,
+        "Element 1 of 'image'",
+    ),
+    "too few files": ({"json": document(tensor(data=[""], datatype="BYTES", shape=[2]))}, 400, "1 elements, not 2"),
+    "JSON in UTF-16": ({"content": json.dumps(document()).encode("utf-16-le")}, 400, "sent in UTF-8"),
     "files not base64": ({"json": document(tensor(data=["?"], datatype="BYTES", shape=[1]))}, 400, "not base64"),
     "files of two columns": ({"json": document(tensor(data=["", ""], datatype="BYTES", shape=[1, 2]))}, 400, "shape"),
     "element longer than the rest": (
