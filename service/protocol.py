@@ -125,6 +125,7 @@ class OnePieceTransport:
         self._transport = transport
         self._held: bytes | None = None
         self.is_closing = transport.is_closing
+        self.abort = transport.abort
         self.pause_reading = transport.pause_reading
         self.resume_reading = transport.resume_reading
         self.get_extra_info = transport.get_extra_info

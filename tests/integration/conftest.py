@@ -151,7 +151,7 @@ def service_thread(model: ModelDirectory, **settings: object) -> Iterator[Thread
         parts.app,
         receive_timeout_s=chosen.receive_timeout_ms / 1000,
         drain_timeout_s=chosen.drain_timeout_ms / 1000,
-        give_up=parts.engine.stop,
+        give_up=parts.app.state.service.in_flight.give_up,
     )
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
