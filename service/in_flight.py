@@ -74,6 +74,8 @@ class Work:
         assert self._task is not None
         self._cancelling = self._task.cancelling()
         self._is_open = True
+        if self.deadline_s < math.inf:
+            self._set_timer()
         return self
 
     def __exit__(
