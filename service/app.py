@@ -54,7 +54,7 @@ _OTHERS = (
     v2_repository.router,
 )
 
-_THREADS_END_S = 0.5
+_THREADS_END_S = 0.25
 """For each kind of threads, at the end: no request is left, and what they still do is for nobody."""
 
 

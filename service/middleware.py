@@ -166,6 +166,9 @@ class _Exchange:
                     await self.receive()
         except TimeoutError:
             _log.debug("a client went on sending after its answer")
+        except asyncio.CancelledError:
+            # Whoever cancels wants the request to be over, and but for this it is.
+            _log.debug("the server does not wait for what a client sends after its answer")
 
 
 class CutShort(Exception):

@@ -13,7 +13,8 @@ import asyncio
 import uuid
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import MalformedRequest, ReceiveTimeout, ServiceError
 from service.problems import problem_for
@@ -31,6 +32,8 @@ class Protocol(HttpToolsProtocol):
     _head_bytes = 0
     """What has arrived of the present request's head, as far as the parser has told; the body does not count."""
     _in_head = True
+    _answering: RequestResponseCycle | None = None
+    """Of requests that were sent one upon the other, the first that is not answered."""
     _head_timer: asyncio.TimerHandle | None = None
     """Runs while a head has begun to arrive; most arrive in one piece and need none."""
 
@@ -46,7 +49,10 @@ class Protocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let the connection go."""
+        """Let the connection go, and tell the request that is being answered; uvicorn tells the newest alone."""
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         self._stop_head_timer()
@@ -77,6 +83,10 @@ class Protocol(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
             raise ValueError("the head of a request is too large")
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """End the answer, one without a body too."""

@@ -42,10 +42,12 @@ _log = logging.getLogger(__name__)
 _HEARTBEAT_S = 1.0
 _FIRST_DELAY_S = 0.1
 _HEALTHY_S = 60.0
-_DRAINED_S = 4.75
+_DRAINED_S = 4.25
 """After the drain time, for workers and engines together."""
 _LEAVING_S = 0.5
-"""For an engine process to end when nobody is left who waits for it: its part of that time, or more."""
+"""The part of it that is kept for the engines, when nobody is left who waits for them."""
+_MOST_LEAVING_S = 3.0
+"""What the engines have where the workers took less."""
 
 
 class Supervisor:
@@ -209,7 +211,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         drained_s = loop.time() + self._settings.drain_timeout_ms / 1000 + _DRAINED_S
         await self._end(self._workers, until_s=drained_s - _LEAVING_S)
-        await self._end(self._engines, until_s=min(drained_s, loop.time() + _DRAINED_S))
+        await self._end(self._engines, until_s=min(drained_s, loop.time() + _MOST_LEAVING_S))
 
     async def _end(self, places: Sequence[Place], *, until_s: float) -> None:
         children = [place.child for place in places if place.child is not None]

@@ -65,6 +65,10 @@ class Process:
         """Return the exit status of a process that is ending."""
         return self.popen.wait(timeout=PATIENCE_S)
 
+    def rest_of_log(self) -> list[dict[str, Any]]:
+        """Return the lines that nobody has waited for; the process has ended."""
+        return list(iter(lambda: self.arriving.get(timeout=PATIENCE_S), None))
+
     @property
     def port(self) -> int:
         url = next(line["url"] for line in self.lines if line["message"] == "listening")
