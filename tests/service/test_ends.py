@@ -357,6 +357,19 @@ async def test_deadline_inside_a_body_holds_from_when_it_was_read(
         exchange.assert_told(504, "deadline_exceeded")
 
 
+@pytest.mark.parametrize("timeout_us", [10**30, 10**400])
+async def test_deadline_inside_a_body_may_be_any_number_and_never_later_than_the_services(
+    model: ModelDirectory, timeout_us: int
+) -> None:
+    pixels = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(PHOTO).decode()]}
+    body = json.dumps({"inputs": [pixels], "parameters": {"timeout": timeout_us}}).encode()
+    async with held(model) as (served, _, __):
+        exchange = Exchange(served.app, Ask(V2, {"content-type": "application/json"}, body))
+        exchange.send(body)
+        await exchange.end()
+        assert exchange.status == 200
+
+
 async def test_stuck_decodes_are_shown_and_others_go_on(model: ModelDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     async with held(model) as (served, session, hold):
         for stuck in range(2):
