@@ -24,6 +24,7 @@ from service.decoding import DecodePool
 from service.engine.calls import EngineClient
 from service.errors import SettingsError, StartupError
 from service.imaging import Preprocessing, prepare_pillow
+from service.in_flight import InFlight
 from service.key_limits import KeyLimits
 from service.metrics import Metrics
 from service.middleware import RequestContextMiddleware, exception_answers
@@ -56,6 +57,9 @@ _OTHERS = (
     v2_repository.router,
 )
 
+_THREADS_END_S = 0.25
+"""For each kind of threads, at the end: no request is left, and what they still do is for nobody."""
+
 
 def create_app(
     settings: Settings,
@@ -87,11 +91,12 @@ def create_app(
         preprocessing=Preprocessing.of(
             model.manifest, limits=settings.decode_limits, exif_orientation=settings.exif_orientation
         ),
-        decode_pool=DecodePool(settings.decode_thread_count),
+        decode_pool=DecodePool(settings.decode_thread_count, on_abandoned=metrics.decodes_abandoned),
         inference_routes=frozenset(
             route.path for router in _INFERENCE for route in router.routes if isinstance(route, DirectRoute)
         ),
         key_limits=key_limits or KeyLimits(settings.api_keys),
+        in_flight=InFlight(),
     )
     app = FastAPIOffline(
         redirect_slashes=False,  # a redirect would name the host and the scheme that a proxy has changed
@@ -111,6 +116,7 @@ def create_app(
     surround = partial(
         RequestContextMiddleware,
         metrics=metrics,
+        in_flight=service.in_flight,
         security=SecurityHeaders(tls=settings.tls_certificate is not None),
         cors=cors_layer(settings.cors_origins),
         tracer=tracer,
@@ -167,8 +173,8 @@ async def _lifespan(
     finally:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
-        await service.engine.stop()
-        service.decode_pool.shutdown()
+        await service.engine.stop(_THREADS_END_S)
+        service.decode_pool.shutdown(_THREADS_END_S)
         if tracer is not None:
             await tracer.shutdown()
 

@@ -99,6 +99,12 @@ class Metrics:
         self._in_flight = Gauge(
             "dat_requests_in_flight", "Requests being answered.", multiprocess_mode="livesum", registry=self.registry
         )
+        self._abandoned_decodes = Gauge(
+            "dat_abandoned_decodes",
+            "Decodings that go on in their threads although their requests have ended.",
+            multiprocess_mode="livesum",
+            registry=self.registry,
+        )
         self._images = Counter(
             "dat_images",
             "Images received in complete requests, by outcome: answered, or the code of what was wrong.",
@@ -193,8 +199,14 @@ class Metrics:
 
     def request_inferred(self, stages_s: Mapping[str, float]) -> None:
         """Record where the time of an answered inference request went."""
+        for stage in ("postprocess", "total"):
+            self.stage_took(stage, stages_s[stage])
         for stage, duration_s in stages_s.items():
             self._request_stage(stage).inc(duration_s)
+
+    def decodes_abandoned(self, count: int) -> None:
+        """Record how many decodings go on for nobody; any thread."""
+        self._abandoned_decodes.set(count)
 
     def batch_ran(self, *, bucket: int, queue_s: Sequence[float], inference_s: float) -> None:
         """Record a run of the model; `queue_s` has one entry an image."""

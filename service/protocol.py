@@ -17,7 +17,8 @@ import uuid
 from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import MalformedRequest, ReceiveTimeout, ServiceError
 from service.heads import MAX_HEAD_BYTES, check_head, framing_of
@@ -36,6 +37,8 @@ class Protocol(HttpToolsProtocol):
     _head_bytes = 0
     """What has arrived of the present request's head, as far as the parser has told; the body does not count."""
     _in_head = True
+    _answering: RequestResponseCycle | None = None
+    """Of requests that were sent one upon the other, the first that is not answered."""
     _head_timer: asyncio.TimerHandle | None = None
     """Runs while a head has begun to arrive; most arrive in one piece and need none."""
     _refusal: ServiceError | None = None
@@ -60,7 +63,10 @@ class Protocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let the connection go."""
+        """Let the connection go, and tell the request that is being answered; uvicorn tells the newest alone."""
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         self._stop_head_timer()
@@ -120,6 +126,10 @@ class Protocol(HttpToolsProtocol):
         """End the request's body, unless that has been taken for another protocol's and is still to come."""
         if not (self._framing and self.parser.should_upgrade()):
             super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """End the answer, one without a body too."""
@@ -222,6 +232,7 @@ class OnePieceTransport:
         self._transport = transport
         self._held: bytes | None = None
         self.is_closing = transport.is_closing
+        self.abort = transport.abort
         self.pause_reading = transport.pause_reading
         self.resume_reading = transport.resume_reading
         self.get_extra_info = transport.get_extra_info

@@ -12,7 +12,8 @@ The delay doubles with each end, from 0.1 s up to `max_restart_delay_ms`, and be
 process that ends before it was ever ready ends the service: it would not come up the next time either.
 
 On SIGTERM or SIGINT the workers stop accepting and finish what is in flight, within the drain time; then the engines
-end, and the exit status is 0. A second signal kills all. When the supervisor itself is killed, the kernel kills them.
+end, and the exit status is 0. Whatever has not ended by itself is killed, so that all are gone `_DRAINED_S` after the
+drain time. A second signal kills all. When the supervisor itself is killed, the kernel kills them.
 """
 
 from __future__ import annotations
@@ -35,15 +36,18 @@ from service.key_limits import KeyLimits
 from service.metrics_directory import VARIABLE
 from service.places import Child, EnginePlace, Place, WorkerPlace
 from service.plan import Plan
-from service.server import LAST_ANSWERS_S
 
 _log = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 1.0
 _FIRST_DELAY_S = 0.1
 _HEALTHY_S = 60.0
-_LEAVING_S = 5.0
-"""For a process that has nothing left to do but to end."""
+_DRAINED_S = 4.25
+"""After the drain time, for workers and engines together."""
+_LEAVING_S = 0.5
+"""The part of it that is kept for the engines, when nobody is left who waits for them."""
+_MOST_LEAVING_S = 3.0
+"""What the engines have where the workers took less."""
 
 
 class Supervisor:
@@ -204,16 +208,18 @@ class Supervisor:
         """End the workers, when they have nothing left to do or their time is over, and then the engines."""
         _log.info("shutting down")
         self._listener.close()
-        await self._end(self._workers, self._settings.drain_timeout_ms / 1000 + LAST_ANSWERS_S + _LEAVING_S)
-        await self._end(self._engines, _LEAVING_S)
+        loop = asyncio.get_running_loop()
+        drained_s = loop.time() + self._settings.drain_timeout_ms / 1000 + _DRAINED_S
+        await self._end(self._workers, until_s=drained_s - _LEAVING_S)
+        await self._end(self._engines, until_s=min(drained_s, loop.time() + _MOST_LEAVING_S))
 
-    async def _end(self, places: Sequence[Place], timeout_s: float) -> None:
+    async def _end(self, places: Sequence[Place], *, until_s: float) -> None:
         children = [place.child for place in places if place.child is not None]
         for child in children:
             child.control.send(End())
         endings = {asyncio.create_task(child.process.wait()) for child in children}
         if endings:
-            await asyncio.wait(endings, timeout=timeout_s)
+            await asyncio.wait(endings, timeout=until_s - asyncio.get_running_loop().time())
         for child in children:
             if child.process.returncode is None:
                 _log.warning("process %d did not end in time and is killed", child.process.pid)

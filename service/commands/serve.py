@@ -58,7 +58,7 @@ def _serve_alone(settings: Settings, model: ModelDirectory) -> int:
         app,
         receive_timeout_s=settings.receive_timeout_ms / 1000,
         drain_timeout_s=settings.drain_timeout_ms / 1000,
-        give_up=engine.stop,
+        give_up=app.state.service.in_flight.give_up,
         root_path=settings.root_path,
         forwarded_allow_ips=settings.forwarded_allow_ips,
         tls=tls,

@@ -251,7 +251,8 @@ class EngineClient(ABC):
             raise DeadlineExceeded(_LATE) from None
         finally:
             unended = [item.ticket for item in items if self._calls.pop(item.ticket, None)]
-            if unended and not expired:  # the batcher drops the expired by itself
+            # The batcher drops the expired by itself, whoever noticed first that they are.
+            if unended and not expired and self._clock() < deadline_s:
                 self._cancel(unended)
 
     # Carriage: what the shapes provide, and what they tell.

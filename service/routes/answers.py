@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from service.errors import ImageFault
-from service.middleware import context_of
+from service.middleware import context_of, in_ms
 from service.routes.bodies import Upload
 from service.routes.context import Service
 from service.routes.inference import Inferred
@@ -44,22 +44,21 @@ def rendered_answer(request: Request, service: Service, results: Iterable[str], 
     return Response(body, media_type=JSON, headers=answer_headers(service, timings))
 
 
-def timings_ms(request: Request, service: Service, inferred: Inferred[Any], *, postprocess_s: float) -> Timings:
-    """Return where the time went, postprocessing until now, and note it for the access line, metrics and trace."""
+def timings_ms(request: Request, inferred: Inferred[Any], *, postprocess_s: float) -> Timings:
+    """Return where the time went, postprocessing until now, and note it for the access line, metrics and trace.
+
+    It is counted with the request's end: a thread may be making an answer that nobody waits for any more.
+    """
     context = context_of(request)
     now_s = time.monotonic()
     if context.stages is not None:
         context.stages.postprocessed_s = (now_s - postprocess_s, now_s)
-    stages_s = {
+    context.stages_s = {
         **inferred.stage_seconds(),
         "postprocess": postprocess_s,
         "total": now_s - context.started_s,
     }
-    for stage in ("postprocess", "total"):
-        service.metrics.stage_took(stage, stages_s[stage])
-    service.metrics.request_inferred(stages_s)
-    context.timings_ms = {stage: round(duration_s * 1000, 3) for stage, duration_s in stages_s.items()}
-    return Timings(**context.timings_ms)
+    return Timings(**in_ms(context.stages_s))
 
 
 def answer_headers(service: Service, timings: Timings) -> dict[str, str]:

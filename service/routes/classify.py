@@ -47,7 +47,7 @@ async def classify(
 def _response(request: Request, service: Service, inferred: Inferred[Upload], k: int) -> Response:
     began_s = time.monotonic()
     results = [_result(inferred, index, service.model.labels, k) for index in range(len(inferred.images))]
-    timings = timings_ms(request, service, inferred, postprocess_s=time.monotonic() - began_s)
+    timings = timings_ms(request, inferred, postprocess_s=time.monotonic() - began_s)
     body = ClassifyResponse(
         model=ModelReference.of(service.model.manifest),
         results=results,

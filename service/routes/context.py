@@ -12,6 +12,7 @@ from service.engine.calls import EngineClient
 from service.engine.types import EngineState
 from service.errors import NotReady, UnknownModel
 from service.imaging import Preprocessing
+from service.in_flight import InFlight
 from service.key_limits import KeyLimits
 from service.keys import find_key
 from service.metrics import Metrics
@@ -33,6 +34,7 @@ class Service:
     inference_routes: frozenset[str]
     """Paths of the routes that run the model."""
     key_limits: KeyLimits
+    in_flight: InFlight
 
     @property
     def explain(self) -> ExplainRecord | None:
@@ -86,3 +88,10 @@ def authorize(request: Request, service: Service) -> None:
 async def authorized(request: Request, service: ServiceDependency) -> None:
     """Authorize as a dependency."""
     authorize(request, service)
+
+
+def set_deadline(request: Request, service: Service, timeout_ms: float | None) -> None:
+    """Have a request answered within a time from its arrival; the service's own where that, or an earlier, is less."""
+    context = context_of(request)
+    longest_ms = service.settings.timeout_ms
+    context.work.due_by(context.started_s + min(timeout_ms or longest_ms, longest_ms) / 1000)

@@ -22,9 +22,8 @@ from pydantic import ValidationError
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.middleware import EXPECTED_EXCEPTIONS, problem_answer
 from service.root_path import path_below_root
-from service.routes.context import authorize, service_of
+from service.routes.context import authorize, service_of, set_deadline
 from service.routes.parameters import CallParameters
 
 
@@ -44,6 +43,7 @@ class DirectRoute(APIRoute):
             service = service_of(request)
             authorize(request, service)
             parameters = parsed(kind, request.scope["query_string"])
+            set_deadline(request, service, parameters.timeout_ms)
             response: Response = await endpoint(
                 request=request, service=service, parameters=parameters, **request.path_params
             )
@@ -85,11 +85,7 @@ class _Entrance:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["route"] = self._route
         scope["path_params"] = self._path_params
-        request = Request(scope, receive, send)
-        try:
-            response = await self._answer(request)
-        except EXPECTED_EXCEPTIONS as error:
-            response = problem_answer(request, error)
+        response = await self._answer(Request(scope, receive, send))
         await response(scope, receive, send)
 
 

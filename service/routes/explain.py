@@ -79,7 +79,7 @@ async def explain(
     (explained,) = _explained(inferred, 0, layers, place, service.preprocessing).values()
     drawing = partial(_picture, inferred, explained, place, service.preprocessing)
     picture = await service.decode_pool.run(parameters.engine_priority, drawing)
-    timings = timings_ms(request, service, inferred, postprocess_s=time.monotonic() - began_s)
+    timings = timings_ms(request, inferred, postprocess_s=time.monotonic() - began_s)
     return Response(picture, media_type=PNG, headers=answer_headers(service, timings))
 
 
@@ -169,7 +169,7 @@ def _response(
 ) -> Response:
     began_s = time.monotonic()
     results = list(_results(inferred, layers, place, service.preprocessing))
-    timings = timings_ms(request, service, inferred, postprocess_s=time.monotonic() - began_s)
+    timings = timings_ms(request, inferred, postprocess_s=time.monotonic() - began_s)
     return rendered_answer(request, service, results, timings)
 
 

@@ -88,7 +88,7 @@ def _response(
         for index, answer in inferred.answers.items()
     }
     postprocess_s = time.monotonic() - began_s
-    timings = timings_ms(request, service, inferred, postprocess_s=postprocess_s)
+    timings = timings_ms(request, inferred, postprocess_s=postprocess_s)
     if form == JSON:
         return rendered_answer(request, service, _results(inferred, tensors, parameters.encoding), timings)
     headers = answer_headers(service, timings)

@@ -1,8 +1,8 @@
 """One inference call, from admission to the engine's answers; what every such call has in common.
 
 The order is the contract: what the headers decide comes first, then whether there is room, then the body, then one
-slot an image, decoding straight into the slots, and the engine. Meanwhile the client's connection is watched: when it
-closes, the work is cancelled, and what waits in the queue leaves it.
+slot an image, decoding straight into the slots, and the engine. It may be cancelled anywhere (`service.in_flight`):
+then what waits for a decoding thread or the device is not begun, and what runs goes nowhere.
 
 `infer` is the whole of it for `/v1`; `/v2` reads bodies of its own between `admit` and `infer_images`.
 """
@@ -10,8 +10,7 @@ closes, the work is cancelled, and what waits in the queue leaves it.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
@@ -21,16 +20,14 @@ from numpy.typing import NDArray
 
 from service.engine.reservation import Reservation
 from service.engine.types import Answer, Priority
-from service.errors import BadImages, Cancelled, DeadlineExceeded, ImageFault
+from service.errors import BadImages, ImageFault
 from service.images.limits import UnusableImage
 from service.imaging import ImageTimings, Preprocessing
 from service.middleware import context_of
 from service.routes.bodies import Limits, Upload, plan_body
-from service.routes.context import Service
+from service.routes.context import Service, set_deadline
 from service.routes.parameters import CallParameters, InferenceParameters
-from service.stages import Stages
 
-T = TypeVar("T")
 Check: TypeAlias = Callable[[int, Mapping[int, ImageTimings]], None]
 """Looks at how many images a request has, and by their index at those that could be decoded; may raise."""
 
@@ -61,21 +58,26 @@ class Terms:
     """Answer the good images where others are bad."""
 
     @classmethod
-    def of(cls, request: Request, service: Service, parameters: CallParameters) -> Terms:
-        """Return what the query asks for, within the service's own deadline."""
-        timeout_ms = min(service.settings.timeout_ms, parameters.timeout_ms or service.settings.timeout_ms)
+    def of(cls, request: Request, parameters: CallParameters) -> Terms:
+        """Return what the query asks for, by the deadline that was set for the request."""
         return cls(
             priority=parameters.engine_priority,
-            deadline_s=context_of(request).started_s + timeout_ms / 1000,
+            deadline_s=context_of(request).work.deadline_s,
             skip_bad=parameters.skips_bad_images,
         )
 
-    def narrowed(self, request: Request, *, timeout_s: float | None, priority: Priority | None) -> Terms:
-        """Return the terms with a deadline that may be earlier, and another priority where one is given."""
-        deadline_s = context_of(request).started_s + timeout_s if timeout_s is not None else self.deadline_s
+    def narrowed(
+        self, request: Request, service: Service, *, timeout_s: float | None, priority: Priority | None
+    ) -> Terms:
+        """Return the terms with a deadline that may be earlier, and another priority where one is given.
+
+        The deadline becomes the request's.
+        """
+        if timeout_s is not None:
+            set_deadline(request, service, timeout_s * 1000)
         return replace(
             self,
-            deadline_s=min(self.deadline_s, deadline_s),
+            deadline_s=context_of(request).work.deadline_s,
             priority=self.priority if priority is None else priority,
         )
 
@@ -112,7 +114,7 @@ async def infer(
 
     `check` sees what was decoded before anything is inferred, and may raise.
     """
-    terms = Terms.of(request, service, parameters)
+    terms = Terms.of(request, parameters)
     service.check_model(parameters.model)
     plan = plan_body(request, Limits.of(service.settings))
     admit(service, terms)
@@ -134,24 +136,10 @@ async def infer_images(
     outputs: frozenset[str],
     check: Check | None = None,
 ) -> Inferred[ImageT]:
-    """Decode and infer the images of a request whose body was read; the work ends when the client goes away."""
+    """Decode and infer the images of a request whose body was read."""
     context = context_of(request)
     context.images = len(images)
-    work = _decode_and_infer(service, images, terms=terms, outputs=outputs, check=check, stages=context.stages)
-    inferred = await _unless_disconnected(request, work)
-    service.metrics.images_ended("ok", len(inferred.answers))
-    return inferred
-
-
-async def _decode_and_infer(
-    service: Service,
-    images: Sequence[ImageT],
-    *,
-    terms: Terms,
-    outputs: frozenset[str],
-    check: Check | None,
-    stages: Stages | None,
-) -> Inferred[ImageT]:
+    stages = context.stages
     priority, deadline_s = terms.priority, terms.deadline_s
     with service.engine.reserve(len(images), priority=priority, deadline_s=deadline_s) as reservation:
         decoding, faults = await _decode(service, reservation, images, terms=terms)
@@ -169,6 +157,7 @@ async def _decode_and_infer(
         )
         if stages is not None:
             stages.answers = answers
+    service.metrics.images_ended("ok", len(answers))
     return Inferred(images, dict(zip(good, answers, strict=True)), faults, decoding)
 
 
@@ -178,7 +167,7 @@ async def _decode(
     """Decode every image into its slot, as many at once as the pool has threads."""
     run, preprocessing = service.decode_pool.run, service.preprocessing
     ends = await asyncio.gather(
-        *(run(terms.priority, _decode_one, image, reservation, preprocessing, terms.deadline_s) for image in images)
+        *(run(terms.priority, _decode_one, image, reservation, preprocessing) for image in images)
     )
     decoding = {image.index: end for image, end in zip(images, ends, strict=True) if isinstance(end, ImageTimings)}
     faults = {end.index: end for end in ends if isinstance(end, ImageFault)}
@@ -189,38 +178,11 @@ async def _decode(
 
 
 def _decode_one(
-    image: ImageSource, reservation: Reservation, preprocessing: Preprocessing, deadline_s: float
+    image: ImageSource, reservation: Reservation, preprocessing: Preprocessing
 ) -> ImageTimings | ImageFault:
     """Decode one image into its slot; runs in a thread of the decoding pool."""
-    if time.monotonic() >= deadline_s:
-        raise DeadlineExceeded("The deadline passed before the images were decoded.")
     try:
         with reservation.writing(image.index) as pixels:
             return image.write(pixels, preprocessing)
     except UnusableImage as error:
         return ImageFault(image.index, error.code, str(error))
-
-
-async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
-    """Return what `work` gives, or cancel it and raise Cancelled when the client closes its connection first.
-
-    The body must have been read. The work goes on in the present task, and a second one watches; it says by its
-    result that it was the one that cancelled, and whoever else cancels is left to.
-    """
-    working = asyncio.current_task()
-    assert working is not None
-
-    async def watch() -> bool:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        return working.cancel()
-
-    watching = asyncio.create_task(watch())
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if watching.done() and not watching.cancelled() and watching.result() and working.uncancel() == 0:
-            raise Cancelled("The client went away before its answer.") from None
-        raise
-    finally:
-        watching.cancel()

@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from service import supervisor
-from service.server import LAST_ANSWERS_S
 from service.settings import Settings, load_settings, variable_of
 from tests.deploy import monitoring
 from tests.deploy.monitoring import GRAFANA, ROOT
@@ -100,8 +99,7 @@ def test_docker_waits_until_the_drain_is_over(name: str) -> None:
     grace = re.fullmatch(r"(\d+)s", SERVICES[name]["stop_grace_period"])
     assert grace is not None
     drain_s = Settings.model_fields["drain_timeout_ms"].default / 1000
-    workers_s = drain_s + LAST_ANSWERS_S + supervisor._LEAVING_S
-    assert int(grace[1]) > workers_s + supervisor._LEAVING_S
+    assert int(grace[1]) > drain_s + supervisor._DRAINED_S
 
 
 @ours

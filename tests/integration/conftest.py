@@ -65,6 +65,10 @@ class Process:
         """Return the exit status of a process that is ending."""
         return self.popen.wait(timeout=PATIENCE_S)
 
+    def rest_of_log(self) -> list[dict[str, Any]]:
+        """Return the lines that nobody has waited for; the process has ended."""
+        return list(iter(lambda: self.arriving.get(timeout=PATIENCE_S), None))
+
     @property
     def port(self) -> int:
         url = next(line["url"] for line in self.lines if line["message"] == "listening")
@@ -151,7 +155,7 @@ def service_thread(model: ModelDirectory, **settings: object) -> Iterator[Thread
         parts.app,
         receive_timeout_s=chosen.receive_timeout_ms / 1000,
         drain_timeout_s=chosen.drain_timeout_ms / 1000,
-        give_up=parts.engine.stop,
+        give_up=parts.app.state.service.in_flight.give_up,
     )
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]

@@ -136,6 +136,18 @@ def test_client_that_goes_away_is_dropped_from_the_queue(model: ModelDirectory, 
         assert service.parts.metrics.registry.get_sample_value("dat_dropped_images_total", {"reason": "cancelled"}) == 1
 
 
+def test_client_that_goes_away_is_noticed_though_it_has_sent_another_request_meanwhile(model: ModelDirectory) -> None:
+    with service_thread(model, batch_buckets="1") as service:
+        service.session.close()
+        gone = service.request_ended_event(499)
+        with Connection(service.port) as connection:
+            for _ in range(2):
+                connection.head("/v1/classify", JPEG, KEPT_ALIVE)
+                connection.send(PHOTO)
+            service.session.wait_for_run()
+        assert gone.wait(PATIENCE_S)
+
+
 def _ask(port: int) -> int:
     headers = {"Content-Type": "image/jpeg"}
     url = f"http://127.0.0.1:{port}/v1/classify"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from tests.service import tiny_explain, tiny_model
 
 INPUT_SHAPE = (tiny_model.SIZE, tiny_model.SIZE, 3)
 OUTPUT_NAMES = tuple(tiny_model.shapes())
+PATIENCE_S = 30
+"""How long a test waits for what must come; only a broken service makes it wait so long."""
 
 
 @pytest.fixture(scope="session")
@@ -68,16 +71,24 @@ class GatedSession:
 
     def wait_for_run(self) -> None:
         """Return, in any thread, when a run has begun since the gate was closed."""
-        assert self._began.acquire(timeout=30)
+        assert self._began.acquire(timeout=PATIENCE_S)
 
     def run(self, images: NDArray[np.uint8], outputs: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
         self.sizes.append(len(images))
         self._began.release()
-        assert self.gate.wait(timeout=30)
+        assert self.gate.wait(timeout=PATIENCE_S)
         if self.failure is not None:
             raise self.failure
         answers = (tiny_explain if outputs[0] in self.explain_names else tiny_model).reference(images)
         return {name: answers[name] for name in outputs}
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Let the event loop go on until something holds that nobody tells of."""
+    give_up_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < give_up_s, "it never came to hold"
+        await asyncio.sleep(0.001)
 
 
 @dataclass(frozen=True)

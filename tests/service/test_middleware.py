@@ -7,6 +7,7 @@ import traceback
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from service.in_flight import InFlight
 from service.metrics import Metrics
 from service.middleware import CutShort, RequestContextMiddleware
 from service.security_headers import SecurityHeaders, cors_layer
@@ -32,7 +33,9 @@ async def test_answer_that_fails_in_its_middle_is_broken_off_and_counted() -> No
         sent.append(message)
 
     metrics = Metrics(buckets=(1,))
-    layer = RequestContextMiddleware(fails, metrics=metrics, security=SecurityHeaders(tls=False), cors=cors_layer(()))
+    layer = RequestContextMiddleware(
+        fails, metrics=metrics, in_flight=InFlight(), security=SecurityHeaders(tls=False), cors=cors_layer(())
+    )
     with pytest.raises(CutShort) as raised:
         await layer(dict(SCOPE), nothing, send)
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]

@@ -61,7 +61,7 @@ async def infer_version(
 async def _infer(
     request: Request, service: Service, parameters: CallParameters, model: str, version: str | None
 ) -> Response:
-    terms = Terms.of(request, service, parameters)
+    terms = Terms.of(request, parameters)
     service.check_model(model, version)
     plan = plan_request(request, service)
     admit(service, terms)
@@ -70,7 +70,7 @@ async def _infer(
         request,
         service,
         call.images,
-        terms=terms.narrowed(request, timeout_s=call.timeout_s, priority=call.priority),
+        terms=terms.narrowed(request, service, timeout_s=call.timeout_s, priority=call.priority),
         outputs=frozenset(wanted.name for wanted in call.wanted),
     )
     size_bytes = sum(array.nbytes for answer in inferred.answers.values() for array in answer.outputs.values())
@@ -85,7 +85,7 @@ def _response(request: Request, service: Service, call: Call, inferred: Inferred
     coding = answer_coding(request.headers.get("accept-encoding"))
     coding = IDENTITY if len(rendered.body) < WORTHWHILE_BYTES else coding
     body = rendered.body if coding == IDENTITY else folded(rendered.body, coding)
-    timings = timings_ms(request, service, inferred, postprocess_s=time.monotonic() - began_s)
+    timings = timings_ms(request, inferred, postprocess_s=time.monotonic() - began_s)
     headers = {**answer_headers(service, timings), "Vary": "Accept-Encoding"}
     if coding != IDENTITY:
         headers["Content-Encoding"] = coding

@@ -41,6 +41,8 @@ PRIORITIES = {0: Priority.INTERACTIVE, 1: Priority.INTERACTIVE, 2: Priority.BULK
 _UNSUPPORTED_PARAMETERS = ("sequence_id", "shared_memory_region")
 
 KindT = TypeVar("KindT", int, bool)
+_LONGEST_US = 2**53
+"""Of whole numbers, which in JSON may have any length, the largest below which a float tells all apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class RequestPlan:
             id=asked.id,
             images=self._images(asked.inputs[0], memoryview(body)[json_bytes:]),
             wanted=self._wanted(asked.outputs, parameters),
-            timeout_s=timeout_us / 1e6 if timeout_us else None,
+            timeout_s=min(timeout_us, _LONGEST_US) / 1e6 if timeout_us else None,
             priority=_priority(_parameter(parameters, "priority", int, "The request")),
         )
 
