@@ -136,8 +136,8 @@ class MultipartImages:
             raise MalformedRequest(
                 f"The multipart body has a field named {name!r}. {_FIELDS_TAKEN}; parameters go into the query."
             )
-        content_type, _ = parse_options_header(self._headers.get(b"content-type"))
-        if content_type.startswith(b"multipart/"):
+        content_type, parameters = parse_options_header(self._headers.get(b"content-type"))
+        if content_type.startswith(b"multipart/") and b"boundary" in parameters:  # without, it is a file's wrong label
             raise MalformedRequest(f"The field {name!r} is {_text(content_type)}; send each file as a part of its own.")
         coding = self._headers.get(b"content-transfer-encoding", b"").strip().lower()
         if coding != _BASE64 and coding not in _AS_IT_IS:

@@ -153,6 +153,12 @@ def test_part_that_says_that_its_bytes_are_as_they_are_is_taken(coding: bytes) -
     assert part.file("Image 0") == FILE
 
 
+@pytest.mark.parametrize("label", [b"multipart/form-data", b"text/plain", b"image", b""])
+def test_label_of_a_part_does_not_matter_where_it_holds_a_file(label: bytes) -> None:
+    (part,) = images(one(DISPOSITION + b"\r\nContent-Type: " + label, FILE))
+    assert part.data == FILE
+
+
 def test_fields_that_were_left_empty_are_bounded_and_do_not_count_as_images() -> None:
     empty = b'--b0undary\r\nContent-Disposition: form-data; name="file"; filename=""\r\n\r\n\r\n'
     assert len(images(empty * 3 + body(b"1", b"2", b"3"))) == 3
