@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
 import ssl
@@ -29,7 +30,6 @@ from service.security_headers import SecurityHeaders
 
 _log = logging.getLogger(__name__)
 
-KEEP_ALIVE_S = 30
 LAST_ANSWERS_S = 2.5
 """For the answers that are on their way when the drain time is over; longer than the middleware lingers."""
 ENDED_AFTER_S = 3.5
@@ -49,6 +49,7 @@ class Server(uvicorn.Server):
         app: FastAPI,
         *,
         receive_timeout_s: float,
+        keep_alive_timeout_s: float,
         drain_timeout_s: float,
         give_up: Callable[[], None],
         tls: ssl.SSLContext | None = None,
@@ -65,7 +66,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=bool(forwarded_allow_ips),
                 forwarded_allow_ips=list(forwarded_allow_ips),
-                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_keep_alive=math.ceil(keep_alive_timeout_s),
                 timeout_graceful_shutdown=None,  # it would cancel what is in flight, and answer for it: `_end_in_time`
                 http=Protocol.within(receive_timeout_s, SecurityHeaders(tls=tls is not None), root_path=root_path),
                 ssl_context_factory=None if tls is None else lambda *_: tls,

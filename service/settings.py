@@ -111,6 +111,9 @@ class Settings(BaseSettings):
     """Longest time from a request's arrival to its answer; a request can only ask for less."""
     receive_timeout_ms: Milliseconds = 10_000
     """Longest time in which a request's head must arrive, and then its body."""
+    keep_alive_timeout_ms: Milliseconds = 75_000
+    """Time after which a connection without a request is closed, in whole seconds. A proxy or balancer in front should
+    close its own sooner: it would send a request on a connection that is just closing."""
     drain_timeout_ms: Milliseconds = 30_000
     """Longest time to finish what is in flight after SIGTERM."""
     hang_timeout_ms: Milliseconds = 60_000

@@ -54,6 +54,7 @@ def run_worker(control: ControlSocket, descriptors: Sequence[int], plan: Plan, n
     server = _WorkerServer(
         app,
         receive_timeout_s=settings.receive_timeout_ms / 1000,
+        keep_alive_timeout_s=settings.keep_alive_timeout_ms / 1000,
         drain_timeout_s=settings.drain_timeout_ms / 1000,
         give_up=app.state.service.in_flight.give_up,
         root_path=settings.root_path,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
@@ -46,9 +46,9 @@ async def ready(service: ServiceDependency) -> Health:
     },
 )
 async def metrics(service: ServiceDependency) -> Response:
-    """Answer with every metric."""
+    """Answer with every metric, in the version of the format that every scraper knows."""
     text = await asyncio.to_thread(service.metrics.render)
-    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return Response(text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
 @router.get("/problems/{code}", include_in_schema=False)

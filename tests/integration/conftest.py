@@ -154,6 +154,7 @@ def service_thread(model: ModelDirectory, **settings: object) -> Iterator[Thread
     server = Server(
         parts.app,
         receive_timeout_s=chosen.receive_timeout_ms / 1000,
+        keep_alive_timeout_s=chosen.keep_alive_timeout_ms / 1000,
         drain_timeout_s=chosen.drain_timeout_ms / 1000,
         give_up=parts.app.state.service.in_flight.give_up,
     )

@@ -284,3 +284,12 @@ def test_clients_that_offer_http_2_first_are_answered_and_keep_their_connection(
             assert connection.response_head()[0] == 100
             connection.send(PHOTO)
             assert connection.response()[0] == 200
+
+
+def test_connection_without_a_request_is_closed_after_the_setting_and_kept_until_then(model: ModelDirectory) -> None:
+    with service_thread(model, keep_alive_timeout_ms=1000) as served, Connection(served.port) as connection:
+        for _ in range(2):
+            connection.head("/v1/classify", JPEG, KEPT_ALIVE)
+            connection.send(PHOTO)
+            assert connection.response()[0] == 200
+        assert connection.closed()

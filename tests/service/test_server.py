@@ -64,7 +64,14 @@ async def test_forwarded_headers_are_believed_of_trusted_proxies_alone(
     async def send(_: Message) -> None:
         pass
 
-    server = Server(Application(), receive_timeout_s=1, drain_timeout_s=1, give_up=give_up, forwarded_allow_ips=trusted)
+    server = Server(
+        Application(),
+        receive_timeout_s=1,
+        keep_alive_timeout_s=5,
+        drain_timeout_s=1,
+        give_up=give_up,
+        forwarded_allow_ips=trusted,
+    )
     server.config.load()
     headers = [(b"x-forwarded-proto", b"https"), (b"x-forwarded-for", forwarded_for.encode())]
     await server.config.loaded_app(

@@ -205,7 +205,7 @@ async def test_metrics_are_in_prometheus_text_with_routes_as_templates(served: S
     await served.http.get("/v1/models/tiny")
     await served.http.get("/v1/models/other")
     response = await served.http.get("/metrics")
-    assert response.headers["content-type"].startswith("text/plain; version=")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert 'route="/v1/models/{name}",status="404"' in response.text
     assert "other" not in response.text
 
