@@ -291,5 +291,7 @@ async def test_explain_shares_batches_with_nobody_and_limits_with_all(model: Mod
         session.gate.set()
         answers = await asyncio.gather(*calls)
         assert [answer.status_code for answer in answers] == [200] * 4
-        assert len(session.sizes) == 3  # the first, and then one for each graph
+        # The first, then one of classification, and the explanations in one or in two, as the measured times have it;
+        # the session has no answer for a batch of both.
+        assert len(session.sizes) in (3, 4)
         assert_explains(answers[1].json()["results"][0], PHOTO)
