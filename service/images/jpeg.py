@@ -26,6 +26,9 @@ _SOI, _EOI, _SOS, _APP0, _APP1, _APP14, _APP15, _COM = 0xD8, 0xD9, 0xDA, 0xE0, 0
 _ALONE = frozenset((_SOI, *range(0xC0), *range(0xD0, 0xD8)))
 """Markers without a length and content, and what is none."""
 _PROGRESSIVE = (0xC2, 0xCA)
+_ARITHMETIC = (0xC9, 0xCA)
+_ARITHMETIC_COST = 4
+"""What a pixel of a scan in arithmetic coding costs, in those of other scans."""
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _NOT_TAKEN = {
     **dict.fromkeys((0xC5, 0xC6, 0xCD, 0xCE), "A hierarchical JPEG"),
@@ -59,9 +62,10 @@ def check_scans(data: bytes | bytearray, width: int, height: int, limits: Decode
     Usual files pass soon: those of one scan by their head, and others at the speed at which memory is read, since the
     two bytes that begin a scan can stand elsewhere too, but no scan is without them.
     """
-    if _is_of_one_scan(data, _head(data, limits)):
+    head = _head(data, limits)
+    if head.process not in _ARITHMETIC and _is_of_one_scan(data, head):
         return
-    pixels = covered_pixels(width, height)
+    pixels = covered_pixels(width, height) * (_ARITHMETIC_COST if head.process in _ARITHMETIC else 1)
     at_most = data.count(START_OF_SCAN)
     if at_most * pixels > limits.max_scan_pixels or at_most > limits.max_segments:
         limits.check_scans(_scans(data, limits)[0], pixels, what="scans")
@@ -109,12 +113,12 @@ def _head(data: bytes | bytearray, limits: DecodeLimits) -> _Head:
         if marker == _SOS:
             head.scan = found.start()
             return head
+        head.segments += 1
+        limits.check_segments(head.segments, what="segments")
         if marker == _EOI:
             break
         if marker in _ALONE:
             continue
-        head.segments += 1
-        limits.check_segments(head.segments, what="segments")
         end = place + _length(data, place)
         if marker in _NOT_TAKEN:
             raise not_taken(_NOT_TAKEN[marker])
@@ -140,12 +144,12 @@ def _scans(data: bytes | bytearray, limits: DecodeLimits) -> tuple[int, bool]:
     while (found := _MARKER_AFTER_DATA.search(data, place)) is not None:
         marker = data[found.end() - 1]
         place = found.end()
+        segments += 1
+        limits.check_segments(segments, what="segments")
         if marker == _EOI:
             return scans, True
         if marker in _ALONE:
             continue
-        segments += 1
-        limits.check_segments(segments, what="segments")
         scans += marker == _SOS
         place += _length(data, place)
     return scans, False

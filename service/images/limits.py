@@ -11,6 +11,9 @@ from dataclasses import dataclass
 MAX_PIXELS = 64_000_000
 MAX_SCAN_PIXELS = 1_280_000_000
 """An image of 64 million pixels in 20 scans. Encoders write 10 scans, or 18 in CMYK."""
+MAX_SIDE = 65_535
+"""The most that JPEG and GIF can say. Thinner images cost far more than their pixels: memory by the line, and a filter
+as wide as the image when it is resized."""
 MAX_SEGMENTS = 16_384
 """Files of cameras and of the web have fewer than a hundred; 128 MiB of PNG in libpng's chunks have as many."""
 
@@ -46,6 +49,11 @@ class DecodeLimits:
 
     def check_pixels(self, width: int, height: int) -> None:
         """Raise UnusableImage with code `too_many_pixels`."""
+        if max(width, height) > MAX_SIDE:
+            raise UnusableImage(
+                "too_many_pixels",
+                f"The image is {width} x {height} pixels; sides of at most {MAX_SIDE} are taken.",
+            )
         if width * height > self.max_pixels:
             raise UnusableImage(
                 "too_many_pixels",

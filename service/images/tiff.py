@@ -18,19 +18,23 @@ MAGICS = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"II+\0", b"MM\0+")
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIPS, _ORIENTATION, _SAMPLES, _ROWS_OF_A_STRIP, _PLANES = 273, 274, 277, 278, 284
+_STRIP_BYTES, _TILE_BYTES = 279, 325
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 322, 323, 324, 338, 339
 _KEPT = frozenset(
     (
         *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _STRIPS, _SAMPLES, _ROWS_OF_A_STRIP),
         *(_PLANES, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _EXTRA_SAMPLES, _SAMPLE_FORMAT),
-        *(279, 325),  # bytes of the strips and of the tiles
+        *(_STRIP_BYTES, _TILE_BYTES),
         *(292, 293, 317, 320, 332, 347),  # options of fax codings, predictor, palette, inks, tables of JPEG
         *range(512, 522),  # JPEG as it was coded first
         *(529, 530, 531, 532),  # how brightness and colour differences make colours
     )
 )
-_NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
-"""The types that count something, as struct has them."""
+_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+"""The types of whole numbers, as struct has them; decoders take any of them for any other."""
+_ORIENTATION_KINDS = (3, 4)
+_MOST_SHARED = 8
+"""How many times the file the strips or tiles together may be: some programs write equal ones once."""
 _JPEGS = (6, 7)
 _START_OF_SCAN = b"\xff\xda"
 _COMPRESSIONS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 32773, 32809, 32946, 34676, 34677, 34925, 50000, 32771))
@@ -57,12 +61,8 @@ class _Tag:
     count: int
     entry_place: int
     """Where its entry stands."""
-    numbers: tuple[int, ...]
-    """The first of its values; none where they are no whole numbers, or lie beyond the file."""
-
-    @property
-    def first(self) -> int | None:
-        return self.numbers[0] if self.numbers else None
+    first: int | None
+    """The first of its values; None where it is no whole number from 0 on, or lies beyond the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +73,21 @@ class _Page:
     tags: Mapping[int, _Tag]
 
     def number(self, tag: int, default: int) -> int:
-        """Return the first value of a tag."""
+        """Return the first value of a tag, or the default where there is none; raises UnusableImage for no number."""
         found = self.tags.get(tag)
-        first = None if found is None else found.first
-        return default if first is None else first
+        if found is None:
+            return default
+        if found.first is None:
+            raise corrupt()
+        return found.first
 
 
 def orientation_in(exif: bytes | bytearray, limits: DecodeLimits) -> int:
     """Return the orientation that an EXIF block gives, 1 to 8; 1 where it gives none or cannot be read."""
     try:
-        orientation = _first_page(exif, limits).number(_ORIENTATION, 1)
+        return _orientation(_first_page(exif, limits))
     except UnusableImage:
         return 1
-    return orientation if 1 <= orientation <= 8 else 1
 
 
 def essence(data: bytes | bytearray, limits: DecodeLimits) -> Essence:
@@ -97,18 +99,26 @@ def essence(data: bytes | bytearray, limits: DecodeLimits) -> Essence:
     limits.check_pixels(width, height)
     _check_parts(data, page, width, height, limits)
     kind = _kind(page)
+    if page.layout.place == ">Q":
+        raise not_taken("A BigTIFF whose numbers are big-endian")
     compression, meaning = page.number(_COMPRESSION, 1), page.number(_PHOTOMETRIC, 0)
     if compression not in _COMPRESSIONS or meaning == _LAB:
         raise not_taken(kind)
     grey = _grey(page)
-    orientation = page.number(_ORIENTATION, 1)
     return Essence(
         "TIFF",
         _first_page_alone(data, page, as_plain=grey is not None),
-        orientation=orientation if 1 <= orientation <= 8 else 1,
+        orientation=_orientation(page),
         grey=grey,
         kind=kind,
     )
+
+
+def _orientation(page: _Page) -> int:
+    tag = page.tags.get(_ORIENTATION)
+    if tag is None or tag.kind not in _ORIENTATION_KINDS or tag.first is None:
+        return 1
+    return tag.first if 1 <= tag.first <= 8 else 1
 
 
 def _kind(page: _Page) -> str:
@@ -132,24 +142,36 @@ def _grey(page: _Page) -> GreyRange | None:
 
 def _check_parts(data: bytes | bytearray, page: _Page, width: int, height: int, limits: DecodeLimits) -> None:
     """Raise UnusableImage where the strips or tiles of a page, which may lie upon each other, cost too much."""
-    parts = []
-    if _STRIPS in page.tags:
-        rows = page.number(_ROWS_OF_A_STRIP, height) or height
-        parts.append((page.tags[_STRIPS].count, width, min(rows, height)))
-    if _TILES in page.tags or _TILE_WIDTH in page.tags:
-        tiles = page.tags.get(_TILES)
-        parts.append((1 if tiles is None else tiles.count, page.number(_TILE_WIDTH, 0), page.number(_TILE_HEIGHT, 0)))
-    for count, across, down in parts:
-        limits.check_segments(count, what="strips or tiles")
+    rows = page.number(_ROWS_OF_A_STRIP, height) or height
+    tile = page.number(_TILE_WIDTH, 0), page.number(_TILE_HEIGHT, 0)
+    kinds = ((_STRIPS, _STRIP_BYTES, (width, min(rows, height))), (_TILES, _TILE_BYTES, tile))
+    if not any(places in page.tags for places, _, _ in kinds):
+        raise corrupt()
+    for places_tag, sizes_tag, (across, down) in kinds:
+        if places_tag not in page.tags:
+            continue
+        limits.check_segments(page.tags[places_tag].count, what="strips or tiles")
+        places = _values(data, page, places_tag)
+        if not any(places):
+            raise corrupt()
         limits.check_pixels(across, down)
-        limits.check_scans(count, across * down, what="strips or tiles")
+        limits.check_scans(len(places), across * down, what="strips or tiles")
+        sizes = _values(data, page, sizes_tag) if sizes_tag in page.tags else ()
+        if len(sizes) != len(places) or not all(sizes):
+            sizes = (len(data),) * len(places)  # decoders then read on, as far as that is
+        if len(places) > 1 and sum(min(size, len(data)) for size in sizes) > _MOST_SHARED * len(data):
+            raise UnusableImage("too_complex", "The strips or tiles of the TIFF lie upon each other too often.")
         if page.number(_COMPRESSION, 1) in _JPEGS:
-            limits.check_scans(data.count(_START_OF_SCAN), across * down, what="scans")
+            parts = zip(places, sizes, strict=True)
+            scans = sum(data.count(_START_OF_SCAN, place, place + size) for place, size in parts)
+            limits.check_scans(scans, across * down, what="scans")
 
 
 def _first_page(data: bytes | bytearray, limits: DecodeLimits) -> _Page:
     try:
         layout, place = _head(data)
+        if place >= len(data):
+            raise corrupt()
         (count,) = struct.unpack_from(layout.count, data, place)
         if count * struct.calcsize(layout.entry) > len(data) - place:
             raise corrupt()
@@ -161,7 +183,8 @@ def _first_page(data: bytes | bytearray, limits: DecodeLimits) -> _Page:
             if number in _KEPT or number == _ORIENTATION:
                 if number in tags:  # of two, one decoder takes the first and another the last
                     raise corrupt()
-                tags[number] = _Tag(kind, values, entry_place, _numbers(data, layout, entry_place))
+                first = next(iter(_numbers(data, layout, entry_place, most=1)), None)
+                tags[number] = _Tag(kind, values, entry_place, None if first is None or first < 0 else first)
             entry_place += struct.calcsize(layout.entry)
     except struct.error as error:
         raise corrupt() from error
@@ -180,19 +203,29 @@ def _head(data: bytes | bytearray) -> tuple[_Layout, int]:
     return layout, place
 
 
-def _numbers(data: bytes | bytearray, layout: _Layout, entry_place: int) -> tuple[int, ...]:
-    """Return the first value of an entry, if it is a whole number that is there."""
+def _values(data: bytes | bytearray, page: _Page, tag: int) -> tuple[int, ...]:
+    """Return all values of a tag; raises UnusableImage where they are no whole numbers from 0 on, or not there."""
+    found = page.tags[tag]
+    values = _numbers(data, page.layout, found.entry_place, most=found.count)
+    if len(values) != found.count or not values or min(values) < 0:
+        raise corrupt()
+    return values
+
+
+def _numbers(data: bytes | bytearray, layout: _Layout, entry_place: int, *, most: int) -> tuple[int, ...]:
+    """Return the first values of an entry, none where they are no whole numbers or lie beyond the file."""
     _, kind, count, value = struct.unpack_from(layout.entry, data, entry_place)
-    if kind not in _NUMBERS or not count:
+    if kind not in _NUMBERS:
         return ()
     size = struct.calcsize(_NUMBERS[kind])
     source: bytes | bytearray = value
     place = 0
     if count * size > len(value):
         source, (place,) = data, struct.unpack(layout.place, value)
-    if place + size > len(source):
+    taken = min(count, most)
+    if place + taken * size > len(source):
         return ()
-    return struct.unpack_from(layout.order + _NUMBERS[kind], source, place)
+    return struct.unpack_from(f"{layout.order}{taken}{_NUMBERS[kind]}", source, place)
 
 
 def _first_page_alone(data: bytes | bytearray, page: _Page, *, as_plain: bool) -> bytearray:

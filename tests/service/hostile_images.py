@@ -34,7 +34,9 @@ def _png(width: int, height: int, *, bits: int = 8, color: int = 0, before: byte
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
     packer = zlib.compressobj(9)
     row = bytes(1 + (width * bits * channels + 7) // 8)
-    data = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    at_once = max(1, min(height, (1 << 20) // len(row)))
+    many, rest = divmod(height, at_once)
+    data = b"".join(packer.compress(row * at_once) for _ in range(many)) + packer.compress(row * rest) + packer.flush()
     parts = b"".join(_chunk(b"IDAT", data[i : i + idat]) for i in range(0, len(data), idat))
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
     palette = _chunk(b"PLTE", bytes(3)) if color == 3 else b""
@@ -88,6 +90,12 @@ def jpeg_scans(width: int, height: int, scans: int, *, refining: bool = False, e
 def jpeg_segments(count: int, *, mode: str = "CMYK") -> bytes:
     data = _encoded(Image.new(mode, (16, 16)), "JPEG")
     return data[:2] + _segment(0xE5, b"") * count + data[2:]
+
+
+def jpeg_restarts(count: int) -> bytes:
+    """A small photo with restart markers, which have no length, before its first segment."""
+    data = _encoded(Image.new("RGB", (32, 32)), "JPEG")
+    return data[:2] + b"\xff\xd0" * count + data[2:]
 
 
 def jpeg_warned(side: int) -> bytes:
@@ -163,6 +171,32 @@ def tiff_strips(width: int, height: int, strips: int, *, rows: int, compression:
     return tiff(width, height, tags, data=data or bytes(size))
 
 
+def tiff_of_nothing(strips: int, size: int) -> bytes:
+    """A TIFF whose strips all lie upon the same long data, which unpacks to nothing."""
+    return tiff_strips(8, strips, strips, rows=1, compression=32773, data=b"\x80" * size)
+
+
+def tiff_of_shared_jpeg(side: int, strips: int, scans: int) -> bytes:
+    """A TIFF whose strips are all the same JPEG of many scans."""
+    data = jpeg_scans(side, 8, scans)
+    tags = {258: _numbers(8), 259: _numbers(7), 262: _numbers(1), 277: _numbers(1), 278: _numbers(8)}
+    places = {273: _numbers(*[8] * strips), 279: _numbers(*[len(data)] * strips)}
+    return tiff(side, 8 * strips, {**tags, **places}, data=data)
+
+
+def tiff_signed_tile(side: int, tile: int) -> bytes:
+    """A TIFF whose one tile is far larger than its image, with the tile's size in signed numbers."""
+    signed = {322: (9, 1, struct.pack("<i", tile)), 323: (9, 1, struct.pack("<i", tile))}
+    tags = {258: _numbers(8), 259: _numbers(8), 262: _numbers(1), 277: _numbers(1), **signed}
+    data = zlib.compress(bytes(tile * tile))
+    return tiff(side, side, {**tags, 324: _numbers(8), 325: _numbers(len(data))}, data=data)
+
+
+def big_tiff_of_nothing() -> bytes:
+    """The head of a BigTIFF whose directory would lie at 2^64 - 1."""
+    return b"II+\0\x08\0\0\0" + b"\xff" * 8
+
+
 def tiff_of_jpeg(side: int, scans: int) -> bytes:
     data = jpeg_scans(side, side, scans)
     tags = {258: _numbers(8), 259: _numbers(7), 262: _numbers(1), 277: _numbers(1), 278: _numbers(side)}
@@ -172,6 +206,20 @@ def tiff_of_jpeg(side: int, scans: int) -> bytes:
 def tiff_plain(side: int, **more: int) -> bytes:
     tags = {258: _numbers(8), 259: _numbers(1), 262: _numbers(1), 277: _numbers(1), 278: _numbers(side)}
     return tiff(side, side, {**tags, 273: _numbers(8), 279: _numbers(side * side)}, data=bytes(side * side), **more)
+
+
+def webp_canvas(width: int, height: int) -> bytes:
+    """An animated WebP of one frame of one pixel on a canvas of any size."""
+    frame = _encoded(Image.new("RGB", (1, 1)), "WEBP", lossless=True)[12:]
+
+    def three(number: int) -> bytes:
+        return number.to_bytes(3, "little")
+
+    head = b"VP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + three(width - 1) + three(height - 1)
+    loop = b"ANIM" + struct.pack("<I", 6) + bytes(6)
+    content = bytes(6) + three(0) + three(0) + three(100) + b"\0" + frame
+    body = b"WEBP" + head + loop + b"ANMF" + struct.pack("<I", len(content)) + content
+    return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def webp(side: int, *, lossless: bool, noise: bool = False) -> bytes:
@@ -200,10 +248,13 @@ def files(scale: int = 8) -> dict[str, Callable[[], bytes]]:
         "jpeg: many scans of a line": lambda: jpeg_scans(65_500, 1, many // 8),
         "jpeg: empty segments, CMYK": lambda: jpeg_segments(10 * many // 8),
         "jpeg: segments within the limit, CMYK": lambda: jpeg_segments(2000 * scale),
+        "jpeg: restart markers before the frame": lambda: jpeg_restarts(50 * many),
         "jpeg: a warning": lambda: jpeg_warned(side),
         "png: largest, one colour": lambda: _png(side, side, bits=1),
         "png: largest, 16 bit colour with alpha": lambda: _png(side, side, bits=16, color=6),
         "png: largest, 16 bit grey": lambda: _png(side, side, bits=16),
+        "png: one pixel wide": lambda: _png(1, side * side // 8, bits=1),
+        "png: one line": lambda: _png(side * side, 1, bits=1),
         "png: empty private chunks": lambda: _png(16, 16, before=_chunk(b"prIv", b"") * many),
         "png: chunks within the limit": lambda: _png(16, 16, before=_chunk(b"prIv", b"") * (2000 * scale)),
         "png: image data in single bytes": lambda: _png(side, side, bits=2, color=3, idat=1),
@@ -215,6 +266,9 @@ def files(scale: int = 8) -> dict[str, Callable[[], bytes]]:
         "webp: largest, lossless": lambda: webp(side, lossless=True),
         "webp: largest, lossy": lambda: webp(side, lossless=False),
         "webp: large, lossless, noise": lambda: webp(side // 3, lossless=True, noise=True),
+        "webp: largest, on a canvas": lambda: webp_canvas(side, side),
+        "webp: a canvas of few long lines": lambda: webp_canvas(side * side // 4, 4),
+        "bmp: one line": lambda: _encoded(Image.new("RGB", (side * side // 8, 1)), "BMP"),
         "bmp: largest, runs of one pixel": lambda: bmp_runs(side, side // 8, (b"\1\7" * side + b"\0\0") * (side // 8)),
         "bmp: lines that end at once": lambda: bmp_runs(side * side, 1, b"\1\7\0\0"),
         "bmp: runs within the budget": lambda: bmp_runs(
@@ -227,6 +281,10 @@ def files(scale: int = 8) -> dict[str, Callable[[], bytes]]:
         "tiff: packed strips upon each other": lambda: tiff_strips(
             side, side, 2000 * scale, rows=1, compression=8, data=zlib.compress(bytes(side // 8))
         ),
+        "tiff: strips upon the same long nothing": lambda: tiff_of_nothing(2000 * scale, 12_500 * scale),
+        "tiff: strips of one JPEG of many scans": lambda: tiff_of_shared_jpeg(side, 125 * scale, 90),
+        "tiff: a tile of signed size": lambda: tiff_signed_tile(64, 1100 * scale),
+        "tiff: a directory beyond all": big_tiff_of_nothing,
         "tiff: tags": lambda: tiff_plain(64, more_tags=3000 * scale),
         "tiff: tags within the limit": lambda: tiff_plain(64, more_tags=2000 * scale),
         "tiff: pages": lambda: tiff_plain(64, pages=1000 * scale),
