@@ -13,9 +13,9 @@ from service.images.limits import DecodeLimits, Essence, corrupt, not_taken
 from service.images.tiff import orientation_in
 
 MAGIC = b"\xff\xd8\xff"
-START_OF_SCAN = b"\xff\xda"
+_START_OF_SCAN = b"\xff\xda"
 END = b"\xff\xd9"
-LARGEST_MCU = 32
+_LARGEST_MCU = 32
 """A side, in pixels, of the most that is coded together: thin images cost as if they were so thick."""
 
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
@@ -51,9 +51,9 @@ class _Head:
     segments: int = 0
 
 
-def covered_pixels(width: int, height: int) -> int:
+def _covered_pixels(width: int, height: int) -> int:
     """Return the pixels that a scan covers at most, in whole units of what is coded together."""
-    return -(-width // LARGEST_MCU) * LARGEST_MCU * (-(-height // LARGEST_MCU) * LARGEST_MCU)
+    return -(-width // _LARGEST_MCU) * _LARGEST_MCU * (-(-height // _LARGEST_MCU) * _LARGEST_MCU)
 
 
 def check_scans(data: bytes | bytearray, width: int, height: int, limits: DecodeLimits) -> None:
@@ -62,13 +62,16 @@ def check_scans(data: bytes | bytearray, width: int, height: int, limits: Decode
     Usual files pass soon: those of one scan by their head, and others at the speed at which memory is read, since the
     two bytes that begin a scan can stand elsewhere too, but no scan is without them.
     """
-    head = _head(data, limits)
+    _check_scans(data, _head(data, limits), width, height, limits)
+
+
+def _check_scans(data: bytes | bytearray, head: _Head, width: int, height: int, limits: DecodeLimits) -> None:
     if head.process not in _ARITHMETIC and _is_of_one_scan(data, head):
         return
-    pixels = covered_pixels(width, height) * (_ARITHMETIC_COST if head.process in _ARITHMETIC else 1)
-    at_most = data.count(START_OF_SCAN)
+    pixels = _covered_pixels(width, height) * (_ARITHMETIC_COST if head.process in _ARITHMETIC else 1)
+    at_most = data.count(_START_OF_SCAN)
     if at_most * pixels > limits.max_scan_pixels or at_most > limits.max_segments:
-        limits.check_scans(_scans(data, limits)[0], pixels, what="scans")
+        limits.check_scans(_scans(data, head, limits)[0], pixels, what="scans")
 
 
 def is_whole(data: bytes | bytearray, limits: DecodeLimits) -> bool:
@@ -79,7 +82,7 @@ def is_whole(data: bytes | bytearray, limits: DecodeLimits) -> bool:
     head = _head(data, limits)
     if _is_of_one_scan(data, head):
         return _END_OF_SCAN.search(data, head.scan + 2 + _length(data, head.scan + 2)) is not None
-    return _scans(data, limits)[1]
+    return _scans(data, head, limits)[1]
 
 
 def orientation(data: bytes | bytearray, limits: DecodeLimits) -> int:
@@ -99,7 +102,7 @@ def essence(data: bytes | bytearray, limits: DecodeLimits) -> Essence:
         raise not_taken(f"A JPEG of {precision} bits a channel")
     if components not in (1, 3, 4):
         raise not_taken(f"A JPEG of {components} channels")
-    check_scans(data, width, height, limits)
+    _check_scans(data, head, width, height, limits)
     parts = [b"\xff\xd8", *(data[start:end] for start, end in head.kept), data[head.scan :]]
     return Essence("JPEG", b"".join(parts), orientation=orientation_in(head.exif, limits))
 
@@ -137,9 +140,8 @@ def _is_of_one_scan(data: bytes | bytearray, head: _Head) -> bool:
     return head.process not in _PROGRESSIVE and data[head.scan + 4 : head.scan + 5] == head.frame[5:6]
 
 
-def _scans(data: bytes | bytearray, limits: DecodeLimits) -> tuple[int, bool]:
+def _scans(data: bytes | bytearray, head: _Head, limits: DecodeLimits) -> tuple[int, bool]:
     """Return the number of scans, and whether the image's end comes after them."""
-    head = _head(data, limits)
     scans, segments, place = 0, head.segments, head.scan
     while (found := _MARKER_AFTER_DATA.search(data, place)) is not None:
         marker = data[found.end() - 1]
