@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from benchmarks.processes import RunningServer, resident_bytes
 from benchmarks.scenarios import Bench, Result, closed_loop_row, median
-from service.repository import EXPLAIN_FILE, MANIFEST_FILE, MODEL_FILE, ModelDirectory, select_model
+from service.model.directory import EXPLAIN_FILE, MANIFEST_FILE, MODEL_FILE, ModelDirectory, select_model
 
 WITH: Final = "with explain.onnx"
 WITHOUT: Final = "without"

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from service.engine.session import DeviceOptions, OnnxSession
+from service.engine.runtime.session import DeviceOptions, OnnxSession
 from service.images.limits import DEFAULT_LIMITS
-from service.imaging import Preprocessing, decode_into, decode_with_pillow, prepare_pillow
-from service.repository import ModelDirectory
+from service.images.preprocessing import Preprocessing, decode_into, decode_with_pillow, prepare_pillow
+from service.model.directory import ModelDirectory
 
 JPEG_QUALITY = 90
 

@@ -172,7 +172,7 @@ def _add_graphs(subject: Subject, arguments: argparse.Namespace, folder: Path) -
 
 def _our_graph(name: str, export_args: str, subject: Subject, seed: int, folder: Path) -> Graph:
     from benchmarks.contenders import Graph
-    from service.repository import MODEL_FILE, open_model
+    from service.model.directory import MODEL_FILE, open_model
 
     variant = subject.variant.name
     command = [sys.executable, "-m", "export", variant, "--random-weights", str(seed), "--repository", str(folder)]

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from service import repository
+from service.model import directory as repository
 
 NAME = "dat_null"
 VERSION = 1

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks import null_model
 from benchmarks.limits import Limits, photos
 from benchmarks.processes import RunningServer, server
-from service.repository import select_model
+from service.model.directory import select_model
 
 LOADS = (0.3, 0.5, 0.7, 0.8, 0.9)
 """Offered load as a share of the capacity."""

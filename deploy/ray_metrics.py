@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from ray import serve
 
-from service.metrics import Metrics
+from service.telemetry.metrics import Metrics
 
 GATHER_TIMEOUT_S = 3.0
 """For all replicas' metrics together; Prometheus itself waits 10 s unless told otherwise."""

@@ -21,9 +21,9 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import DeadlineExceeded, NotReady, Overloaded
-from service.middleware import REQUEST_ID_HEADER, request_id_of
-from service.problems import ProblemResponse, problem_for, problem_for_http
-from service.security_headers import SecurityHeaders
+from service.http.middleware import REQUEST_ID_HEADER, request_id_of
+from service.http.problems import ProblemResponse, problem_for, problem_for_http
+from service.http.security_headers import SecurityHeaders
 
 LOST = "The replica that had the request is gone, or could not be reached; the request may be sent again."
 _RAYS_OWN = "/-/"

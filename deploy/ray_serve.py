@@ -29,13 +29,13 @@ from ray import serve
 
 from deploy.ray_metrics import ReplicaMetrics
 from deploy.ray_options import deployment_options, read_arguments, within
-from service.app import create_app
-from service.engine.session import resolve_device
-from service.in_process import in_process_engine
-from service.logs import configure_logging
-from service.repository import select_model
+from service.engine.runtime.session import resolve_device
+from service.http.app import create_app
+from service.model.directory import select_model
+from service.model.loading import in_process_engine
 from service.settings import Settings
-from service.stages import require_tracing
+from service.telemetry.logs import configure_logging
+from service.telemetry.stages import require_tracing
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:

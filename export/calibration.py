@@ -24,9 +24,9 @@ from export.verify import (
     sample_images,
 )
 from models.dat import DAT
-from service.image_names import LeftOut, is_image_name
 from service.images.limits import DecodeLimits, UnusableImage
-from service.imaging import Preprocessing, decode_into, prepare_pillow
+from service.images.names import LeftOut, is_image_name
+from service.images.preprocessing import Preprocessing, decode_into, prepare_pillow
 
 SAMPLES: Final = 32
 SAMPLE_SEED: Final = 1000

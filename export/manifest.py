@@ -14,7 +14,7 @@ from export.source import LoadedModel
 from export.targets import contrib_operators
 from export.verify import BATCH_SIZES, PROVIDER, TOLERANCES, Difference
 from models.variants import Variant
-from service.repository import (
+from service.model.directory import (
     ExplainRecord,
     FileRecord,
     InputRecord,

@@ -22,7 +22,7 @@ from export.publish import check_free, new_version, next_version
 from export.quantization import quantize
 from export.source import LoadedModel, from_file, from_seed
 from export.verify import BATCH_SIZES, Difference, differences_table, verify
-from service.repository import (
+from service.model.directory import (
     EXPLAIN_FILE,
     LABELS_FILE,
     MANIFEST_FILE,
@@ -37,7 +37,7 @@ from service.repository import (
 def run(job: ExportJob, progress: Progress) -> Path:
     """Do the export and return the new model directory.
 
-    Raises ExportError, and the errors of models and service.repository, each a sentence for the user.
+    Raises ExportError, and the errors of models and service.model.directory, each a sentence for the user.
     """
     check_job(job)
     version = job.version if job.version is not None else next_version(job.repository, job.model_name)

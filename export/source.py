@@ -17,7 +17,7 @@ from export.errors import ExportError
 from models.checkpoint import load_model
 from models.config import DATConfig
 from models.dat import DAT
-from service.repository import sha256_of
+from service.model.directory import sha256_of
 
 _TABLES = ("rpe_table", "rpb", "relative_position_bias_table")
 

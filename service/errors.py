@@ -24,7 +24,7 @@
         ├── RepositoryError       no usable model directory
         └── DeviceUnavailable     the device asked for cannot be had
 
-`code` is the stable machine-readable name that users see; `service.problems` alone maps the tree to HTTP.
+`code` is the stable machine-readable name that users see; `service.http.problems` alone maps the tree to HTTP.
 """
 
 from __future__ import annotations

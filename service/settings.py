@@ -21,9 +21,9 @@ from pydantic import Field, SecretStr, ValidationError, field_serializer, field_
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.access.keys import ApiKey, parse_entries
 from service.errors import SettingsError
 from service.images.limits import MAX_PIXELS, MAX_SCAN_PIXELS, MAX_SEGMENTS, DecodeLimits
-from service.keys import ApiKey, parse_entries
 
 ENV_PREFIX = "DAT_"
 CLIENT_API_KEY = "DAT_CLIENT_API_KEY"

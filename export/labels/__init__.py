@@ -13,7 +13,7 @@ from typing import Final
 
 import models.demo
 from export.errors import ExportError
-from service.repository import Label, labels_of_rows, read_labels
+from service.model.directory import Label, labels_of_rows, read_labels
 from service.text_files import BadTextFile, check_list, composed, read_lines, table_rows
 
 IMAGENET_CLASSES: Final = 1000

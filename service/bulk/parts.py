@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from service.bulk.inputs import Item, RowGroups, file_items, kind_of, row_groups, row_items, shard_items
-from service.image_names import LeftOut
+from service.images.names import LeftOut
 
 Content = tuple[str, ...] | RowGroups | str
 """Image files, row groups of a Parquet file, or a tar shard."""

@@ -7,7 +7,7 @@ import time
 
 from service.bulk.parts import Part
 from service.bulk.writing import Counts
-from service.image_names import LeftOut
+from service.images.names import LeftOut
 
 
 class Summary:

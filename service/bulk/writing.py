@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from service.bulk.inputs import Item
 from service.engine.types import Outputs
 from service.errors import StartupError
-from service.image_names import LeftOut
+from service.images.names import LeftOut
 from service.predictors.types import Fault, Ranking
 
 METADATA_KEY = b"dat_serve"

@@ -19,7 +19,7 @@ from service.commands import source
 from service.commands.files import Found, find_files
 from service.commands.terminal import printable, progress, report_left_out, say
 from service.errors import SettingsError, StartupError
-from service.image_names import SUFFIXES, LeftOut
+from service.images.names import SUFFIXES, LeftOut
 from service.predictors.types import PredictorModel
 from service.settings import Settings, add_options
 

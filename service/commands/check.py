@@ -8,11 +8,11 @@ import time
 import numpy as np
 
 from service.commands.options import settings_from
-from service.engine.session import resolve_device
-from service.logs import configure_logging
-from service.plan import load_session
-from service.repository import ModelDirectory, select_model
+from service.engine.runtime.session import resolve_device
+from service.model.directory import ModelDirectory, select_model
+from service.processes.plan import load_session
 from service.settings import Settings, add_options
+from service.telemetry.logs import configure_logging
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from service.errors import SettingsError
 from service.evaluation.classes import Classes
 from service.evaluation.ground_truth import BadGroundTruth, Known, by_file, by_folders
 from service.evaluation.tally import TOP
-from service.image_names import LeftOut
+from service.images.names import LeftOut
 from service.predictors.types import Fault, Predictor
 from service.settings import Settings
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from service.access.keys import make_key
 from service.errors import SettingsError
-from service.keys import make_key
 from service.settings import option_of
 
 

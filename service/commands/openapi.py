@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from service.app import interface
+from service.http.app import interface
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from service.commands.terminal import printable
 from service.evaluation.ground_truth import Known
 from service.evaluation.tally import Score, Tally, wilson_interval
-from service.image_names import LeftOut
+from service.images.names import LeftOut
 from service.predictors.types import Fault, PredictorModel, Ranking
 
 

@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from service.app import create_app
 from service.commands.options import settings_from
-from service.engine.session import resolve_device
-from service.in_process import in_process_engine
-from service.logs import configure_logging
-from service.metrics import Metrics
-from service.metrics_directory import metrics_directory
-from service.plan import Plan
-from service.repository import ModelDirectory, select_model
-from service.server import Server, listen
+from service.engine.runtime.session import resolve_device
+from service.http.app import create_app
+from service.http.connection.server import Server, listen
+from service.http.connection.tls import tls_context
+from service.model.directory import ModelDirectory, select_model
+from service.model.loading import in_process_engine
+from service.processes.plan import Plan
+from service.processes.supervisor import Supervisor
 from service.settings import Settings, add_options
-from service.stages import require_tracing
-from service.supervisor import Supervisor
-from service.tls import tls_context
+from service.telemetry.logs import configure_logging
+from service.telemetry.metrics import Metrics
+from service.telemetry.metrics_directory import metrics_directory
+from service.telemetry.stages import require_tracing
 
 _log = logging.getLogger("service")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from service.commands.options import given_settings, settings_from
 from service.errors import SettingsError
-from service.logs import configure_logging
 from service.predictors.types import Predictor, PredictorModel
 from service.settings import CLIENT_API_KEY, Settings, add_options, option_of
+from service.telemetry.logs import configure_logging
 from service.text_files import BadTextFile, read_lines
 
 _OF_EITHER = frozenset({"model", "max_body_bytes", "log_level", "log_format"})

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from service.image_names import LeftOut
+from service.images.names import LeftOut
 from service.predictors.types import Fault
 
 

@@ -1,0 +1,3 @@
+"""Batching and running: clients, slots, the core, the runtime. Knows nothing of HTTP, images or files.
+Imports the errors alone.
+"""

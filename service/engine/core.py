@@ -1,7 +1,7 @@
 """The engine itself: `EngineCore.step` forms a batch, runs it, and says how each image ended.
 
-A pure object without threads, sockets or an event loop: whoever drives it (a thread in `client`, or a process of its
-own) calls `submit`, `cancel` and `step` from one thread.
+A pure object without threads, sockets or an event loop: whoever drives it (a thread in `in_process`, or a process of
+its own) calls `submit`, `cancel` and `step` from one thread.
 
 Invariants: every submitted image ends in exactly one Completion, and its slot is handed back with it; an exception of
 the session fails the images of its batch and no others, and where memory ran out only those of the half that fails

@@ -5,7 +5,7 @@ Engines come and go: `attach` brings a link to one, and the end of a link's sock
 Its images fail at once, and their slots are taken back. That is safe: Linux lets go of a dying process's memory
 before its descriptors, so that when the socket ends nobody is left who could write into a slot.
 
-Invariants: those of `calls`; the images of one call go to one engine; a slot in an engine's hands is in the
+Invariants: those of `client`; the images of one call go to one engine; a slot in an engine's hands is in the
 `outstanding` of that engine's link, until its reply comes or the link ends.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from service.engine.admission import Backlog
-from service.engine.calls import REFUSALS, EngineClient, is_failing
+from service.engine.client import REFUSALS, EngineClient, is_failing
 from service.engine.records import REPLY, REQUEST, RecordSocket, Reply, Request, failure_of
 from service.engine.shared import Board, EngineRow, SlotMemory
 from service.engine.types import Answer, Completion, EngineState, WorkItem

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 from service.errors import StartupError
-from service.repository import Label
+from service.model.directory import Label
 from service.text_files import composed
 
 By: TypeAlias = Literal["any", "id", "name", "synset"]

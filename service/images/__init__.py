@@ -1,4 +1,3 @@
-"""What an image file holds, before any decoder sees it: a module a format, and what they have in common.
-
-May import nothing of the service but its own modules, NumPy and Pillow.
+"""From image files to pixels, and to what is drawn on them; a module a format, whose cost it knows before decoding.
+Imports of the service only the errors and, for priorities and turns, `engine`.
 """

@@ -11,17 +11,17 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from service.decoding import DecodePool
-from service.engine.client import InProcessEngine
+from service.engine.in_process import InProcessEngine
 from service.engine.reservation import Reservation
-from service.engine.session import resolve_device
+from service.engine.runtime.session import resolve_device
 from service.engine.types import Outputs, Priority
 from service.errors import InferenceFailed, ServiceError, SettingsError
 from service.images.limits import UnusableImage
-from service.imaging import Preprocessing, decode_into, prepare_pillow
-from service.plan import load_session
+from service.images.pool import DecodePool
+from service.images.preprocessing import Preprocessing, decode_into, prepare_pillow
+from service.model.directory import ModelDirectory, select_model
 from service.predictors.types import Fault, PredictorFailed, PredictorModel, Ranking, ranked
-from service.repository import ModelDirectory, select_model
+from service.processes.plan import load_session
 from service.settings import Settings
 
 _BATCHES_UNDER_WAY = 4

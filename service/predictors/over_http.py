@@ -21,10 +21,10 @@ import numpy as np
 
 from service.engine.types import Outputs
 from service.errors import BadImages
+from service.model.directory import Label
 from service.predictors.groups import MAX_IMAGES, Groups
 from service.predictors.retries import RetryPolicy, retry_after_s
 from service.predictors.types import Fault, Prediction, PredictorFailed, PredictorModel, Ranking
-from service.repository import Label
 
 DEFAULT_CONCURRENCY = 64
 _EMPTY = Fault("empty_image", "The image holds no bytes.")

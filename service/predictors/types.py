@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from service.engine.types import Outputs
 from service.errors import StartupError
-from service.postprocess import softmax, top_k
-from service.repository import Label
+from service.model.directory import Label
+from service.model.postprocess import softmax, top_k
 
 
 class Prediction(NamedTuple):

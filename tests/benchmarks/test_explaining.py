@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.explaining import _without_explain
 from benchmarks.processes import resident_bytes
-from service.repository import open_model, select_model
+from service.model.directory import open_model, select_model
 from tests.service import tiny_model
 
 

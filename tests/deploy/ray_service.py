@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.conftest import PATIENCE_S
-from tests.service.images import photo
+from tests.service.pictures import photo
 
 JPEG = {"Content-Type": "image/jpeg"}
 PHOTOS = [photo("JPEG", seed=seed) for seed in range(4)]

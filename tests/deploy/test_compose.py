@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service import supervisor
+from service.processes import supervisor
 from service.settings import Settings, load_settings, variable_of
 from tests.deploy import monitoring
 from tests.deploy.monitoring import GRAFANA, ROOT

@@ -132,7 +132,7 @@ def test_secrets_weights_and_what_no_stage_copies_stay_out_of_the_build(path: st
     assert is_ignored(IGNORED, path)
 
 
-@pytest.mark.parametrize("path", ["models/demo/dat_demo.safetensors", "models/demo/labels.tsv", "service/app.py"])
+@pytest.mark.parametrize("path", ["models/demo/dat_demo.safetensors", "models/demo/labels.tsv", "service/http/app.py"])
 def test_the_demo_model_and_the_service_go_into_the_build(path: str) -> None:
     assert (ROOT / path).is_file()
     assert not is_ignored(IGNORED, path)

@@ -15,19 +15,19 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.app import interface
 from service.engine.core import DropReason
 from service.engine.types import EngineState
-from service.metrics import Metrics
-from service.problems import all_kinds
-from service.routes import classify, explain, features
-from service.routes.v2 import infer
+from service.http.app import interface
+from service.http.problems import all_kinds
+from service.http.routes import classify, explain, features
+from service.http.routes.v2 import infer
+from service.telemetry.metrics import Metrics
 from tests.api_keys import entry_of
 from tests.deploy import monitoring, promql
 from tests.deploy.monitoring import FOLDER, PROMTOOL, needs_promtool
 from tests.integration.conftest import service_process
 from tests.service.conftest import repository as repository
-from tests.service.images import photo
+from tests.service.pictures import photo
 
 OF_TARGETS = {"job", "instance", "service"}
 """Labels that Prometheus adds to all that it scrapes."""

@@ -14,7 +14,7 @@ from tests.generated import run
 from tests.integration.conftest import ROOT
 from tests.service.bulk.sets import rows_of, write_files, write_shard
 from tests.service.conftest import repository as repository
-from tests.service.images import photo
+from tests.service.pictures import photo
 
 PAGE = (ROOT / "docs" / "bulk.md").read_text(encoding="utf-8")
 

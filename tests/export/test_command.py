@@ -18,7 +18,7 @@ from export.sampling import select_strategy
 from export.source import from_seed
 from export.verify import TOLERANCES, open_session
 from models.variants import VARIANTS
-from service.repository import find_models, open_model
+from service.model.directory import find_models, open_model
 
 DEMO = VARIANTS["dat_demo"]
 DEMO_SIZE = (DEMO.input_size, DEMO.input_size)

@@ -9,7 +9,7 @@ import pytest
 from export.errors import ExportError
 from export.labels import bundled_labels, labels_from_file, labels_table, numbered_labels
 from service.errors import RepositoryError
-from service.repository import Label, read_labels
+from service.model.directory import Label, read_labels
 
 
 def written(path: Path, text: str) -> Path:

@@ -8,7 +8,7 @@ import pytest
 
 from export.errors import ExportError
 from export.publish import check_free, new_version, next_version
-from service.repository import find_models
+from service.model.directory import find_models
 
 
 def everything(directory: Path) -> list[str]:

@@ -22,7 +22,7 @@ from export.source import from_seed
 from export.verify import open_session, sample_images
 from models.demo.digits import training_and_held_out
 from models.demo.train import WEIGHTS_FILE, enlarge
-from service.repository import open_model
+from service.model.directory import open_model
 from tests.conftest import ExportOnce
 from tests.export.conftest import NORMALISATION, Exported
 from tests.export.networks import SIZE, second_generation

@@ -1,4 +1,4 @@
 from __future__ import annotations
 
-from tests.engine.conftest import running as running
-from tests.engine.conftest import session as session
+from tests.service.engine.conftest import running as running
+from tests.service.engine.conftest import session as session

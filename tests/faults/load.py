@@ -13,7 +13,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.conftest import PATIENCE_S, Process
-from tests.service.images import photo
+from tests.service.pictures import photo
 
 PHOTO = photo("JPEG")
 JPEG = {"Content-Type": "image/jpeg"}

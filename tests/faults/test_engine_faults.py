@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.client import InProcessEngine
+from service.engine.in_process import InProcessEngine
 from service.engine.types import EngineState
 from service.errors import (
     DeviceUnavailable,
@@ -22,7 +22,7 @@ from service.errors import (
     ServiceError,
     StartupError,
 )
-from tests.engine.fakes import (
+from tests.service.engine.fakes import (
     LOGITS,
     PATIENCE_S,
     FakeClock,

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from service.plan import Plan
-from service.repository import ModelDirectory
+from service.model.directory import ModelDirectory
+from service.processes.plan import Plan
+from service.processes.supervisor import Supervisor
 from service.settings import load_settings
-from service.supervisor import Supervisor
 from tests.service.conftest import model as model
 from tests.service.conftest import repository as repository
 
@@ -47,7 +47,7 @@ async def end_of(
     load: Callable[..., int], model: ModelDirectory, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int, str | None]:
     """Have a supervisor start an engine that does `load`, and return its status and why it was killed, if it was."""
-    monkeypatch.setattr("service.places.run_engine", load)
+    monkeypatch.setattr("service.processes.roles.run_engine", load)
     settings = load_settings({"workers": "2", "hang_timeout_ms": str(HANG_TIMEOUT_S * 1000)}, environment={})
     plan = Plan(settings, model, devices=("cpu",), buckets=(1,), metrics_directory=directory)
     with socket.socket() as listener:

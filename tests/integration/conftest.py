@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from service.engine.types import Answer
-from service.repository import ModelDirectory
-from service.server import Server, listen
+from service.http.connection.server import Server, listen
+from service.model.directory import ModelDirectory
 from tests.service.conftest import GatedSession, Parts, make_parts
 from tests.service.conftest import model as model
 from tests.service.conftest import repository as repository

@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 
 from models.demo.digits import training_and_held_out
-from service.repository import ModelDirectory
+from service.model.directory import ModelDirectory
 from tests.api_keys import entry_of
 from tests.conftest import ExportOnce
 from tests.integration.conftest import PATIENCE_S, ROOT, service_process, service_thread
 from tests.integration.conftest import model as model
 from tests.integration.conftest import repository as repository
-from tests.service.images import photo
+from tests.service.pictures import photo
 
 pytestmark = pytest.mark.xdist_group("demo")
 

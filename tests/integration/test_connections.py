@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from service.protocol import MAX_HEAD_BYTES
-from service.repository import ModelDirectory
+from service.http.connection.protocol import MAX_HEAD_BYTES
+from service.model.directory import ModelDirectory
 from tests.integration.conftest import PATIENCE_S, Connection, Process, service_thread
-from tests.service.images import photo
+from tests.service.pictures import photo
 
 PHOTO = photo("JPEG")
 JPEG = "Content-Type: image/jpeg"

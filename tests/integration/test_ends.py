@@ -18,7 +18,7 @@ import pytest
 
 from tests.faults.load import metric, pid_of, until
 from tests.integration.conftest import PATIENCE_S, ROOT, Connection, Process, service_process
-from tests.service.images import photo
+from tests.service.pictures import photo
 
 PHOTO = photo("JPEG")
 JPEG = "Content-Type: image/jpeg"
@@ -34,7 +34,7 @@ def forever(*_, **__):
     threading.Event().wait()
 
 if os.environ["STUCK"] == "decode":
-    from service.routes.bodies import Upload
+    from service.http.bodies.uploads import Upload
     Upload.write = forever
 elif os.environ["STUCK"] == "thread":
     to_thread = asyncio.to_thread

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.repository import open_model
+from service.model.directory import open_model
 from tests.conftest import ExportOnce
 from tests.golden import synthetic
 from tests.golden_files import golden_files

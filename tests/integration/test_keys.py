@@ -6,9 +6,9 @@ from pathlib import Path
 
 import httpx
 
-from service.keys import make_key
+from service.access.keys import make_key
 from tests.integration.conftest import service_process
-from tests.service.images import photo
+from tests.service.pictures import photo
 
 BURST = 6
 

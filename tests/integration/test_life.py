@@ -13,12 +13,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.repository import ModelDirectory
+from service.model.directory import ModelDirectory
 from service.settings import markdown_table
 from tests.api_keys import entry_of
 from tests.integration.conftest import PATIENCE_S, ROOT, Connection, service_process, service_thread
 from tests.service import tiny_model
-from tests.service.images import photo
+from tests.service.pictures import photo
 
 PHOTO = photo("JPEG")
 HEAD = ("Content-Type: image/jpeg", f"Content-Length: {len(PHOTO)}", "Expect: 100-continue")

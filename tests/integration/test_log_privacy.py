@@ -24,8 +24,8 @@ from PIL import Image, PngImagePlugin
 from tests.api_keys import entry_of
 from tests.integration.collector import Collector, collecting
 from tests.integration.conftest import PATIENCE_S, ROOT
-from tests.service.images import photo
-from tests.service.routes.v2.bodies import PATH, binary, document
+from tests.service.http.routes.v2.bodies import PATH, binary, document
+from tests.service.pictures import photo
 
 SECRET = "Hush7dQz1"
 """Nine bytes, so that base64 of what begins with it begins with base64 of it."""
@@ -35,7 +35,7 @@ KNOWN_ID = "callers-own-id"
 BREAKS = "4"
 """The value of `top_k` on which the service below fails, with all that it knows in the exception's message."""
 CUSTOMIZATION = f"""
-from service.routes import classify
+from service.http.routes import classify
 
 answer = classify._response
 
@@ -253,7 +253,7 @@ def test_secrets_are_nowhere(repository: Path, tmp_path: Path, form: str, worker
     assert len([span for span in collector.spans if span.kind == span.SPAN_KIND_SERVER]) > len(asked())
     if form == "json":
         lines = [json.loads(line) for line in service.lines]
-        served = [line for line in lines if line["logger"] in ("service.access", "service.middleware")]
+        served = [line for line in lines if line["logger"] in ("service.access", "service.http.middleware")]
         assert all("request_id" in line for line in served)
 
 

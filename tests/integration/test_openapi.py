@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
-from service.app import interface
-from service.repository import ModelDirectory
+from service.http.app import interface
+from service.model.directory import ModelDirectory
 from tests.integration.conftest import Threaded, service_thread
-from tests.service.images import photo
+from tests.service.pictures import photo
 
 PHOTOS = (photo("JPEG", width=16, height=12), photo("PNG", width=9, height=9))
 FILES = st.sampled_from([*PHOTOS, b"", b"text"])

@@ -40,7 +40,7 @@ def counters():
 
 def main(repository, photo):
     from service.__main__ import main as serve
-    from service.server import Server
+    from service.http.connection.server import Server
     import http.client
 
     serve_on = Server.serve_on
@@ -90,7 +90,7 @@ ISOLATED = ("unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo u
 
 
 def probe(repository: Path, tmp_path: Path, *prefix: str) -> dict[str, object]:
-    from tests.service.images import photo
+    from tests.service.pictures import photo
 
     file = tmp_path / "photo.jpg"
     file.write_bytes(photo("JPEG"))

@@ -19,7 +19,7 @@ from PIL import Image
 from tests.integration.collector import collecting
 from tests.integration.conftest import PATIENCE_S, ROOT, Process, service_process
 from tests.nginx import NOT_INSTALLED, PREFIX, PROGRAM, Proxy, proxied
-from tests.service.images import photo
+from tests.service.pictures import photo
 
 JPEG = {"Content-Type": "image/jpeg"}
 

@@ -14,7 +14,7 @@ import pytest
 
 from service.__main__ import main
 from tests.integration.conftest import PATIENCE_S, service_process
-from tests.service.images import photo
+from tests.service.pictures import photo
 
 PASSWORD = "the password"
 

@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.integration.conftest import PATIENCE_S, ROOT, service_process
 from tests.service import tiny_model
-from tests.service.images import expected, photo, pixels
+from tests.service.pictures import expected, photo, pixels
 
 MODEL, VERSION, SIZE = tiny_model.NAME, str(tiny_model.VERSION), tiny_model.SIZE
 OUTPUTS = tuple(tiny_model.shapes())

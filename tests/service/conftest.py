@@ -16,15 +16,15 @@ import pytest
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
-from service.app import create_app
-from service.engine.client import InProcessEngine
+from service.engine.in_process import InProcessEngine
 from service.engine.types import Session
 from service.errors import StartupError
-from service.metrics import Metrics
-from service.plan import explain_outputs, load_session
-from service.repository import ModelDirectory, open_model
+from service.http.app import create_app
+from service.model.directory import ModelDirectory, open_model
+from service.processes.plan import explain_outputs, load_session
 from service.settings import Settings, load_settings
-from service.tracing import Tracer
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import Tracer
 from tests.service import tiny_explain, tiny_model
 
 INPUT_SHAPE = (tiny_model.SIZE, tiny_model.SIZE, 3)

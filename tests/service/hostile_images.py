@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.images.limits import UnusableImage
-from service.imaging import Preprocessing, decode_into, prepare_pillow
+from service.images.preprocessing import Preprocessing, decode_into, prepare_pillow
 
 PUBLISHED = Preprocessing(resize=(256, 256), crop=(224, 224))
 

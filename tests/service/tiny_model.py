@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from service import repository
+from service.model import directory as repository
 from tests.service import tiny_explain
 
 NAME, VERSION = "tiny", 3

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from tests.service.images import photo
+from tests.service.pictures import photo
 
 BAD = b"no image"
 

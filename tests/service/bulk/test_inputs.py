@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from service.bulk.inputs import InputError, Item, row_groups, row_items, shard_items
-from service.image_names import LeftOut
+from service.images.names import LeftOut
 from service.predictors.types import Fault
 from tests.service.bulk.sets import write_shard
 

@@ -17,7 +17,7 @@ import pytest
 
 from service.bulk.journal import INPUTS_FILE, LOCK_FILE, RUN_FILE
 from tests.service.bulk.sets import rows_of, write_files, write_shard
-from tests.service.images import photo
+from tests.service.pictures import photo
 
 ROOT = Path(__file__).parents[3]
 PATIENCE_S = 60

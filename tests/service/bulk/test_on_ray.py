@@ -17,7 +17,7 @@ import pytest
 
 from service.__main__ import main
 from tests.service.bulk.sets import rows_of, vector, write_files, write_shard
-from tests.service.images import photo
+from tests.service.pictures import photo
 
 ROOT = Path(__file__).parents[3]
 (COMMAND,) = re.findall(r"^python -m service bulk (.*) --ray \S+$", (ROOT / "docs/bulk.md").read_text(), re.MULTILINE)

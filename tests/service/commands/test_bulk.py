@@ -19,11 +19,11 @@ import pytest
 from service.__main__ import main
 from service.bulk.journal import open_journal
 from service.bulk.writing import shapes_of
-from service.repository import ModelDirectory
+from service.model.directory import ModelDirectory
 from tests.integration.conftest import PATIENCE_S, ROOT, service_thread
 from tests.service import tiny_model
 from tests.service.bulk.sets import BAD, rows_of, vector, write_files, write_shard
-from tests.service.images import expected, photo
+from tests.service.pictures import expected, photo
 
 BAD_NUMBERS = (2, 9)
 COUNT = 12

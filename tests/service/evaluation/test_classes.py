@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from service.evaluation.classes import Classes, UnknownClass
-from service.repository import Label
+from service.model.directory import Label
 
 LABELS = [
     Label(0, "tench, Tinca tinca", "n01440764"),

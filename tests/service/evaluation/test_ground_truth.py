@@ -7,7 +7,7 @@ import pytest
 
 from service.evaluation.classes import Classes, UnknownClass
 from service.evaluation.ground_truth import BadGroundTruth, Known, by_file, by_folders
-from service.repository import Label
+from service.model.directory import Label
 
 LABELS = [Label(number, f"name {number}", f"n0000000{number}") for number in range(4)]
 CLASSES = Classes(LABELS)

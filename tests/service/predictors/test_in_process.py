@@ -16,7 +16,7 @@ from service.predictors.types import Fault, PredictorFailed
 from service.settings import Settings, load_settings
 from tests.service import tiny_model
 from tests.service.conftest import Served
-from tests.service.images import expected, photo
+from tests.service.pictures import expected, photo
 
 
 def settings_of(repository: Path, **more: object) -> Settings:

@@ -12,14 +12,14 @@ import httpx
 import numpy as np
 import pytest
 
+from service.model.directory import ModelDirectory
 from service.predictors.over_http import HttpPredictor, open_predictor
 from service.predictors.retries import RetryPolicy
 from service.predictors.types import Fault, PredictorFailed
-from service.repository import ModelDirectory
 from tests.api_keys import entry_of
 from tests.service import tiny_model
 from tests.service.conftest import Served, serving
-from tests.service.images import expected, photo
+from tests.service.pictures import expected, photo
 
 URL = "http://service"
 PHOTOS = [photo(seed=seed) for seed in range(5)]

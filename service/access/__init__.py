@@ -1,0 +1,1 @@
+"""Who may ask: API keys by their hashes, and how much each may ask. Imports the errors alone."""

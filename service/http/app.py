@@ -1,0 +1,189 @@
+"""The application: its parts, its routes, and its life from the engine's start to its end.
+
+There is no application at module level; `create_app` makes one from settings, a checked model directory and an
+engine that has not been started. The engine loads while the server answers: health and metrics from the first moment,
+inference once it is ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from service import VERSION
+from service.access.key_limits import KeyLimits
+from service.engine.client import EngineClient
+from service.errors import SettingsError, StartupError
+from service.http.context import Service
+from service.http.direct import DirectRoute, ShortWay
+from service.http.in_flight import InFlight
+from service.http.middleware import RequestContextMiddleware, exception_answers
+from service.http.openapi import document as openapi_document
+from service.http.root_path import RootPath
+from service.http.routes import classify, explain, features, models, operations, page
+from service.http.routes.v2 import infer as v2_infer
+from service.http.routes.v2 import metadata as v2_metadata
+from service.http.routes.v2 import repository as v2_repository
+from service.http.routes.v2 import statistics as v2_statistics
+from service.http.security_headers import SecurityHeaders, cors_layer
+from service.images.pool import DecodePool
+from service.images.preprocessing import Preprocessing, prepare_pillow
+from service.model.directory import ModelDirectory
+from service.settings import Settings, option_of
+from service.telemetry.metrics import Metrics
+from service.telemetry.stages import load_tracer
+
+if TYPE_CHECKING:
+    from service.telemetry.tracing import Tracer
+
+_log = logging.getLogger(__name__)
+
+_INFERENCE = (classify.router, features.router, explain.router, v2_infer.router)
+_OTHERS = (
+    models.router,
+    operations.router,
+    page.router,
+    v2_metadata.probes,
+    v2_statistics.router,  # before the metadata of a model that could be called "stats"
+    v2_metadata.router,
+    v2_repository.router,
+)
+
+_THREADS_END_S = 0.25
+"""For each kind of threads, at the end: no request is left, and what they still do is for nobody."""
+
+
+def create_app(
+    settings: Settings,
+    model: ModelDirectory,
+    engine: EngineClient,
+    *,
+    metrics: Metrics,
+    on_failed_start: Callable[[StartupError], None],
+    on_ready: Callable[[], object] = lambda: _log.info("ready"),
+    tracer: Tracer | None = None,
+    key_limits: KeyLimits | None = None,
+) -> FastAPI:
+    """Return the application.
+
+    When the engine has loaded, `on_ready` is called on the event loop, and `on_failed_start` where it could not.
+    `metrics` is the engine's observer, or another of the same process. Traces go to `tracer`, or else where the
+    settings say; it ends with the application. `key_limits` is shared by several workers.
+    """
+    prepare_pillow()
+    _check_outputs(settings, model)
+    tracer = tracer or load_tracer(settings)
+    metrics.watch(engine)
+    metrics.describe(model.manifest)
+    service = Service(
+        settings=settings,
+        model=model,
+        engine=engine,
+        metrics=metrics,
+        preprocessing=Preprocessing.of(
+            model.manifest, limits=settings.decode_limits, exif_orientation=settings.exif_orientation
+        ),
+        decode_pool=DecodePool(settings.decode_thread_count, on_abandoned=metrics.decodes_abandoned),
+        inference_routes=frozenset(
+            route.path for router in _INFERENCE for route in router.routes if isinstance(route, DirectRoute)
+        ),
+        key_limits=key_limits or KeyLimits(settings.api_keys),
+        in_flight=InFlight(),
+    )
+    app = FastAPIOffline(
+        redirect_slashes=False,  # a redirect would name the host and the scheme that a proxy has changed
+        redoc_url=None,
+        static_url="/docs/assets",
+        title=openapi_document.TITLE,
+        version=VERSION,
+        lifespan=lambda _: _lifespan(service, on_failed_start, on_ready, tracer),
+        exception_handlers=exception_answers(),
+        swagger_ui_parameters={"validatorUrl": None},
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own, and sends none away
+    )
+    app.state.service = service
+    _add_routes(app)
+    document = partial(openapi_document.of_routes, app.routes, root_path=settings.root_path)
+    app.openapi = cache(document)  # type: ignore[method-assign]
+    surround = partial(
+        RequestContextMiddleware,
+        metrics=metrics,
+        in_flight=service.in_flight,
+        security=SecurityHeaders(tls=settings.tls_certificate is not None),
+        cors=cors_layer(settings.cors_origins),
+        tracer=tracer,
+    )
+    app.add_middleware(surround)
+    build = app.build_middleware_stack
+    served = {"model": model.manifest.name, "version": str(model.manifest.version)}
+
+    def build_all() -> ASGIApp:
+        ways = ShortWay(app, build(), surround=surround, names=served)
+        return RootPath(ways, settings.root_path) if settings.root_path else ways
+
+    app.build_middleware_stack = build_all  # type: ignore[method-assign]
+    return app
+
+
+def interface() -> dict[str, Any]:
+    """Return the OpenAPI document, the same as every application's: it depends on no setting and no model."""
+    app = FastAPI(openapi_url=None)
+    _add_routes(app)
+    return openapi_document.of_routes(app.routes)
+
+
+def _add_routes(app: FastAPI) -> None:
+    """Add every route, as it is; what answers GET answers HEAD, of which the server sends no body."""
+    for router in (*_INFERENCE, *_OTHERS):
+        app.router.routes.extend(router.routes)
+    for route in app.routes:
+        if isinstance(route, Route) and route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(
+    service: Service,
+    on_failed_start: Callable[[StartupError], None],
+    on_ready: Callable[[], object],
+    tracer: Tracer | None,
+) -> AsyncIterator[None]:
+    """Start the engine, and let go of everything at the end, when no request is left."""
+
+    async def watch_start() -> None:
+        try:
+            await service.engine.wait_ready()
+        except StartupError as error:
+            on_failed_start(error)
+        else:
+            on_ready()
+
+    await service.engine.start()
+    starting = asyncio.create_task(watch_start())
+    try:
+        yield
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await service.engine.stop(_THREADS_END_S)
+        service.decode_pool.shutdown(_THREADS_END_S)
+        if tracer is not None:
+            await tracer.shutdown()
+
+
+def _check_outputs(settings: Settings, model: ModelDirectory) -> None:
+    known = [record.name for record in model.manifest.outputs]
+    unknown = [name for name in settings.v2_outputs if name not in known]
+    if unknown:
+        raise SettingsError(
+            f"{option_of('v2_outputs')}: the model has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
+        )

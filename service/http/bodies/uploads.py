@@ -1,0 +1,217 @@
+"""Reading a request's images from its body, in any of the three forms, under the same limits.
+
+What the headers alone decide is decided by `plan_body` before a byte of the body is read: the content type, a length
+over the limit, a content coding. `BodyPlan.read` then counts bytes as they arrive and gives up at the first over the
+limit, and within the time allowed. Nothing is written to disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, TypeAlias
+
+import numpy as np
+from fastapi import Request
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, FailFast
+from python_multipart.multipart import parse_options_header
+from starlette.requests import ClientDisconnect
+
+from service.errors import Cancelled, MalformedRequest, ReceiveTimeout, TooLarge, UnsupportedMediaType
+from service.http.bodies.base64_text import from_base64
+from service.http.bodies.json_text import parsed_json
+from service.http.bodies.multipart import ImagePart, MultipartImages
+from service.images.formats import begins_like_an_image
+from service.images.limits import UnusableImage
+from service.images.preprocessing import ImageTimings, Preprocessing, decode_into
+from service.settings import Settings
+
+RAW = "raw"
+MULTIPART = "multipart/form-data"
+JSON = "application/json"
+
+RAW_TYPES = ("application/octet-stream", "binary/octet-stream")
+"""Types that any file may have; S3 gives the second to objects that were stored without one."""
+_TYPES_TAKEN = f"send image/* or {RAW_TYPES[0]} (one image), {MULTIPART} or {JSON}"
+_CURL_TYPE = "application/x-www-form-urlencoded"
+_JSON_FORM = 'A body in JSON is {"images": ["<base64 of a file>", ...]}; parameters go into the query.'
+_IMAGES_KEY = b'"images"'
+_ENCODED_PREFIX_BYTES = 64
+
+ImageBytes: TypeAlias = bytes | bytearray
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One image as it was sent; `filename` only where a multipart part gave one."""
+
+    index: int
+    filename: str | None
+    data: ImageBytes
+
+    def write(self, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> ImageTimings:
+        """Decode the file into the model's input; raises UnusableImage."""
+        try:
+            return decode_into(self.data, pixels, preprocessing)
+        except UnusableImage as error:
+            if error.code == "unsupported_format" and _is_encoded(self.data):
+                raise UnusableImage(error.code, f"{error} It is base64, which is read as such in JSON only.") from error
+            raise
+
+
+def _is_encoded(data: ImageBytes) -> bool:
+    """Whether a file that is no image is the base64 of one, by its beginning."""
+    text = bytes(data[:_ENCODED_PREFIX_BYTES]).strip()
+    head, comma, encoded = text.rpartition(b",") if text.lower().startswith(b"data:") else (b"", b"", text)
+    try:
+        return begins_like_an_image(from_base64(head + comma + encoded[: len(encoded) // 4 * 4], "The file"))
+    except MalformedRequest:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one body may be."""
+
+    max_bytes: int
+    max_images: int
+    receive_timeout_s: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """Return the limits that the settings give."""
+        return cls(settings.max_body_bytes, settings.max_images, settings.receive_timeout_ms / 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class BodyPlan:
+    """How a body will be read, as its headers tell."""
+
+    form: str
+    boundary: bytes
+    limits: Limits
+
+    async def read(self, request: Request) -> list[Upload]:
+        """Read the body and return its images, at least one, in order.
+
+        Raises MalformedRequest, ReceiveTimeout, TooLarge, or Cancelled where the client went away.
+        """
+        if self.form == MULTIPART:
+            async with receiving(request, self.limits) as chunks:
+                return await self._read_multipart(chunks)
+        body = await read_whole(request, self.limits)
+        if self.form == JSON:
+            return await asyncio.to_thread(_from_json, body, self.limits.max_images)
+        if not body:
+            raise MalformedRequest("The body is empty; it should be an image.")
+        return [Upload(0, None, body)]
+
+    async def _read_multipart(self, chunks: AsyncIterator[bytes]) -> list[Upload]:
+        images = MultipartImages(self.boundary, max_images=self.limits.max_images)
+        async for chunk in chunks:
+            images.write(chunk)
+        parts = images.finish()
+        if any(part.is_base64 for part in parts):
+            return await asyncio.to_thread(_from_parts, parts)
+        return _from_parts(parts)
+
+
+def plan_body(request: Request, limits: Limits) -> BodyPlan:
+    """Return how to read the body; raises UnsupportedMediaType, MalformedRequest or TooLarge by the headers alone."""
+    content_type, options = parse_options_header(request.headers.get("content-type"))
+    media_type = content_type.decode("latin-1")
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        raise UnsupportedMediaType(f"The content coding {coding!r} is not taken; send the body as it is.")
+    if media_type.startswith("image/") or media_type in RAW_TYPES:
+        form = RAW
+    elif media_type in (MULTIPART, JSON):
+        form = media_type
+    elif not media_type:
+        raise UnsupportedMediaType(f"There is no Content-Type; {_TYPES_TAKEN}.")
+    elif media_type == _CURL_TYPE:
+        raise UnsupportedMediaType(
+            f"{media_type!r} is not taken; {_TYPES_TAKEN}. "
+            f"curl's --data-binary needs -H 'Content-Type: {RAW_TYPES[0]}' beside it."
+        )
+    else:
+        raise UnsupportedMediaType(f"{media_type!r} is not taken; {_TYPES_TAKEN}.")
+    boundary = options.get(b"boundary", b"")
+    if form == MULTIPART and not boundary:
+        raise MalformedRequest("The content type multipart/form-data must give its boundary.")
+    check_length(request, limits)
+    return BodyPlan(form, boundary, limits)
+
+
+def check_length(request: Request, limits: Limits) -> None:
+    """Raise TooLarge where the headers announce a body over the limit."""
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdecimal() and int(length) > limits.max_bytes:
+        raise too_many_bytes(limits.max_bytes)
+
+
+@contextlib.asynccontextmanager
+async def receiving(request: Request, limits: Limits) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Give the body's chunks as they arrive, within the limits on bytes and time.
+
+    Raises TooLarge, ReceiveTimeout, or Cancelled where the client goes away.
+    """
+    try:
+        async with asyncio.timeout(limits.receive_timeout_s):
+            yield _limited(request, limits.max_bytes)
+    except TimeoutError as error:
+        raise ReceiveTimeout(f"The body did not arrive within {limits.receive_timeout_s:g} s.") from error
+    except ClientDisconnect as error:
+        raise Cancelled("The client went away while it sent the body.") from error
+
+
+async def read_whole(request: Request, limits: Limits) -> bytes:
+    """Return the whole body; raises as `receiving`."""
+    async with receiving(request, limits) as chunks:
+        return b"".join([chunk async for chunk in chunks])
+
+
+def too_many_bytes(max_bytes: int) -> TooLarge:
+    """Return the error for a body over the limit."""
+    return TooLarge(f"The body is larger than {max_bytes} bytes.")
+
+
+async def _limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+    """Yield the body's chunks; raises TooLarge with the first that passes the limit."""
+    received_bytes = 0
+    async for chunk in request.stream():
+        received_bytes += len(chunk)
+        if received_bytes > max_bytes:
+            raise too_many_bytes(max_bytes)
+        if chunk:
+            yield chunk
+
+
+def _from_parts(parts: Sequence[ImagePart]) -> list[Upload]:
+    return [Upload(index, part.filename, part.file(f"Image {index}")) for index, part in enumerate(parts)]
+
+
+class JsonImages(BaseModel):
+    """Images in JSON, each the base64 of a whole file."""
+
+    model_config = ConfigDict(extra="allow", strict=True)  # what is extra is refused as a whole, not key by key
+
+    images: Annotated[list[str], FailFast()] = []
+
+
+def _from_json(body: bytes, max_images: int) -> list[Upload]:
+    """Return the images of a JSON body; raises MalformedRequest that names the place, or TooLarge."""
+    parsed = parsed_json(JsonImages, body, form=_JSON_FORM)
+    encoded = parsed.images
+    if parsed.model_extra:
+        raise MalformedRequest(f"The JSON has a key {next(iter(parsed.model_extra))!r}. {_JSON_FORM}")
+    if not encoded:
+        raise MalformedRequest(f"The JSON body holds no images. {_JSON_FORM}")
+    if len(encoded) > max_images:
+        raise TooLarge(f"The request has more than {max_images} images.")
+    if body.count(_IMAGES_KEY) > 1 + encoded.count("images"):  # a parser keeps the last
+        raise MalformedRequest(f"The JSON has the key 'images' more than once. {_JSON_FORM}")
+    return [Upload(index, None, from_base64(text, f"images[{index}]")) for index, text in enumerate(encoded)]

@@ -1,0 +1,110 @@
+"""The routes of the inference calls: documented by FastAPI, entered and resolved directly.
+
+For every request FastAPI finds the route among all others, enters half a dozen layers and walks the endpoint's
+dependencies anew, which would cost more than all the rest of an answer but the model. An endpoint of a `DirectRoute`
+declares its dependencies as any other does, for the documentation; there are always the same three (the request, the
+service, the query's parameters) beside those of its path, and here they are made directly, with the same checks and the
+same errors.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine, Mapping
+from functools import lru_cache
+from typing import Any, get_origin, get_type_hints
+from urllib.parse import parse_qsl
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.http.context import authorize, service_of, set_deadline
+from service.http.parameters import CallParameters
+from service.http.root_path import path_below_root
+
+
+class DirectRoute(APIRoute):
+    """A route whose endpoint takes `request`, `service`, `parameters` (CallParameters of a kind) and the path's own."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return what answers a request: by the short way, or through FastAPI where that is taken."""
+        endpoint = self.endpoint
+        taken, expected = set(inspect.signature(endpoint).parameters), {"request", "service", "parameters"}
+        expected.update(self.param_convertors)
+        if taken != expected:
+            raise TypeError(f"{endpoint.__name__} takes {sorted(taken)}, not {sorted(expected)}")
+        kind = get_type_hints(endpoint)["parameters"]
+
+        async def answer(request: Request) -> Response:
+            service = service_of(request)
+            authorize(request, service)
+            parameters = parsed(kind, request.scope["query_string"])
+            set_deadline(request, service, parameters.timeout_ms)
+            response: Response = await endpoint(
+                request=request, service=service, parameters=parameters, **request.path_params
+            )
+            return response
+
+        return answer
+
+
+class ShortWay:
+    """Leads requests for DirectRoutes straight to them, past all the layers of `stack`, and all others through it.
+
+    `surround` puts around an entrance what must not be passed by. `names` has the values of the paths' parameters that
+    the short way is for; a request with others goes through the stack too.
+    """
+
+    def __init__(
+        self, app: FastAPI, stack: ASGIApp, *, surround: Callable[[ASGIApp], ASGIApp], names: Mapping[str, str]
+    ) -> None:
+        self._stack = stack
+        self._entrances: dict[tuple[str, str], ASGIApp] = {}
+        for route in app.routes:
+            if isinstance(route, DirectRoute):
+                own = {name: names[name] for name in route.param_convertors}
+                entrance = surround(_Entrance(route, own))
+                self._entrances |= {(method, route.path.format(**own)): entrance for method in route.methods or ()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or go through the application's life."""
+        entrance = self._entrances.get((scope["method"], path_below_root(scope))) if scope["type"] == "http" else None
+        await (entrance or self._stack)(scope, receive, send)
+
+
+class _Entrance:
+    def __init__(self, route: DirectRoute, path_params: Mapping[str, str]) -> None:
+        self._route = route
+        self._path_params = dict(path_params)
+        self._answer = route.get_route_handler()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["route"] = self._route
+        scope["path_params"] = self._path_params
+        response = await self._answer(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+
+@lru_cache(maxsize=256)
+def parsed(kind: type[CallParameters], query: bytes) -> CallParameters:
+    """Return the parameters in a query string; raises RequestValidationError that names each wrong one.
+
+    Of a parameter that is given several times the last counts, unless it takes several. Most callers ask alike, and
+    what was understood once is remembered.
+    """
+    values: dict[str, Any] = {}
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        field = kind.model_fields.get(name)
+        if field is not None and get_origin(field.annotation) is list:
+            values.setdefault(name, []).append(value)
+        else:
+            values[name] = value
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = [{**problem, "loc": ("query", *problem["loc"])} for problem in error.errors()]
+        raise RequestValidationError(problems) from error

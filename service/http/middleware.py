@@ -1,0 +1,288 @@
+"""What surrounds every request: its id, its place in the log and the metrics, its early end, and its connection's end.
+
+Invariants: every response carries `X-Request-ID`; every request leaves one access line and one count; work that ends
+early is answered as `service.http.in_flight` says, in whatever stage it was; an exception that nobody expected becomes
+a 500 that tells nothing of its inside; of a request, the log and the metrics hold its id, its method and the route that
+it took, and nothing else that its sender chose. A response that is sent before the request's body was read closes the
+connection, but lingers: it reads and discards for a while what the client still sends, since closing at once would
+reset the connection and could take the answer from the client's hands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import NotReady, ServiceError
+from service.http.in_flight import InFlight, Work
+from service.http.problems import (
+    ProblemResponse,
+    internal_problem,
+    problem_for,
+    problem_for_http,
+    problem_for_validation,
+)
+from service.http.root_path import path_below_root
+from service.http.security_headers import SecurityHeaders
+from service.telemetry.logs import ACCESS_LOGGER, current_request_id
+from service.telemetry.metrics import Metrics
+from service.telemetry.stages import Stages
+
+if TYPE_CHECKING:
+    from service.telemetry.tracing import Tracer
+
+REQUEST_ID_HEADER = "X-Request-ID"
+LINGER_S = 2.0
+UNMATCHED = "unmatched"
+"""The route of requests that took none."""
+
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_log = logging.getLogger(__name__)
+_access_log = logging.getLogger(ACCESS_LOGGER)
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """What is known of one request; the routes fill in `images`, `stages_s` and, for errors, `code`."""
+
+    request_id: str
+    started_s: float
+    """Arrival of the headers, on time.monotonic."""
+    work: Work
+    """What there is to do until the answer begins, and how it is ended before."""
+    path: str = ""
+    """Without the root path; what a request took on its way is no longer in its scope as it came."""
+    root_path: str = ""
+    code: str = "ok"
+    key: str | None = None
+    """Name of the API key that it bears, where keys are configured."""
+    at_end: Callable[[], None] | None = None
+    """Called when the request has ended."""
+    images: int | None = None
+    stages_s: Mapping[str, float] = field(default_factory=dict)
+    """Where the time went, in seconds, of an inference request; counts if that is how it is answered."""
+    stages: Stages | None = None
+    """For the request's trace, where there is one; the routes fill it in."""
+
+
+def context_of(request: Request) -> RequestContext:
+    """Return the context that the middleware made for a request."""
+    context: RequestContext = request.state.context
+    return context
+
+
+def in_ms(stages_s: Mapping[str, float]) -> dict[str, float]:
+    """Return stages in milliseconds, as answers and the log have them."""
+    return {stage: round(duration_s * 1000, 3) for stage, duration_s in stages_s.items()}
+
+
+def exception_answers() -> dict[Any, Any]:
+    """Return the framework's table of answers to exceptions: each becomes a problem document."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        return problem_answer(request, error)
+
+    return dict.fromkeys(_PROBLEMS, answer)
+
+
+_PROBLEMS: dict[type[Exception], Callable[..., ProblemResponse]] = {
+    ServiceError: problem_for,
+    HTTPException: problem_for_http,
+    RequestValidationError: problem_for_validation,
+}
+EXPECTED_EXCEPTIONS = tuple(_PROBLEMS)
+
+
+def problem_answer(request: Request, error: Exception) -> Response:
+    """Return the answer to one of EXPECTED_EXCEPTIONS, and note its code."""
+    make = next(make for kind, make in _PROBLEMS.items() if isinstance(error, kind))
+    context = context_of(request)
+    response = make(error, request_id=context.request_id)
+    context.code = response.code
+    return response.under(context.path, root_path=context.root_path)
+
+
+def request_id_of(headers: Headers) -> str:
+    """Return the caller's request id where it is 1 to 128 visible ASCII characters, else a new one."""
+    given = headers.get(REQUEST_ID_HEADER, "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+class _Exchange:
+    """One request and its response as they pass: what was received, what was sent, and how the connection ends."""
+
+    def __init__(
+        self, context: RequestContext, headers: Headers, security: SecurityHeaders, receive: Receive, send: Send
+    ) -> None:
+        self._context = context
+        self._security = security
+        self._receive = receive
+        self._send = send
+        self._body_pending = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        self._awaits_continue = headers.get("expect", "").lower() == "100-continue"
+        self.status: int | None = None
+        self.lingers = True
+        """Whether there is time to read what the client still sends after its answer."""
+
+    async def receive(self) -> Message:
+        self._awaits_continue = False
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._body_pending = False
+            self._context.work.watch(self._receive)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._context.work.close()
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers[REQUEST_ID_HEADER] = self._context.request_id
+            if self.status >= 400 and "Server-Timing" not in headers:
+                headers["Server-Timing"] = f"total;dur={(time.monotonic() - self._context.started_s) * 1000:.3f}"
+            if self._body_pending:
+                headers["Connection"] = "close"
+            self._security.complete(headers.raw)
+        elif self._body_pending and not self._awaits_continue and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            if self.lingers:
+                await self._linger()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+
+    async def _linger(self) -> None:
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while self._body_pending:
+                    await self.receive()
+        except TimeoutError:
+            _log.debug("a client went on sending after its answer")
+        except asyncio.CancelledError:
+            # Whoever cancels wants the request to be over, and but for this it is.
+            _log.debug("the server does not wait for what a client sends after its answer")
+
+
+class CutShort(Exception):
+    """An answer could not be completed; says nothing of why, since the server logs it once more."""
+
+
+class RequestContextMiddleware:
+    """The outermost layer of the application's own; `cors` is the one below it, around errors too."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        in_flight: InFlight,
+        security: SecurityHeaders,
+        cors: Callable[[ASGIApp], ASGIApp],
+        tracer: Tracer | None = None,
+    ) -> None:
+        self._app = app
+        self._cors = cors
+        self._surrounded = cors(self._until_it_ends)
+        self._metrics = metrics
+        self._in_flight = in_flight
+        self._security = security
+        self._tracer = tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        context = RequestContext(
+            request_id_of(headers),
+            time.monotonic(),
+            Work(self._in_flight),
+            path=path_below_root(scope),
+            root_path=scope.get("root_path", ""),
+        )
+        if self._tracer is not None:
+            context.stages = Stages()
+        scope.setdefault("state", {})["context"] = context
+        exchange = _Exchange(context, headers, self._security, receive, send)
+        served = current_request_id.set(context.request_id)
+        self._metrics.request_began()
+        try:
+            await self._surrounded(scope, exchange.receive, exchange.send)
+        except Exception:
+            _log.exception("unexpected failure")
+            context.code = "internal"
+            if exchange.status is not None:
+                raise CutShort("Half an answer is out: only a broken connection tells the client.") from None
+            answer = internal_problem(request_id=context.request_id).under(context.path, root_path=context.root_path)
+            await self._cors(answer)(scope, exchange.receive, exchange.send)
+        except asyncio.CancelledError:
+            if exchange.status is None:
+                await self._answer_cancelled(scope, context, exchange)
+            raise
+        finally:
+            self._account(scope, context, exchange.status)
+            current_request_id.reset(served)
+
+    async def _until_it_ends(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have the application answer, or answer why it could not: the one place where expected failures end."""
+        context: RequestContext = scope["state"]["context"]
+        try:
+            with context.work:
+                await self._app(scope, receive, send)
+        except EXPECTED_EXCEPTIONS as error:
+            await problem_answer(Request(scope), error)(scope, receive, send)
+
+    async def _answer_cancelled(self, scope: Scope, context: RequestContext, exchange: _Exchange) -> None:
+        """Answer where a server cancelled the request itself: its client is gone, or the loop ends with the service."""
+        context.code = "cancelled"
+        if self._in_flight.given_up:
+            exchange.lingers = False
+            answer = problem_answer(Request(scope), NotReady("The service has ended."))
+            await self._cors(answer)(scope, exchange.receive, exchange.send)
+
+    def _account(self, scope: Scope, context: RequestContext, status: int | None) -> None:
+        if context.at_end is not None:
+            context.at_end()
+        ended_s = time.monotonic()
+        duration_s = ended_s - context.started_s
+        route = getattr(scope.get("route"), "path", UNMATCHED)
+        self._metrics.request_ended(route=route, status=status or 0, code=context.code, duration_s=duration_s)
+        fields: dict[str, object] = {
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "code": context.code,
+            "duration_ms": round(duration_s * 1000, 3),
+        }
+        if context.key is not None:
+            fields["key"] = context.key
+            self._metrics.key_used(key=context.key, code=context.code)
+        if context.images is not None:
+            fields["images"] = context.images
+        if context.stages_s and context.code == "ok":
+            self._metrics.request_inferred(context.stages_s)
+            fields["timings_ms"] = in_ms(context.stages_s)
+        _access_log.info("request", extra={"fields": fields})
+        if self._tracer is not None and context.stages is not None:
+            self._tracer.record(
+                scope,
+                context.stages,
+                route=None if route == UNMATCHED else route,
+                status=status,
+                code=context.code,
+                started_s=context.started_s,
+                ended_s=ended_s,
+            )

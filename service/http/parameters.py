@@ -1,0 +1,85 @@
+"""The query parameters of the inference calls. An unknown one is an error: it would be a typing error otherwise."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypeAliasType
+
+from service.engine.types import Priority as EnginePriority
+from service.http.answers.schemas import DType
+
+Priority = TypeAliasType("Priority", Literal["interactive", "bulk"])
+OnError = TypeAliasType("OnError", Literal["fail", "skip"])
+Encoding = TypeAliasType("Encoding", Literal["list", "base64"])
+
+QUERY_PATTERN = r"^-?[0-9]+(\.[0-9]+)?,-?[0-9]+(\.[0-9]+)?$"
+
+
+class CallParameters(BaseModel):
+    """What every inference call takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    timeout_ms: Annotated[int, Field(gt=0)] | None = None
+    """Deadline in milliseconds from the request's arrival; it can only shorten the server's own."""
+    priority: Priority = "interactive"
+    """`bulk` work fills what interactive work leaves."""
+
+    @property
+    def engine_priority(self) -> EnginePriority:
+        """The engine's word for `priority`."""
+        return EnginePriority[self.priority.upper()]
+
+    @property
+    def skips_bad_images(self) -> bool:
+        """Whether good images are answered where others are bad."""
+        return False
+
+
+class InferenceParameters(CallParameters):
+    """What every inference call under `/v1` takes."""
+
+    model: str | None = None
+    """Name of the model to ask; may be left out."""
+    on_error: OnError = "fail"
+    """`fail`: if any image is bad nothing is inferred and every bad one is named. `skip`: the good ones are
+    answered, and bad ones carry an `error` in their result."""
+
+    @property
+    def skips_bad_images(self) -> bool:
+        """Whether good images are answered where others are bad."""
+        return self.on_error == "skip"
+
+
+class ClassifyParameters(InferenceParameters):
+    """The parameters of a classification."""
+
+    top_k: Annotated[int, Field(gt=0)] | None = None
+    """How many classes to name for each image, most likely first; more than there are gives all. The server's
+    setting (5) by default."""
+
+
+class FeaturesParameters(InferenceParameters):
+    """The parameters of feature extraction."""
+
+    outputs: Annotated[list[str], Field(min_length=1)] = ["embedding"]
+    """Outputs of the model; repeat the parameter for several."""
+    normalize: bool = False
+    """Scale the embedding to length 1; possible where `embedding` is the only output asked for."""
+    encoding: Encoding = "list"
+    """In JSON: nested lists of numbers, or base64 of the little-endian bytes with dtype and shape."""
+    dtype: DType = "float32"
+    """Type of the numbers; `float16` halves the answer."""
+
+
+class ExplainParameters(InferenceParameters):
+    """The parameters of an explanation."""
+
+    layer: Annotated[int, Field(ge=0)] | None = None
+    """One deformable layer, by its place in the order in which they run, from 0. By default all in JSON, and the last
+    in a picture."""
+    query: Annotated[str | None, Field(json_schema_extra={"pattern": QUERY_PATTERN, "examples": ["320,240"]})] = None
+    """A place `x,y`, in pixels of the image as sent: the attention is then that from there alone, of the query cell of
+    each layer that it lies in. It must be in the part that the model sees. By default the mean over all queries."""

@@ -1,0 +1,24 @@
+"""`GET /v1/models` and `GET /v1/models/{name}`: what is served."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends
+
+from service.http.answers.model_schemas import ModelDetails, ModelList, ModelSummary
+from service.http.context import ServiceDependency, authorized
+from service.http.openapi import parts as openapi
+
+router = APIRouter(tags=["models"], responses=openapi.READING_PROBLEMS, dependencies=[Depends(authorized)])
+
+
+@router.get("/v1/models", operation_id="list_models", summary="List the served models")
+async def list_models(service: ServiceDependency) -> ModelList:
+    """Answer with every model that is served."""
+    return ModelList(models=[ModelSummary.of(service.model.manifest)])
+
+
+@router.get("/v1/models/{name}", operation_id="get_model", summary="Describe a model")
+async def get_model(name: str, service: ServiceDependency) -> ModelDetails:
+    """Answer with a model's input, outputs, labels and origin."""
+    service.check_model(name)
+    return ModelDetails.of(service.model, explain=service.explain)

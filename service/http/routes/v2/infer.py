@@ -1,0 +1,94 @@
+"""`POST /v2/models/{model}/infer`: inference by tensors, as `service.http.inference` does it."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from service.http.context import Service, ServiceDependency
+from service.http.direct import DirectRoute
+from service.http.inference import ImageSource, Inferred, Terms, admit, infer_images
+from service.http.parameters import CallParameters
+from service.http.responses import JSON, answer_headers, in_thread_if_large, timings_ms
+from service.http.routes.v2 import openapi
+from service.http.routes.v2.coding import IDENTITY, WORTHWHILE_BYTES, answer_coding, folded
+from service.http.routes.v2.request import HEADER_LENGTH, Call, plan_request
+from service.http.routes.v2.response import render
+
+RAW = "application/octet-stream"
+
+router = APIRouter(route_class=DirectRoute, tags=["inference protocol"])
+
+
+@router.post(
+    "/v2/models/{model}/infer",
+    operation_id="v2_infer",
+    summary="Infer",
+    response_class=Response,
+    responses={200: openapi.INFER_ANSWER, **openapi.INFERENCE_ERRORS},
+    openapi_extra=openapi.INFER_BODY,
+)
+async def infer(
+    request: Request, service: ServiceDependency, parameters: Annotated[CallParameters, Query()], model: str
+) -> Response:
+    """Answer with the outputs asked for, of the images in the input `image`."""
+    return await _infer(request, service, parameters, model, None)
+
+
+@router.post(
+    "/v2/models/{model}/versions/{version}/infer",
+    operation_id="v2_infer_version",
+    summary="Infer with a version",
+    response_class=Response,
+    responses={200: openapi.INFER_ANSWER, **openapi.INFERENCE_ERRORS},
+    openapi_extra=openapi.INFER_BODY,
+)
+async def infer_version(
+    request: Request,
+    service: ServiceDependency,
+    parameters: Annotated[CallParameters, Query()],
+    model: str,
+    version: str,
+) -> Response:
+    """Answer with the outputs asked for, of the images in the input `image`."""
+    return await _infer(request, service, parameters, model, version)
+
+
+async def _infer(
+    request: Request, service: Service, parameters: CallParameters, model: str, version: str | None
+) -> Response:
+    terms = Terms.of(request, parameters)
+    service.check_model(model, version)
+    plan = plan_request(request, service)
+    admit(service, terms)
+    call = await plan.read(request)
+    inferred = await infer_images(
+        request,
+        service,
+        call.images,
+        terms=terms.narrowed(request, service, timeout_s=call.timeout_s, priority=call.priority),
+        outputs=frozenset(wanted.name for wanted in call.wanted),
+    )
+    size_bytes = sum(array.nbytes for answer in inferred.answers.values() for array in answer.outputs.values())
+    return await in_thread_if_large(size_bytes, lambda: _response(request, service, call, inferred))
+
+
+def _response(request: Request, service: Service, call: Call, inferred: Inferred[ImageSource]) -> Response:
+    began_s = time.monotonic()
+    answers = [inferred.answers[image.index] for image in call.images]
+    outputs = {wanted.name: np.stack([answer.outputs[wanted.name] for answer in answers]) for wanted in call.wanted}
+    rendered = render(call, outputs, service.model)
+    coding = answer_coding(request.headers.get("accept-encoding"))
+    coding = IDENTITY if len(rendered.body) < WORTHWHILE_BYTES else coding
+    body = rendered.body if coding == IDENTITY else folded(rendered.body, coding)
+    timings = timings_ms(request, inferred, postprocess_s=time.monotonic() - began_s)
+    headers = {**answer_headers(service, timings), "Vary": "Accept-Encoding"}
+    if coding != IDENTITY:
+        headers["Content-Encoding"] = coding
+    if rendered.json_bytes is not None:
+        headers[HEADER_LENGTH] = str(rendered.json_bytes)
+    return Response(body, media_type=JSON if rendered.json_bytes is None else RAW, headers=headers)

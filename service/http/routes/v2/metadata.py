@@ -1,0 +1,215 @@
+"""What the server and its model are, and whether they are ready, as the protocol's clients ask.
+
+Triton's image client wants a model with one input and one output, a vector, with the input's layout and the largest
+batch in the configuration; its perf_analyzer makes its requests from the metadata and the configuration alone. Hence
+both name only the outputs that a request gets by default, and a header turns the described input to image files.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+
+from service.http.context import Service, ServiceDependency, authorized
+from service.http.routes.v2 import openapi
+from service.http.routes.v2.images import BYTES, INPUT
+from service.http.routes.v2.request import expects_files, outputs_by_default
+from service.http.routes.v2.schemas import (
+    Live,
+    ModelConfiguration,
+    ModelMetadata,
+    ModelReady,
+    Ready,
+    ServerMetadata,
+    TensorMetadata,
+)
+from service.model.directory import Manifest
+
+NAME = "dat-serve"
+EXTENSIONS = (
+    "classification",
+    "schedule_policy",
+    "model_configuration",
+    "model_repository",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+)
+PLATFORM = "onnxruntime_onnx"
+
+probes = APIRouter(tags=["inference protocol"])
+"""Without a key, as every probe."""
+router = APIRouter(tags=["inference protocol"], dependencies=[Depends(authorized)])
+
+
+@router.get("/v2", operation_id="v2_server_metadata", summary="Describe the server", responses=openapi.READING_ERRORS)
+async def server_metadata(request: Request) -> ServerMetadata:
+    """Answer with the server's name, version and extensions."""
+    return ServerMetadata(name=NAME, version=request.app.version, extensions=list(EXTENSIONS))
+
+
+@probes.get("/v2/health/live", operation_id="v2_live", summary="Is it alive?", responses=openapi.PLAIN_ERRORS)
+async def live() -> Live:
+    """Answer, which is all that there is to show."""
+    return Live(live=True)
+
+
+@probes.get("/v2/health/ready", operation_id="v2_ready", summary="Would it answer?", responses=openapi.READINESS_ERRORS)
+async def ready(service: ServiceDependency) -> Ready:
+    """Answer 200 while a request would be answered, and 503 otherwise."""
+    service.check_ready()
+    return Ready(ready=True)
+
+
+@probes.get(
+    "/v2/models/{model}/ready",
+    operation_id="v2_model_ready",
+    summary="Would the model answer?",
+    responses=openapi.MODEL_READINESS_ERRORS,
+)
+async def model_ready(service: ServiceDependency, model: str) -> ModelReady:
+    """Answer 200 while a request would be answered, and 503 otherwise."""
+    return _model_ready(service, model)
+
+
+@probes.get(
+    "/v2/models/{model}/versions/{version}/ready",
+    operation_id="v2_model_version_ready",
+    summary="Would the version answer?",
+    responses=openapi.MODEL_READINESS_ERRORS,
+)
+async def model_version_ready(service: ServiceDependency, model: str, version: str) -> ModelReady:
+    """Answer 200 while a request would be answered, and 503 otherwise."""
+    return _model_ready(service, model, version)
+
+
+def _model_ready(service: Service, model: str, version: str | None = None) -> ModelReady:
+    service.check_model(model, version)
+    service.check_ready()
+    return ModelReady(name=model, ready=True)
+
+
+_DESCRIBED: dict[str, Any] = {
+    "responses": openapi.READING_ERRORS,
+    "openapi_extra": {"parameters": [openapi.parameter_ref(openapi.IMAGE_DATATYPE)]},
+}
+
+
+@router.get("/v2/models/{model}", operation_id="v2_model_metadata", summary="Describe a model", **_DESCRIBED)
+async def model_metadata(request: Request, service: ServiceDependency, model: str) -> ModelMetadata:
+    """Answer with a model's input and the outputs that a request gets by default."""
+    service.check_model(model)
+    return metadata_of(service, files=expects_files(request))
+
+
+@router.get(
+    "/v2/models/{model}/versions/{version}",
+    operation_id="v2_model_version_metadata",
+    summary="Describe a version",
+    **_DESCRIBED,
+)
+async def model_version_metadata(
+    request: Request, service: ServiceDependency, model: str, version: str
+) -> ModelMetadata:
+    """Answer with a model's input and the outputs that a request gets by default."""
+    service.check_model(model, version)
+    return metadata_of(service, files=expects_files(request))
+
+
+@router.get(
+    "/v2/models/{model}/config", operation_id="v2_model_config", summary="A model's configuration", **_DESCRIBED
+)
+async def model_config(request: Request, service: ServiceDependency, model: str) -> ModelConfiguration:
+    """Answer with the configuration that a Triton server would need to serve the model so."""
+    service.check_model(model)
+    return configuration_of(service, files=expects_files(request))
+
+
+@router.get(
+    "/v2/models/{model}/versions/{version}/config",
+    operation_id="v2_model_version_config",
+    summary="A version's configuration",
+    **_DESCRIBED,
+)
+async def model_version_config(
+    request: Request, service: ServiceDependency, model: str, version: str
+) -> ModelConfiguration:
+    """Answer with the configuration that a Triton server would need to serve the model so."""
+    service.check_model(model, version)
+    return configuration_of(service, files=expects_files(request))
+
+
+def metadata_of(service: Service, *, files: bool) -> ModelMetadata:
+    """Return the metadata of the served model, whose input is described as pixels, or as files."""
+    manifest = service.model.manifest
+    pixels = [-1, manifest.input.height, manifest.input.width, 3]
+    return ModelMetadata(
+        name=manifest.name,
+        versions=[str(manifest.version)],
+        platform=PLATFORM,
+        inputs=[TensorMetadata(name=INPUT, datatype=BYTES if files else "UINT8", shape=[-1, 1] if files else pixels)],
+        outputs=[
+            TensorMetadata(name=name, datatype="FP32", shape=[-1, *shape])
+            for name, shape in _shapes(manifest, service.settings.v2_outputs)
+        ],
+    )
+
+
+def configuration_of(service: Service, *, files: bool) -> ModelConfiguration:
+    """Return the served model's configuration, with the names and values of Triton's model_config.proto."""
+    manifest, settings = service.model.manifest, service.settings
+    described: dict[str, Any] = {"data_type": "TYPE_STRING", "format": "FORMAT_NONE", "dims": [1]}
+    if not files:
+        size = [manifest.input.height, manifest.input.width, 3]
+        described = {"data_type": "TYPE_UINT8", "format": "FORMAT_NHWC", "dims": size}
+    return {
+        "name": manifest.name,
+        "platform": PLATFORM,
+        "backend": "onnxruntime",
+        "version_policy": {"specific": {"versions": [manifest.version]}},
+        "max_batch_size": settings.max_images,
+        "input": [
+            {
+                "name": INPUT,
+                **described,
+                "is_shape_tensor": False,
+                "allow_ragged_batch": False,
+                "optional": False,
+            }
+        ],
+        "output": [
+            {
+                "name": name,
+                "data_type": "TYPE_FP32",
+                "dims": shape,
+                "label_filename": manifest.labels if name == "logits" else "",
+                "is_shape_tensor": False,
+            }
+            for name, shape in _shapes(manifest, settings.v2_outputs)
+        ],
+        "dynamic_batching": {
+            "preferred_batch_size": [],
+            "max_queue_delay_microseconds": round(settings.max_delay_ms * 1000),
+            "preserve_ordering": False,
+            "priority_levels": 2,
+            "default_priority_level": 1,
+            "default_queue_policy": {
+                "timeout_action": "REJECT",
+                "default_timeout_microseconds": settings.timeout_ms * 1000,
+                "allow_timeout_override": True,
+                "max_queue_size": settings.max_queued_images,
+            },
+        },
+        "default_model_filename": "model.onnx",
+        "model_transaction_policy": {"decoupled": False},
+        "response_cache": {"enable": False},
+    }
+
+
+def _shapes(manifest: Manifest, chosen: tuple[str, ...]) -> list[tuple[str, list[int]]]:
+    """Return the outputs to describe, each with its shape without the batch axis."""
+    return [
+        (name, [-1 if side is None else side for side in manifest.output(name).shape])
+        for name in outputs_by_default(manifest, chosen)
+    ]

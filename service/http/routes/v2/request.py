@@ -1,0 +1,232 @@
+"""Reading a request of the Open Inference Protocol: what its headers say, its JSON, and the tensors behind that.
+
+`plan_request` decides what the headers alone decide; `RequestPlan.read` reads within the limits of every inference
+call. A request whose parsing takes time is parsed in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from fastapi import Request
+from python_multipart.multipart import parse_options_header
+
+from service.engine.types import Priority
+from service.errors import MalformedRequest, UnsupportedMediaType
+from service.http.bodies.json_text import parsed_json
+from service.http.bodies.uploads import Limits, check_length, read_whole
+from service.http.context import Service
+from service.http.inference import ImageSource
+from service.http.responses import LARGE_BYTES
+from service.http.routes.v2.coding import CODINGS, IDENTITY, request_coding, unfolded
+from service.http.routes.v2.images import (
+    BYTES,
+    INPUT,
+    ImageLimits,
+    check_input,
+    images_from_binary,
+    images_from_json,
+)
+from service.http.routes.v2.schemas import InferInput, InferRequest, ProtocolParameters, RequestedOutput
+from service.model.directory import Manifest
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+IMAGE_DATATYPE = "X-Image-Datatype"
+"""`BYTES` where a caller that cannot say so elsewhere sends image files."""
+MEDIA_TYPES = ("application/json", "application/octet-stream")
+PRIORITIES = {0: Priority.INTERACTIVE, 1: Priority.INTERACTIVE, 2: Priority.BULK}
+_UNSUPPORTED_PARAMETERS = ("sequence_id", "shared_memory_region")
+
+KindT = TypeVar("KindT", int, bool)
+_LONGEST_US = 2**53
+"""Of whole numbers, which in JSON may have any length, the largest below which a float tells all apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One output to answer, and how."""
+
+    name: str
+    binary: bool
+    classes: int | None = None
+    """How many of the highest values to answer in place of all."""
+    datatype: Literal["FP32", "FP16"] = "FP32"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a request asks for; `timeout_s` and `priority` where its parameters say."""
+
+    id: str | None
+    images: Sequence[ImageSource]
+    wanted: Sequence[Wanted]
+    timeout_s: float | None = None
+    priority: Priority | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPlan:
+    """How a body will be read, as its headers tell."""
+
+    limits: Limits
+    image_limits: ImageLimits
+    coding: str
+    header_length: int | None
+    """Bytes of JSON before the tensors; 0 where there is no JSON, None where there is nothing else."""
+    files_expected: bool
+    outputs: tuple[str, ...]
+    """Every output that can be asked for."""
+    outputs_by_default: tuple[str, ...]
+
+    async def read(self, request: Request) -> Call:
+        """Read the body, at most as large as the limit before and after it is unfolded, and understand it.
+
+        Raises MalformedRequest, TooLarge, ReceiveTimeout, or Cancelled where the client went away.
+        """
+        body = await read_whole(request, self.limits)
+        if self.coding != IDENTITY:
+            body = await asyncio.to_thread(unfolded, body, self.coding, max_bytes=self.limits.max_bytes)
+        json_bytes = len(body) if self.header_length is None else self.header_length
+        return self._parse(body) if json_bytes < LARGE_BYTES else await asyncio.to_thread(self._parse, body)
+
+    def _parse(self, body: bytes) -> Call:
+        if self.header_length == 0:
+            return self._raw(body)
+        json_bytes = len(body) if self.header_length is None else self.header_length
+        if json_bytes > len(body):
+            raise MalformedRequest(f"{HEADER_LENGTH} is {json_bytes}, but the body has {len(body)} bytes.")
+        asked = parsed_json(InferRequest, body[:json_bytes])
+        parameters = asked.parameters or {}
+        _refuse_unsupported(parameters, "The request")
+        if len(asked.inputs) != 1:
+            raise MalformedRequest(f"The request has {len(asked.inputs)} inputs; it takes one, {INPUT!r}.")
+        check_input(asked.inputs[0], self.image_limits)
+        timeout_us = _parameter(parameters, "timeout", int, "The request")
+        return Call(
+            id=asked.id,
+            images=self._images(asked.inputs[0], memoryview(body)[json_bytes:]),
+            wanted=self._wanted(asked.outputs, parameters),
+            timeout_s=min(timeout_us, _LONGEST_US) / 1e6 if timeout_us else None,
+            priority=_priority(_parameter(parameters, "priority", int, "The request")),
+        )
+
+    def _raw(self, body: bytes) -> Call:
+        """Return the call of a body that is one image's pixels, or its file where the headers say so."""
+        shape = [1] if self.files_expected else [1, *self.image_limits.shape]
+        tensor = InferInput(name=INPUT, shape=shape, datatype=BYTES if self.files_expected else "UINT8")
+        data = len(body).to_bytes(4, "little") + body if self.files_expected else body
+        images = images_from_binary(tensor, memoryview(data), self.image_limits)
+        return Call(None, images, [Wanted(name, binary=True) for name in self.outputs_by_default])
+
+    def _images(self, tensor: InferInput, behind: memoryview) -> Sequence[ImageSource]:
+        where = f"The input {INPUT!r}"
+        parameters = tensor.parameters or {}
+        _refuse_unsupported(parameters, where)
+        size_bytes = _parameter(parameters, "binary_data_size", int, where)
+        if (size_bytes or 0) != len(behind):
+            raise MalformedRequest(f"{where} says that {size_bytes or 0} bytes are behind the JSON; {len(behind)} are.")
+        if size_bytes is None:
+            return images_from_json(tensor, self.image_limits)
+        if tensor.data is not None:
+            raise MalformedRequest(f"{where} has both 'data' and 'binary_data_size'.")
+        return images_from_binary(tensor, behind, self.image_limits)
+
+    def _wanted(self, asked: Sequence[RequestedOutput] | None, parameters: ProtocolParameters) -> list[Wanted]:
+        binary = _parameter(parameters, "binary_data_output", bool, "The request") or False
+        if not asked:
+            return [Wanted(name, binary) for name in self.outputs_by_default]
+        names = [output.name for output in asked]
+        unknown = sorted(set(names) - set(self.outputs))
+        if unknown:
+            raise MalformedRequest(
+                f"The model has no output {', '.join(map(repr, unknown))}; it has {', '.join(self.outputs)}."
+            )
+        if len(set(names)) < len(names):
+            raise MalformedRequest("An output is asked for more than once.")
+        return [_wanted(output, binary) for output in asked]
+
+
+def plan_request(request: Request, service: Service) -> RequestPlan:
+    """Return how to read the body; raises UnsupportedMediaType, MalformedRequest or TooLarge by the headers alone."""
+    content_type, _ = parse_options_header(request.headers.get("content-type"))
+    media_type = content_type.decode("latin-1")
+    if media_type and media_type not in MEDIA_TYPES:  # Triton's client names none
+        raise UnsupportedMediaType(
+            f"{media_type!r} is not taken; send {' or '.join(MEDIA_TYPES)}.", accept_encoding=", ".join(CODINGS)
+        )
+    limits = Limits.of(service.settings)
+    check_length(request, limits)
+    manifest = service.model.manifest
+    return RequestPlan(
+        limits=limits,
+        image_limits=ImageLimits(manifest.input.height, manifest.input.width, service.settings.max_images),
+        coding=request_coding(request.headers.get("content-encoding")),
+        header_length=_header_length(request.headers.get(HEADER_LENGTH)),
+        files_expected=expects_files(request),
+        outputs=tuple(record.name for record in manifest.outputs),
+        outputs_by_default=outputs_by_default(manifest, service.settings.v2_outputs),
+    )
+
+
+def outputs_by_default(manifest: Manifest, chosen: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the outputs that the metadata names and a request gets that names none; none chosen means all."""
+    return chosen or tuple(record.name for record in manifest.outputs)
+
+
+def expects_files(request: Request) -> bool:
+    """Return whether a header says that `image` is to hold files; raises MalformedRequest for any other type."""
+    datatype = request.headers.get(IMAGE_DATATYPE, "UINT8")
+    if datatype not in ("UINT8", BYTES):
+        raise MalformedRequest(f"{IMAGE_DATATYPE} is UINT8 or {BYTES}, not {datatype!r}.")
+    return datatype == BYTES
+
+
+def _header_length(header: str | None) -> int | None:
+    if header is None:
+        return None
+    if not (header.isascii() and header.isdecimal() and len(header) < 16):
+        raise MalformedRequest(f"{HEADER_LENGTH} is a number of bytes, not {header!r}.")
+    return int(header)
+
+
+def _wanted(output: RequestedOutput, binary_by_default: bool) -> Wanted:
+    where = f"The output {output.name!r}"
+    parameters = output.parameters or {}
+    _refuse_unsupported(parameters, where)
+    binary = _parameter(parameters, "binary_data", bool, where)
+    classes = _parameter(parameters, "classification", int, where) or None
+    if classes is not None and output.name.startswith("stage"):
+        raise MalformedRequest(f"{where} is no vector; there is no classification by it.")
+    datatype = parameters.get("datatype", "FP32")
+    if datatype not in ("FP32", "FP16"):
+        raise MalformedRequest(f"{where}: 'datatype' is FP32 or FP16, not {datatype!r}.")
+    return Wanted(output.name, binary_by_default if binary is None else binary, classes, datatype)
+
+
+def _parameter(parameters: ProtocolParameters, name: str, kind: type[KindT], where: str) -> KindT | None:
+    """Return a parameter, None where there is none; raises MalformedRequest unless it is a bool or counts something."""
+    value: Any = parameters.get(name)
+    if value is None:
+        return None
+    if type(value) is not kind or value < 0:
+        raise MalformedRequest(
+            f"{where}: {name!r} is {'true or false' if kind is bool else 'a whole number from 0 on'}."
+        )
+    return value
+
+
+def _priority(level: int | None) -> Priority | None:
+    if level is None:
+        return None
+    if level not in PRIORITIES:
+        raise MalformedRequest(f"The request: 'priority' is 0, 1 or 2, not {level}.")
+    return PRIORITIES[level]
+
+
+def _refuse_unsupported(parameters: ProtocolParameters, where: str) -> None:
+    for name in _UNSUPPORTED_PARAMETERS:
+        if parameters.get(name):
+            raise MalformedRequest(f"{where}: {name!r} is of an extension that this server does not have.")

@@ -1,0 +1,251 @@
+"""From the bytes of an image file to the uint8 pixels that the model takes: the published preprocessing, exactly.
+
+RGB by Pillow's own conversion, bicubic resize to a fixed size without regard to the aspect ratio, centre crop. The
+normalisation is in the model's graph. Everything here is a pure function of its arguments and safe in any thread;
+`prepare_pillow` is called once before.
+
+What a file may cost is bounded by its structure before anything is decoded, and Pillow is given the file's essence
+alone, without metadata (`service.images`). Whatever a corrupt or hostile file makes it raise leaves this module as
+`UnusableImage`.
+
+Two short cuts give the same pixels in less time. Usual JPEG files are decoded by simplejpeg, which drives the same
+library as Pillow with the same settings, but whole, at once and into memory that each thread keeps; what it does not
+know goes Pillow's way. And where the arithmetic is exact, only the crop's part of the resized image is computed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import logging
+import threading
+import time
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, _imaging
+
+from service.images import formats, jpeg
+from service.images.limits import DEFAULT_LIMITS, DecodeLimits, Essence, UnusableImage, corrupt, not_taken
+from service.images.rgb import as_rgb
+from service.model.directory import Manifest
+
+_USUAL_COLORSPACES = ("YCbCr", "Gray")
+_JPEG_WARNINGS = (
+    *("Premature end of JPEG file", "Corrupt JPEG data: "),
+    *("Inconsistent progression sequence ", "Invalid SOS parameters "),
+)
+"""How the library begins to say what it decoded in spite of: the pixels are there, and are what Pillow would give."""
+_EXACT_FLOAT32 = 1 << 24
+"""Whole numbers up to this, and these over powers of two, have an exact 32-bit float."""
+_PILLOW_DOES_NOT_KNOW = ("Unsupported BMP", "unknown raw mode")
+"""How Pillow begins to say of a valid file that it has no decoder for it."""
+_MOST_KEPT_BYTES = 16 * 1024 * 1024
+"""The largest image, 4 bytes a pixel, that a thread keeps memory for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What is done to every image; sizes are (height, width) in pixels."""
+
+    resize: tuple[int, int]
+    crop: tuple[int, int]
+    limits: DecodeLimits = DEFAULT_LIMITS
+    exif_orientation: bool = False
+
+    @classmethod
+    def of(cls, manifest: Manifest, *, limits: DecodeLimits, exif_orientation: bool) -> Preprocessing:
+        """Return what a model's manifest asks for, within the service's own limits."""
+        return cls(
+            resize=(manifest.preprocess.resize_height, manifest.preprocess.resize_width),
+            crop=(manifest.input.height, manifest.input.width),
+            limits=limits,
+            exif_orientation=exif_orientation,
+        )
+
+    @property
+    def crop_origin(self) -> tuple[int, int]:
+        """Where the crop begins in the resized image: (top, left) in pixels."""
+        (resize_height, resize_width), (height, width) = self.resize, self.crop
+        return round((resize_height - height) / 2.0), round((resize_width - width) / 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTimings:
+    """How long one image took: `decode_s` from file to RGB, `preprocess_s` from RGB to the model's input.
+
+    The one follows upon the other, and `started_s` is when the first began, on time.monotonic. `height` and `width` are
+    its own size in pixels, after its EXIF orientation where that is followed.
+    """
+
+    decode_s: float
+    preprocess_s: float
+    height: int
+    width: int
+    started_s: float
+
+
+class _Kept(threading.local):
+    """Memory that a thread decodes into again and again.
+
+    The allocator would give an image's megabytes back to the system each time, and getting them anew, page by page,
+    takes a tenth of the decoding's time.
+    """
+
+    def __init__(self) -> None:
+        self._memory = bytearray()
+
+    def memory(self, size_bytes: int) -> bytearray | None:
+        """Return at least so many bytes, which the thread's next call may return again; None where it is too much."""
+        if size_bytes > _MOST_KEPT_BYTES:
+            return None
+        if len(self._memory) < size_bytes:
+            self._memory = bytearray(size_bytes)
+        return self._memory
+
+
+_kept = _Kept()
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of each EXIF orientation upright."""
+
+
+def prepare_pillow() -> None:
+    """Set Pillow's process-wide state: decoders loaded, silent, and without a limit of their own on pixels.
+
+    Its warnings and log lines, and what libtiff writes to standard error, repeat numbers that a sender chose; and
+    its limit would answer otherwise than the setting says.
+    """
+    Image.init()
+    Image.MAX_IMAGE_PIXELS = None
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
+    libtiff = ctypes.CDLL(_imaging.__file__)  # which looks among the libraries of that module too
+    if hasattr(libtiff, "TIFFSetErrorHandler"):
+        libtiff.TIFFSetErrorHandler(None)
+    # Pillow reads plain TIFF files itself, strip by strip in Python, and 16-bit ones wrongly whose channels lie apart.
+    TiffImagePlugin.READ_LIBTIFF = True
+
+
+def decode_into(data: bytes | bytearray, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> ImageTimings:
+    """Decode an image file and write the model's input, uint8 (height, width, 3), into `pixels`.
+
+    Raises UnusableImage with code `empty_image`, `unsupported_format`, `unsupported_encoding`, `undecodable`,
+    `too_many_pixels` or `too_complex`.
+    """
+    started_s = time.monotonic()
+    image = decode(data, preprocessing)
+    decoded_s = time.monotonic()
+    pixels[...] = resize_and_crop(image, preprocessing)
+    ended_s = time.monotonic()
+    return ImageTimings(decoded_s - started_s, ended_s - decoded_s, image.height, image.width, started_s)
+
+
+def decode(data: bytes | bytearray, preprocessing: Preprocessing) -> Image.Image:
+    """Decode the first frame of an image file to RGB, or to RGBX, where the fourth byte of a pixel means nothing.
+
+    The image is only good until the same thread decodes another. Raises as `decode_into`.
+    """
+    if data.startswith(jpeg.MAGIC):
+        image = decode_usual_jpeg(data, preprocessing.limits)
+        if image is not None:
+            if not preprocessing.exif_orientation:
+                return image
+            return _upright(image, jpeg.orientation(data, preprocessing.limits))
+    return decode_with_pillow(data, preprocessing)
+
+
+def decode_usual_jpeg(data: bytes | bytearray, limits: DecodeLimits) -> Image.Image | None:
+    """Decode a JPEG file in grey or YCbCr to RGBX; None for any other file, or one of more pixels.
+
+    The image is only good until the same thread decodes another. Raises UnusableImage with code `undecodable` or
+    `too_complex`.
+    """
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except (ValueError, KeyError):  # no JPEG, or subsampled in a way that simplejpeg has no name for
+        return None
+    if colorspace not in _USUAL_COLORSPACES or width * height > limits.max_pixels:
+        return None
+    jpeg.check_scans(data, width, height, limits)
+    if not data.endswith(jpeg.END) and not jpeg.is_whole(data, limits):
+        return None  # it depends on the last bits whether Pillow takes it
+    # Four bytes a pixel are what Pillow has inside: it takes them over as they lie.
+    size_bytes = 4 * width * height
+    rgbx = _kept.memory(size_bytes) or np.empty(size_bytes, np.uint8)
+    try:
+        simplejpeg.decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False, buffer=rgbx)
+    except ValueError as error:
+        # The library reports its first warning when all is decoded, and what it stopped for in the same way.
+        if not str(error).startswith(_JPEG_WARNINGS):
+            return None
+        if not jpeg.is_whole(data, limits):
+            raise corrupt() from error
+    return Image.frombuffer("RGBX", (width, height), rgbx, "raw", "RGBX", 0, 1)
+
+
+def decode_with_pillow(data: bytes | bytearray, preprocessing: Preprocessing) -> Image.Image:
+    """Decode any format; raises as `decode_into`."""
+    essence = formats.essence(data, preprocessing.limits)
+    image = _opened(essence, preprocessing.limits)
+    return _upright(image, essence.orientation) if preprocessing.exif_orientation else image
+
+
+def _opened(essence: Essence, limits: DecodeLimits) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(essence.data), formats=[essence.form]) as image:
+            limits.check_pixels(image.width, image.height)
+            return as_rgb(image, essence.grey, essence.kind)
+    except UnusableImage:
+        raise
+    except UnidentifiedImageError as error:
+        raise (not_taken(essence.kind) if essence.kind else corrupt()) from error
+    except Exception as error:  # a corrupt file makes Pillow's plugins raise nearly anything, down to struct.error
+        if str(error).startswith(_PILLOW_DOES_NOT_KNOW):
+            raise not_taken(essence.kind or f"This kind of {essence.form}") from error
+        raise corrupt() from error
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Resize an RGB or RGBX image and cut the centre out, giving uint8 (height, width, 3)."""
+    (resize_height, resize_width), (height, width) = preprocessing.resize, preprocessing.crop
+    top, left = preprocessing.crop_origin
+    if _crop_resizes_alike(image, preprocessing):
+        across, down = image.width / resize_width, image.height / resize_height
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        crop = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    else:
+        resized = image.resize((resize_width, resize_height), Image.Resampling.BICUBIC)
+        crop = resized.crop((left, top, left + width, top + height))
+    return np.asarray(crop.convert("RGB"))
+
+
+def _crop_resizes_alike(image: Image.Image, preprocessing: Preprocessing) -> bool:
+    """Whether resizing the crop's part alone gives the pixels of the whole, in three quarters of the time.
+
+    The filter's weights are the same where the crop's place in the image has no rounding error in the 32-bit floats
+    that Pillow keeps it in, as with a side that is a power of two. But Pillow resizes in two passes, rounds between
+    them, and orders them by what it reckons to be less work, which can differ between the crop and the whole; it
+    does not where a wide image shrinks from a square to a square.
+    """
+    side, crop = preprocessing.resize[0], preprocessing.crop[0]
+    is_exact = side & (side - 1) == 0 and max(image.size) * side <= _EXACT_FLOAT32
+    are_squares = preprocessing.resize == (side, side) and preprocessing.crop == (crop, crop)
+    return is_exact and are_squares and image.width >= image.height >= side

@@ -1,0 +1,26 @@
+"""Whether a model is in a form that suits the device that it meets: what is right there, but slower than need be.
+
+What a device cannot run at all, or computes wrongly, the session finds out when it loads the model.
+"""
+
+from __future__ import annotations
+
+from service.model.directory import Manifest
+
+
+def drawbacks(manifest: Manifest, device: str) -> list[str]:
+    """Return a sentence for each way in which a model's form costs speed on a device such as `cpu` or `cuda:1`."""
+    kind = device.partition(":")[0]
+    model = f"{manifest.name} version {manifest.version}"
+    found = []
+    if kind == "cpu" and manifest.precision == "fp16":
+        found.append(
+            f"{model} is float16, which the CPU computes as float32: it is no faster here than float32, and less "
+            "exact. Export it with --precision fp32 for the CPU."
+        )
+    if kind == "tensorrt" and manifest.contrib_operators:
+        found.append(
+            f"{model} holds operators that TensorRT does not have ({', '.join(manifest.contrib_operators)}): CUDA runs "
+            "them, between engines for the parts in between. Export it with --target tensorrt for one engine."
+        )
+    return found

@@ -1,0 +1,3 @@
+"""The service of several processes: supervisor, workers and engine processes.
+Imports `http`, `telemetry`, `model` and `engine`.
+"""

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from service.engine.runtime.binding import BoundRunner, PlainRunner
+from service.engine.runtime.loading import INPUT, open_session
+from service.engine.runtime.memory import Memory, is_out_of_memory
+from service.engine.types import Outputs, Pixels
+from tests.service.engine.fakes import PATIENCE_S
+from tests.service.engine.onnx_models import OUTPUTS, SHAPE, assert_right, images, write_model
+
+CPU = Memory("cpu", 0)
+BOTH = ("logits", "embedding")
+SHRINKAGE = "memory.enable_memory_arena_shrinkage"
+
+
+class Spy:
+    """The runtime's session, with every bound run's configuration written down, and a way into its middle."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.graphs: list[int] = []
+        self.shrinkage: list[bool] = []
+        self.before_run: Callable[[int], None] = lambda graph: None
+
+    def io_binding(self) -> Any:
+        return self._session.io_binding()
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        graph = int(options.get_run_config_entry("gpu_graph_id"))
+        self.graphs.append(graph)
+        try:
+            self.shrinkage.append(options.get_run_config_entry(SHRINKAGE) == "cpu:0")
+        except RuntimeError:  # the runtime's way to say that there is no such entry
+            self.shrinkage.append(False)
+        self.before_run(graph)
+        self._session.run_with_iobinding(binding, options)
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Any:
+    return open_session(str(write_model(tmp_path / "model.onnx")), [("CPUExecutionProvider", {})], threads=1)
+
+
+@pytest.fixture
+def spy(session: Any) -> Spy:
+    return Spy(session)
+
+
+def bound(session: Any, *profiles: tuple[str, ...]) -> BoundRunner:
+    return BoundRunner(session, CPU, input_name=INPUT, input_shape=SHAPE, graph_profiles=profiles)
+
+
+def run(runner: BoundRunner, batch: Pixels, outputs: tuple[str, ...] = BOTH, *, shrink: bool = False) -> Outputs:
+    return runner.run(runner.prepare(batch), outputs, shrink_arena=shrink)
+
+
+@pytest.mark.parametrize("profiles", [(), (BOTH,), (("logits",),)])
+def test_bound_runs_give_what_plain_runs_give(session: Any, profiles: tuple[tuple[str, ...], ...]) -> None:
+    plain, runner = PlainRunner(session, CPU, input_name=INPUT), bound(session, *profiles)
+    order = np.random.default_rng(1)
+    for seed in range(60):
+        batch = images(int(order.choice([1, 2, 4, 8])), seed)
+        outputs = [("logits",), ("embedding",), BOTH, BOTH[::-1]][order.integers(4)]
+        wanted = plain.run(plain.prepare(batch), outputs, shrink_arena=False)
+        given = run(runner, batch, outputs)
+        assert list(given) == list(outputs)
+        for name in outputs:
+            assert given[name].dtype == np.float32
+            np.testing.assert_array_equal(given[name], wanted[name])
+
+
+def test_an_output_left_out_for_a_while_is_not_stale_when_it_comes_back(session: Any) -> None:
+    runner = bound(session)
+    run(runner, images(2, 1))
+    run(runner, images(2, 2), ("logits",))
+    batch = images(2, 3)
+    assert_right(run(runner, batch, ("embedding",)), batch)
+
+
+def test_a_smaller_batch_after_a_larger_one_has_only_its_own_rows(session: Any) -> None:
+    runner = bound(session)
+    run(runner, images(8, 1))
+    batch = images(2, 2)
+    given = run(runner, batch)
+    assert {len(values) for values in given.values()} == {2}
+    assert_right(given, batch)
+
+
+def test_results_hold_until_the_next_run_of_that_size_and_no_longer(session: Any) -> None:
+    runner = bound(session)
+    first = images(2, 1)
+    results = run(runner, first)
+    runner.prepare(images(2, 2))
+    run(runner, images(4, 3))
+    assert_right(results, first)
+    last = images(2, 4)
+    run(runner, last)
+    assert_right(results, last)
+
+
+def test_two_batches_lie_ready_and_each_runs_on_its_own_images(session: Any) -> None:
+    runner = bound(session, BOTH)
+    for seed in range(4):
+        older, newer = images(4, seed), images(4, seed + 100)
+        prepared = [(runner.prepare(batch), batch) for batch in (older, newer)]
+        for batch_prepared, batch in prepared if seed % 2 else reversed(prepared):
+            assert_right(runner.run(batch_prepared, BOTH, shrink_arena=False), batch)
+
+
+def test_a_batch_is_prepared_while_another_runs(session: Any, spy: Spy) -> None:
+    runner = bound(spy)
+    running, go_on = threading.Event(), threading.Event()
+
+    def hold(graph: int) -> None:
+        running.set()
+        assert go_on.wait(PATIENCE_S)
+
+    spy.before_run = hold
+    present, following = images(2, 1), images(2, 2)
+    results: list[Outputs] = []
+    thread = threading.Thread(target=lambda: results.append(run(runner, present)))
+    thread.start()
+    assert running.wait(PATIENCE_S)
+    prepared = runner.prepare(following)
+    go_on.set()
+    thread.join(PATIENCE_S)
+    assert_right(results[0], present)
+    assert_right(runner.run(prepared, BOTH, shrink_arena=False), following)
+
+
+def test_a_third_batch_of_one_size_waits_for_a_lane(session: Any) -> None:
+    runner = bound(session)
+    first, second = runner.prepare(images(2, 1)), runner.prepare(images(2, 2))
+    with pytest.raises(RuntimeError, match="2 batches of 2 are prepared already"):
+        runner.prepare(images(2, 3))
+    runner.prepare(images(4, 3))
+    runner.discard(first)
+    third = images(2, 4)
+    assert_right(runner.run(runner.prepare(third), BOTH, shrink_arena=False), third)
+    assert_right(runner.run(second, BOTH, shrink_arena=False), images(2, 2))
+
+
+def test_a_prepared_batch_runs_once(session: Any) -> None:
+    runner = bound(session)
+    prepared, discarded = runner.prepare(images(2)), runner.prepare(images(2))
+    runner.run(prepared, BOTH, shrink_arena=False)
+    runner.discard(discarded)
+    for ended in (prepared, discarded):
+        with pytest.raises(ValueError, match="run or discarded before"):
+            runner.run(ended, BOTH, shrink_arena=False)
+    with pytest.raises(ValueError, match="run or discarded before"):
+        runner.discard(prepared)
+
+
+def test_a_run_that_fails_frees_its_lane_and_harms_no_later_one(session: Any, spy: Spy) -> None:
+    runner = bound(spy, BOTH)
+    run(runner, images(2))
+
+    def fail(graph: int) -> None:
+        raise RuntimeError("no")
+
+    for _ in range(3):
+        spy.before_run = fail
+        with pytest.raises(RuntimeError, match="no"):
+            run(runner, images(2))
+        spy.before_run = lambda graph: None
+        batch = images(2, 5)
+        assert_right(run(runner, batch), batch)
+
+
+@pytest.mark.parametrize("batch", [images(2).astype(np.float32), images(2).reshape(2, 4, 2, 3), images(2)[0]])
+def test_a_batch_of_another_type_or_shape_is_refused(session: Any, batch: Pixels) -> None:
+    with pytest.raises(ValueError, match="a batch is uint8"):
+        bound(session).prepare(batch)
+
+
+def test_images_need_not_lie_in_one_piece(session: Any) -> None:
+    batch = images(8)[::2]
+    assert_right(run(bound(session), batch), batch)
+
+
+def test_each_bucket_and_lane_has_a_graph_of_its_own(session: Any, spy: Spy) -> None:
+    runner = bound(spy, BOTH)
+    for _ in range(3):
+        run(runner, images(2), ("logits",))
+    assert spy.graphs == [-1, 1, 1]
+    for _ in range(3):
+        run(runner, images(4), ("embedding",))
+    assert spy.graphs[3:] == [-1, 2, 2]
+    lanes = [runner.prepare(images(2, seed)) for seed in (1, 2)]
+    for seed, prepared in enumerate(lanes, 1):
+        assert_right(runner.run(prepared, BOTH, shrink_arena=False), images(2, seed))
+    assert spy.graphs[6:] == [1, 3]
+
+
+def test_outputs_outside_the_profiles_go_without_a_graph(session: Any, spy: Spy) -> None:
+    runner = bound(spy, ("logits",))
+    for _ in range(3):
+        run(runner, images(2), BOTH)
+        run(runner, images(2), ("embedding",))
+    assert set(spy.graphs) == {-1}
+    for _ in range(2):
+        batch = images(2, 7)
+        assert_right(run(runner, batch, ("logits",)), batch)
+    assert spy.graphs[-2:] == [1, 1]
+
+
+def test_a_graph_that_cannot_be_captured_is_done_without(
+    session: Any, spy: Spy, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(graph: int) -> None:
+        if graph > 0:
+            raise RuntimeError("capture is not supported")
+
+    spy.before_run = refuse
+    runner = bound(spy, BOTH)
+    for seed in range(3):
+        batch = images(2, seed)
+        assert_right(run(runner, batch), batch)
+    assert spy.graphs == [-1, 1, -1, -1]
+    assert "without CUDA graphs, since one could not be captured: capture is not supported" in caplog.text
+
+
+def test_want_of_memory_does_not_end_the_use_of_graphs(session: Any, spy: Spy) -> None:
+    runner = bound(spy, BOTH)
+    run(runner, images(2))
+
+    def refuse(graph: int) -> None:
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
+
+    spy.before_run = refuse
+    with pytest.raises(RuntimeError, match="allocate"):
+        run(runner, images(2))
+    spy.before_run = lambda graph: None
+    run(runner, images(2))
+    assert spy.graphs == [-1, 1, 1]
+
+
+def test_the_arena_shrinks_when_asked_but_never_under_a_captured_graph(session: Any, spy: Spy) -> None:
+    runner = bound(spy, BOTH)
+    batch = images(4)
+    assert_right(run(runner, batch, shrink=True), batch)
+    assert_right(run(runner, batch, shrink=True), batch)
+    assert (spy.graphs, spy.shrinkage) == ([-1, -1], [True, True])
+    run(runner, batch)
+    run(runner, batch, shrink=True)
+    assert (spy.graphs[2:], spy.shrinkage[2:]) == ([1, 1], [False, False])
+
+
+def test_the_runtime_knows_the_arena_that_is_to_shrink(session: Any) -> None:
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="gpu:7"):
+        PlainRunner(session, Memory("cuda", 7), input_name=INPUT).run(
+            PlainRunner(session, CPU, input_name=INPUT).prepare(images(1)), OUTPUTS, shrink_arena=True
+        )
+    plain = PlainRunner(session, CPU, input_name=INPUT)
+    assert_right(plain.run(plain.prepare(images(1)), OUTPUTS, shrink_arena=True), images(1))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "bfc_arena.cc:360 AllocateRawInternal Failed to allocate memory for requested buffer of size 1806336000",
+        "bfc_arena.cc:360 AllocateRawInternal Available memory of 20920320 is smaller than requested bytes of 77070336",
+        "CUDA failure 2: out of memory ; GPU=0",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED",
+        "std::bad_alloc",
+    ],
+)
+def test_want_of_memory_is_known_by_the_runtimes_words(words: str) -> None:
+    assert is_out_of_memory(onnxruntime.capi.onnxruntime_pybind11_state.Fail(words))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("CUDA failure 700: an illegal memory access was encountered"))

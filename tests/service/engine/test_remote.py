@@ -1,0 +1,245 @@
+"""Links between workers and engines, where only one shape has them; what both shapes share is in test_client."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import socket
+from contextlib import AsyncExitStack
+
+import numpy as np
+import pytest
+
+from service.engine.control import Failed, Ping, Pong
+from service.engine.core import DropReason
+from service.engine.records import REPLY, REQUEST, RecordSocket, Reply, Request
+from service.engine.shared import LARGE_BYTES, SlotMemory
+from service.engine.types import EngineState, Outputs, Pixels
+from service.errors import NotReady, RepositoryError
+from tests.service.engine.fakes import (
+    LOGITS,
+    PATIENCE_S,
+    Linked,
+    RecordingObserver,
+    ScriptedSession,
+    attach,
+    classify,
+    colour,
+    engine_for,
+    linked,
+    paint,
+    until_idle,
+    until_queued,
+)
+
+
+class Lethal(BaseException):
+    """What no session should raise, and the engine does not survive."""
+
+
+class Featured(ScriptedSession):
+    """Has an output that is large."""
+
+    output_names = ("logits", "embedding", "stage1")
+    large = (2, LARGE_BYTES // 4)
+
+    def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
+        results = dict(super().run(images, tuple(name for name in outputs if name != "stage1")))
+        if "stage1" in outputs:
+            first = images[:, 0, 0, 0].astype(np.float32)
+            results["stage1"] = np.broadcast_to(first[:, None, None], (len(images), *self.large)).copy()
+        return results
+
+
+async def heard(served: Linked, kind: type) -> object:
+    """The next message of that kind that the supervisor gets."""
+    while True:
+        received = await asyncio.to_thread(served.control.receive)
+        assert received is not None, "the engine has ended"
+        if isinstance(received[0], kind):
+            return received[0]
+
+
+async def answers_pings(served: Linked) -> None:
+    """Return when the engine has loaded and answered a ping, and the worker has read what it said before that."""
+    served.control.send(Ping())
+    await heard(served, Pong)
+    for _ in range(2):  # the loop finds that there is something to read, and then reads it
+        await asyncio.sleep(0)
+
+
+async def test_engine_that_ends_fails_what_it_had_and_its_successor_serves_the_next(session: ScriptedSession) -> None:
+    async with linked(session, buckets=(1,)) as served:
+        client = served.client
+        await client.wait_ready()
+        session.hold()
+        in_flight, waiting = (asyncio.create_task(classify(client, value)) for value in (1, 2))
+        await session.run_started()
+        with client.reserve(1) as reservation:
+            paint(reservation, 0, 3)
+            session.faults.append(Lethal())
+            session.let_go()
+            for task in (in_flight, waiting):
+                with pytest.raises(NotReady, match="not running"):
+                    await task
+            while await asyncio.to_thread(served.control.receive) is not None:
+                pass  # until the engine's process would be gone
+            assert isinstance(served.failures[0], Lethal)
+            with pytest.raises(NotReady):
+                await reservation.infer([0], outputs=LOGITS, deadline_s=math.inf)
+        assert (client.state, client.healthy, client.slots_in_use) == (EngineState.DEAD, False, 0)
+        with pytest.raises(NotReady):
+            client.check_room()
+        async with engine_for(served, session):
+            await answers_pings(served)
+            assert [colour(answer) for answer in await classify(client, *range(16))] == list(range(16))
+            assert client.failure is None
+
+
+async def test_work_of_a_worker_that_is_gone_is_never_run(session: ScriptedSession) -> None:
+    observer = RecordingObserver()
+    async with linked(session, buckets=(1,), observer=observer) as served:
+        await served.client.wait_ready()
+        session.hold()
+        requests = [asyncio.create_task(classify(served.client, value)) for value in (1, 2, 3)]
+        await session.run_started()
+        await until_queued(served.client, 3)
+        await served.client.stop()
+        for request in requests:
+            with pytest.raises(NotReady):
+                await request
+        session.let_go()
+        await answers_pings(served)
+        assert observer.batches == [(1, 1)]
+        assert observer.drops == [(DropReason.CANCELLED, 2)]
+
+
+async def test_successor_of_a_worker_gets_answers_of_its_own_though_its_predecessors_are_still_run(
+    session: ScriptedSession,
+) -> None:
+    """Both say ticket 0 and slot 0, and mean different images in different memory."""
+    async with linked(session, buckets=(1,)) as served:
+        geometry = served.geometry
+        ends, memories = [], []
+        await served.client.wait_ready()  # else a run of the warm-up would be held
+        session.hold()
+        for number, value in enumerate((5, 9)):
+            descriptor = SlotMemory.create(geometry)
+            memory = SlotMemory(geometry, descriptor)
+            pool = memory.pool()
+            assert pool.acquire(1) == [0]
+            memory.pixels[0] = value
+            pool.submit([0])
+            end = attach(served.control, 7, descriptor)
+            end.sendall(REQUEST.pack(Request.SUBMIT, 0, 0, geometry.mask(LOGITS), 0, math.inf, 0.0))
+            if number == 0:
+                await session.run_started()
+            ends.append(end)
+            memories.append(memory)
+            os.close(descriptor)
+        session.let_go()
+        kinds: list[int] = []
+        records = RecordSocket(ends[1], REPLY)
+        while len(kinds) < 2:
+            await readable(ends[1])
+            kinds += [record[0] for record in records.receive()[0]]
+        assert kinds == [Reply.READY, Reply.ANSWERED]
+        assert memories[1].read(0, LOGITS)["logits"].tolist() == [9 * 24, 9]
+        assert memories[0].read(0, LOGITS)["logits"].tolist() == [5 * 24, 5]
+        while ends[0].recv(4096):  # what its predecessor's link still had to say, and then its end
+            pass
+        ends[0].close()
+        records.close()
+
+
+async def readable(end: socket.socket) -> None:
+    """Wait until there is something to read."""
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(end.fileno(), ready.set)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await ready.wait()
+    finally:
+        loop.remove_reader(end.fileno())
+
+
+async def test_large_results_come_back_whole_and_leave_no_memory_behind() -> None:
+    session = Featured()
+    async with linked(session, outputs=(("logits", (2,)), ("embedding", (24,)), ("stage1", Featured.large))) as served:
+        await served.client.wait_ready()
+        for _ in range(3):
+            answers = await classify(served.client, *range(16), outputs=frozenset({"stage1", "logits"}))
+            for value, answer in enumerate(answers):
+                assert colour(answer) == value
+                assert (answer.outputs["stage1"] == value).all()
+                assert answer.outputs["stage1"].shape == Featured.large
+        assert served.client.slots_in_use == 0
+        assert os.fstat(served.memory).st_blocks * 512 < LARGE_BYTES
+
+
+async def test_large_results_that_nobody_waits_for_leave_no_memory_behind() -> None:
+    session = Featured()
+    async with linked(session, outputs=(("logits", (2,)), ("embedding", (24,)), ("stage1", Featured.large))) as served:
+        await served.client.wait_ready()
+        session.hold()
+        gone = asyncio.create_task(classify(served.client, 1, outputs=frozenset({"stage1"})))
+        await session.run_started()
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        session.let_go()
+        await until_idle(served.client)
+        assert os.fstat(served.memory).st_blocks * 512 < LARGE_BYTES
+
+
+async def test_a_call_goes_to_the_engine_with_the_least_waiting() -> None:
+    sessions = [ScriptedSession(), ScriptedSession()]
+    async with AsyncExitStack() as stack:
+        served = await stack.enter_async_context(linked(sessions[0], buckets=(1,), engines=2))
+        second = await stack.enter_async_context(engine_for(served, sessions[1], number=1, buckets=(1,)))
+        for each in (served, second):
+            await answers_pings(each)
+        for session in sessions:
+            session.runs.clear()
+            session.hold()
+        calls = [asyncio.create_task(classify(served.client, *range(images))) for images in (3, 1, 1)]
+        for session in sessions:
+            await session.run_started()
+        await until_queued(served.client, 5)
+        waiting = [served.board.waiting(engine) for engine in (0, 1)]
+        for session in sessions:
+            session.let_go()
+        answers = [[colour(answer) for answer in await call] for call in calls]
+        assert answers == [[0, 1, 2], [0], [0]]
+        assert waiting == [3, 2]
+        assert [len(session.runs) for session in sessions] == [3, 2]
+
+
+async def test_model_that_cannot_be_loaded_is_told_to_the_supervisor(session: ScriptedSession) -> None:
+    def load() -> ScriptedSession:
+        raise RepositoryError("no model there")
+
+    async with linked(session, load=load) as served:
+        assert await heard(served, Failed) == Failed("no model there")
+        assert not served.client.healthy
+
+
+async def test_model_whose_results_have_no_place_in_the_memory_is_never_ready(session: ScriptedSession) -> None:
+    async with linked(session, outputs=(("logits", (3,)), ("embedding", (24,)))) as served:
+        failed = await heard(served, Failed)
+        assert isinstance(failed, Failed)
+        assert "promises {'logits': (3,)" in failed.sentence
+
+
+async def test_pings_are_answered_between_steps(session: ScriptedSession) -> None:
+    async with linked(session) as served:
+        await served.client.wait_ready()
+        session.hold()
+        call = asyncio.create_task(classify(served.client, 1))
+        await session.run_started()
+        served.control.send(Ping())
+        assert served.board.engines[0].busy_since_s is not None
+        session.let_go()
+        await heard(served, Pong)
+        assert colour((await call)[0]) == 1
+        assert served.board.engines[0].busy_since_s is None
