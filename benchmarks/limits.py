@@ -21,8 +21,9 @@ from sklearn.datasets import load_sample_images
 
 from service.engine.runtime.session import DeviceOptions, OnnxSession
 from service.images.limits import DEFAULT_LIMITS
-from service.images.preprocessing import Preprocessing, decode_into, decode_with_pillow, prepare_pillow
+from service.images.preprocessing import decode_into, decode_with_pillow, prepare_pillow
 from service.model.directory import ModelDirectory
+from service.model.loading import preprocessing_of
 
 JPEG_QUALITY = 90
 
@@ -53,7 +54,7 @@ class Limits:
         manifest = model.manifest
         self._files = files
         self._shape = (manifest.input.height, manifest.input.width, 3)
-        self._preprocessing = Preprocessing.of(manifest, limits=DEFAULT_LIMITS, exif_orientation=False)
+        self._preprocessing = preprocessing_of(manifest, limits=DEFAULT_LIMITS, exif_orientation=False)
         self._session = OnnxSession.load(
             model.model_path,
             DeviceOptions(device=device, buckets=(1,), precision=manifest.precision),

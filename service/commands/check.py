@@ -10,7 +10,7 @@ import numpy as np
 from service.commands.options import settings_from
 from service.engine.runtime.session import resolve_device
 from service.model.directory import ModelDirectory, select_model
-from service.processes.plan import load_session
+from service.model.loading import load_session
 from service.settings import Settings, add_options
 from service.telemetry.logs import configure_logging
 

@@ -36,8 +36,9 @@ from service.http.routes.v2 import repository as v2_repository
 from service.http.routes.v2 import statistics as v2_statistics
 from service.http.security_headers import SecurityHeaders, cors_layer
 from service.images.pool import DecodePool
-from service.images.preprocessing import Preprocessing, prepare_pillow
+from service.images.preprocessing import prepare_pillow
 from service.model.directory import ModelDirectory
+from service.model.loading import preprocessing_of
 from service.settings import Settings, option_of
 from service.telemetry.metrics import Metrics
 from service.telemetry.stages import load_tracer
@@ -89,7 +90,7 @@ def create_app(
         model=model,
         engine=engine,
         metrics=metrics,
-        preprocessing=Preprocessing.of(
+        preprocessing=preprocessing_of(
             model.manifest, limits=settings.decode_limits, exif_orientation=settings.exif_orientation
         ),
         decode_pool=DecodePool(settings.decode_thread_count, on_abandoned=metrics.decodes_abandoned),

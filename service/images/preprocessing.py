@@ -31,7 +31,6 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError, _imaging
 from service.images import formats, jpeg
 from service.images.limits import DEFAULT_LIMITS, DecodeLimits, Essence, UnusableImage, corrupt, not_taken
 from service.images.rgb import as_rgb
-from service.model.directory import Manifest
 
 _USUAL_COLORSPACES = ("YCbCr", "Gray")
 _JPEG_WARNINGS = (
@@ -55,16 +54,6 @@ class Preprocessing:
     crop: tuple[int, int]
     limits: DecodeLimits = DEFAULT_LIMITS
     exif_orientation: bool = False
-
-    @classmethod
-    def of(cls, manifest: Manifest, *, limits: DecodeLimits, exif_orientation: bool) -> Preprocessing:
-        """Return what a model's manifest asks for, within the service's own limits."""
-        return cls(
-            resize=(manifest.preprocess.resize_height, manifest.preprocess.resize_width),
-            crop=(manifest.input.height, manifest.input.width),
-            limits=limits,
-            exif_orientation=exif_orientation,
-        )
 
     @property
     def crop_origin(self) -> tuple[int, int]:

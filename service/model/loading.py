@@ -1,12 +1,110 @@
-"""The engine of a service that is one process: a thread of it, made as the settings say."""
+"""From a model directory and the settings to a session on a device, and to an engine in a thread of this process."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+
+from service.engine.batcher import explain_buckets
 from service.engine.core import EngineObserver
+from service.engine.explaining import ModelWithExplain
 from service.engine.in_process import InProcessEngine
-from service.model.directory import ModelDirectory
-from service.processes.plan import explain_outputs, load_session
+from service.engine.runtime.session import DeviceOptions, OnnxSession
+from service.engine.types import StagingSession
+from service.errors import RepositoryError
+from service.images.limits import DecodeLimits
+from service.images.preprocessing import Preprocessing
+from service.model.directory import InputRecord, Manifest, ModelDirectory, OutputRecord
+from service.model.suitability import drawbacks
 from service.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+ENGINE_CACHE = "tensorrt"
+"""Folder of a model directory in which TensorRT keeps the engines that it has built."""
+
+
+def preprocessing_of(manifest: Manifest, *, limits: DecodeLimits, exif_orientation: bool) -> Preprocessing:
+    """Return what a model's manifest asks to be done to every image, within the service's own limits."""
+    return Preprocessing(
+        resize=(manifest.preprocess.resize_height, manifest.preprocess.resize_width),
+        crop=(manifest.input.height, manifest.input.width),
+        limits=limits,
+        exif_orientation=exif_orientation,
+    )
+
+
+def explain_outputs(model: ModelDirectory, settings: Settings) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return the outputs that say where the model looked, with their shapes; none where that is not served."""
+    explain = model.manifest.explain if settings.explain else None
+    return explain.outputs if explain else ()
+
+
+def output_shape(record: OutputRecord, image: InputRecord) -> tuple[int, ...]:
+    """Return an output's shape for the one size of image that the service sends.
+
+    Only stages follow the image's size, and those of every variant have maps of a 4th, 8th, 16th and 32nd of its sides.
+    """
+    if None not in record.shape:
+        return tuple(side for side in record.shape if side is not None)
+    name, stage, (channels, *_) = record.name, record.name.removeprefix("stage"), record.shape
+    if not stage.isdigit() or len(record.shape) != 3 or channels is None:
+        raise RepositoryError(f"output {name}: its shape {record.shape} leaves open what no input size determines")
+    divisor = 2 << int(stage)
+    return (channels, image.height // divisor, image.width // divisor)
+
+
+def load_session(
+    model: ModelDirectory, device: str, settings: Settings, *, threads: int | None = None
+) -> StagingSession:
+    """Load the model on a device as the settings say, but with `threads` where given; raises StartupError.
+
+    Where the model can say where it looked, and the settings do not forbid it, the graph for that is loaded beside it.
+    Warns of what makes the model slow on that device.
+    """
+    manifest = model.manifest
+    for drawback in drawbacks(manifest, device):
+        _log.warning(drawback)
+    options = DeviceOptions(
+        device=device,
+        threads=settings.threads if threads is None else threads,
+        provider_options=settings.provider_options,
+        cuda_graphs=settings.cuda_graphs,
+        strict_device=settings.strict_device,
+        shrink_arena_above=settings.shrink_arena_above,
+        self_check=settings.self_check,
+        precision=manifest.precision,
+        buckets=settings.buckets_for(device),
+        engine_cache=model.path / ENGINE_CACHE,
+    )
+    input_shape = (manifest.input.height, manifest.input.width, 3)
+    output_names = tuple(record.name for record in manifest.outputs)
+    session = OnnxSession.load(model.model_path, options, input_shape=input_shape, output_names=output_names)
+    explain_names = tuple(name for name, _ in explain_outputs(model, settings))
+    if not explain_names:
+        return session
+    explain = OnnxSession.load(
+        model.explain_path, explain_options(options), input_shape=input_shape, output_names=explain_names
+    )
+    return ModelWithExplain(session, explain)
+
+
+def explain_options(options: DeviceOptions) -> DeviceOptions:
+    """Return how the graph that says where the model looked is run, beside a model that is run with `options`.
+
+    It is float32 whatever the model is, and asked for rarely: it gets no CUDA graphs, which would keep memory for
+    every batch size, and hands back what a run took. TensorRT would build an engine of it for minutes: CUDA runs it.
+    """
+    to_cuda = options.device.startswith("tensorrt")
+    return dataclasses.replace(
+        options,
+        device=options.device.replace("tensorrt", "cuda"),
+        provider_options={} if to_cuda else options.provider_options,
+        cuda_graphs=False,
+        shrink_arena_above=0,
+        precision="fp32",
+        buckets=explain_buckets(options.buckets),
+    )
 
 
 def in_process_engine(

@@ -18,10 +18,10 @@ from service.engine.types import Outputs, Priority
 from service.errors import InferenceFailed, ServiceError, SettingsError
 from service.images.limits import UnusableImage
 from service.images.pool import DecodePool
-from service.images.preprocessing import Preprocessing, decode_into, prepare_pillow
+from service.images.preprocessing import decode_into, prepare_pillow
 from service.model.directory import ModelDirectory, select_model
+from service.model.loading import load_session, preprocessing_of
 from service.predictors.types import Fault, PredictorFailed, PredictorModel, Ranking, ranked
-from service.processes.plan import load_session
 from service.settings import Settings
 
 _BATCHES_UNDER_WAY = 4
@@ -40,7 +40,7 @@ class InProcessPredictor:
         self._top_k = settings.top_k
         self._concurrency = concurrency
         self._room = asyncio.Semaphore(concurrency)
-        self._preprocessing = Preprocessing.of(
+        self._preprocessing = preprocessing_of(
             model.manifest, limits=settings.decode_limits, exif_orientation=settings.exif_orientation
         )
         self._model = PredictorModel(

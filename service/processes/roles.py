@@ -17,7 +17,8 @@ from service.access.key_limits import KeyLimits
 from service.engine.control import ControlSocket, Start
 from service.engine.shared import Board, EngineRow, SlotMemory, WorkerRow, engine_name, worker_name
 from service.engine.types import EngineState
-from service.processes.plan import Plan, run_engine
+from service.processes.engine import run_engine
+from service.processes.plan import Plan
 from service.processes.worker import run_worker
 
 _STARTING_S = 60.0

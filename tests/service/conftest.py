@@ -21,7 +21,7 @@ from service.engine.types import Session
 from service.errors import StartupError
 from service.http.app import create_app
 from service.model.directory import ModelDirectory, open_model
-from service.processes.plan import explain_outputs, load_session
+from service.model.loading import explain_outputs, load_session
 from service.settings import Settings, load_settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracer

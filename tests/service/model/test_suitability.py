@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from service.model.directory import Manifest, open_model
+from service.model.loading import load_session
 from service.model.suitability import drawbacks
-from service.processes.plan import load_session
 from service.settings import Settings
 from tests.service import tiny_model
 

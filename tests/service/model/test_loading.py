@@ -12,7 +12,8 @@ from service.engine.explaining import ModelWithExplain
 from service.engine.runtime.session import DeviceOptions, OnnxSession
 from service.errors import RepositoryError
 from service.model.directory import open_model
-from service.processes.plan import Plan, explain_options, explain_outputs, load_session
+from service.model.loading import explain_options, explain_outputs, load_session
+from service.processes.plan import Plan
 from service.settings import Settings
 from tests.service import tiny_explain, tiny_model
 
