@@ -5,7 +5,7 @@ What a device cannot run at all, or computes wrongly, the session finds out when
 
 from __future__ import annotations
 
-from service.model.directory import Manifest
+from service.model.manifest import Manifest
 
 
 def drawbacks(manifest: Manifest, device: str) -> list[str]:
