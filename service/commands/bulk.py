@@ -140,10 +140,10 @@ async def _open_workplace(
         async with on_ray.open_cluster(options.ray, settings, journal, concurrency=options.concurrency) as cluster:
             yield cluster
         return
-    from service.bulk.run import Here
+    from service.bulk.run import LocalWorkplace
 
     async with source.open_source(options, settings) as predictor:
-        yield Here(predictor, journal)
+        yield LocalWorkplace(predictor, journal)
 
 
 def _finished(parts: Iterable[Part], journal: Journal) -> list[Part]:

@@ -9,7 +9,8 @@ from service.engine.batcher import explain_buckets
 from service.engine.core import EngineObserver
 from service.engine.explaining import ModelWithExplain
 from service.engine.in_process import InProcessEngine
-from service.engine.runtime.session import DeviceOptions, OnnxSession
+from service.engine.runtime.options import Device, DeviceOptions
+from service.engine.runtime.session import OnnxSession
 from service.engine.types import StagingSession
 from service.images.limits import DecodeLimits
 from service.images.preprocessing import Preprocessing
@@ -81,10 +82,11 @@ def explain_options(options: DeviceOptions) -> DeviceOptions:
     It is float32 whatever the model is, and asked for rarely: it gets no CUDA graphs, which would keep memory for
     every batch size, and hands back what a run took. TensorRT would build an engine of it for minutes: CUDA runs it.
     """
-    to_cuda = options.device.startswith("tensorrt")
+    device = Device.parse(options.device)
+    to_cuda = device.kind == "tensorrt"
     return dataclasses.replace(
         options,
-        device=options.device.replace("tensorrt", "cuda"),
+        device=str(Device("cuda", device.index) if to_cuda else device),
         provider_options={} if to_cuda else options.provider_options,
         cuda_graphs=False,
         shrink_arena_above=0,
@@ -94,7 +96,7 @@ def explain_options(options: DeviceOptions) -> DeviceOptions:
 
 
 def in_process_engine(
-    settings: Settings, model: ModelDirectory, *, device: str, observer: EngineObserver
+    settings: Settings, model: ModelDirectory, *, device: str, observer: EngineObserver | None = None
 ) -> InProcessEngine:
     """Return an engine, not started, that will load `model` on `device`, a resolved one."""
     return InProcessEngine(
