@@ -19,7 +19,8 @@ from typing import Any, Final
 
 from benchmarks.processes import RunningServer, resident_bytes
 from benchmarks.scenarios import Bench, Result, closed_loop_row, median
-from service.model.directory import EXPLAIN_FILE, MANIFEST_FILE, MODEL_FILE, ModelDirectory, select_model
+from service.model.directory import ModelDirectory, select_model
+from service.model.manifest import EXPLAIN_FILE, MANIFEST_FILE, MODEL_FILE
 
 WITH: Final = "with explain.onnx"
 WITHOUT: Final = "without"

@@ -172,7 +172,8 @@ def _add_graphs(subject: Subject, arguments: argparse.Namespace, folder: Path) -
 
 def _our_graph(name: str, export_args: str, subject: Subject, seed: int, folder: Path) -> Graph:
     from benchmarks.contenders import Graph
-    from service.model.directory import MODEL_FILE, open_model
+    from service.model.directory import open_model
+    from service.model.manifest import MODEL_FILE
 
     variant = subject.variant.name
     command = [sys.executable, "-m", "export", variant, "--random-weights", str(seed), "--repository", str(folder)]

@@ -15,7 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from service.model import directory as repository
+from service.model import manifest as contract
+from service.model.directory import sha256_of
 
 NAME = "dat_null"
 VERSION = 1
@@ -54,14 +55,14 @@ def write(root: Path) -> Path:
     """Write `<root>/dat_null/1`, a model directory that the service takes, and return it."""
     directory = root / NAME / str(VERSION)
     directory.mkdir(parents=True)
-    (directory / repository.MODEL_FILE).write_bytes(graph().SerializeToString())
+    (directory / contract.MODEL_FILE).write_bytes(graph().SerializeToString())
     rows = [f"{number}\tclass {number}" for number in range(CLASSES)]
-    (directory / repository.LABELS_FILE).write_text("\n".join(["class_id\tname", *rows]) + "\n")
+    (directory / contract.LABELS_FILE).write_text("\n".join(["class_id\tname", *rows]) + "\n")
     files = {
-        path.name: repository.FileRecord(sha256=repository.sha256_of(path), size_bytes=path.stat().st_size)
-        for path in (directory / repository.MODEL_FILE, directory / repository.LABELS_FILE)
+        path.name: contract.FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+        for path in (directory / contract.MODEL_FILE, directory / contract.LABELS_FILE)
     }
-    manifest = repository.Manifest(
+    manifest = contract.Manifest(
         name=NAME,
         version=VERSION,
         variant=NAME,
@@ -70,16 +71,20 @@ def write(root: Path) -> Path:
         opset=_OPSET,
         sampling="none",
         num_classes=CLASSES,
-        input=repository.InputRecord(height=SIZE, width=SIZE),
-        preprocess=repository.PreprocessRecord(
+        input=contract.InputRecord(height=SIZE, width=SIZE),
+        preprocess=contract.PreprocessRecord(
             resize_height=RESIZE, resize_width=RESIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
         ),
-        outputs=(repository.OutputRecord(name="logits", shape=(CLASSES,), max_abs_difference=0.0, reference_std=1.0),),
+        outputs=(
+            contract.OutputRecord(
+                name="logits", kind="vector", shape=(CLASSES,), classes=True, max_abs_difference=0.0, reference_std=1.0
+            ),
+        ),
         weights_source="none",
         weights_sha256=hashlib.sha256(b"").hexdigest(),
         files=files,
-        verification=repository.VerificationRecord(batch_sizes=(1,), provider="none", tolerance=1e-4),
+        verification=contract.VerificationRecord(batch_sizes=(1,), provider="none", tolerance=1e-4),
         exporter={"onnx": onnx.__version__},
     )
-    (directory / repository.MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2))
+    (directory / contract.MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2))
     return directory

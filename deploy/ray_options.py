@@ -17,7 +17,7 @@ OTHER_REQUESTS = 64
 HEALTH_CHECK_PERIOD_S = 2.0
 """Ray replaces a replica after three failed checks."""
 DRAIN_CHECK_PERIOD_S = 0.5
-LAST_ANSWERS_S = 5.0
+ENGINE_END_S = 5.0
 """Beyond the drain time, for the engine's end."""
 RETRY_AFTER_S = 1.0
 """What Ray says to those who find its own queue full."""
@@ -98,7 +98,7 @@ def deployment_options(placement: Placement, settings: Settings) -> dict[str, An
         "max_queued_requests": settings.max_queued_images,
         "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_AFTER_S},
         "graceful_shutdown_wait_loop_s": DRAIN_CHECK_PERIOD_S,
-        "graceful_shutdown_timeout_s": settings.drain_timeout_ms / 1000 + LAST_ANSWERS_S,
+        "graceful_shutdown_timeout_s": settings.drain_timeout_ms / 1000 + ENGINE_END_S,
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,
         "health_check_timeout_s": settings.heartbeat_timeout_ms / 1000,
         "logging_config": {"enable_access_log": False},  # the service has its own

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from export.errors import ExportError
-from export.graph import INPUT_NAME, Normalisation
+from export.graph import CLASS_OUTPUT, INPUT_NAME, Normalisation
 from export.verify import (
     TOLERANCES,
     Difference,
@@ -123,8 +123,8 @@ def judge(path: Path, model: DAT, normalisation: Normalisation, images: Images) 
             difference = compare(name, actual, expectation, "int8")
             if name not in worst or not difference.share <= worst[name].share:
                 worst[name] = difference
-        computed.append(outputs[names.index("logits")])
-        expected.append(reference[names.index("logits")])
+        computed.append(outputs[names.index(CLASS_OUTPUT)])
+        expected.append(reference[names.index(CLASS_OUTPUT)])
     logits, reference_logits = np.concatenate(computed), np.concatenate(expected)
     error = QuantizationError(
         tuple(worst.values()),

@@ -31,7 +31,8 @@ from models.dat import DAT
 
 INPUT_NAME: Final = "image"
 STAGE_NAMES: Final = ("stage1", "stage2", "stage3", "stage4")
-OUTPUT_NAMES: Final = ("logits", "embedding", *STAGE_NAMES)
+CLASS_OUTPUT: Final = "logits"
+OUTPUT_NAMES: Final = (CLASS_OUTPUT, "embedding", *STAGE_NAMES)
 SIZE_MULTIPLE: Final = 32
 """Heights and widths of dynamic graphs are multiples of this, the stride of the last stage."""
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import onnx
 
-from export.graph import INPUT_NAME, SIZE_MULTIPLE
+from export.graph import CLASS_OUTPUT, INPUT_NAME, SIZE_MULTIPLE, STAGE_NAMES
 from export.job import ExportJob
 from export.source import LoadedModel
 from export.targets import contrib_operators
 from export.verify import BATCH_SIZES, PROVIDER, TOLERANCES, Difference
+from models.config import DATConfig
 from models.variants import Variant
-from service.model.directory import (
+from service.model.directory import sha256_of
+from service.model.manifest import (
     ExplainRecord,
     FileRecord,
     InputRecord,
@@ -23,7 +25,6 @@ from service.model.directory import (
     PreprocessRecord,
     QuantizationRecord,
     VerificationRecord,
-    sha256_of,
 )
 
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime")
@@ -66,7 +67,7 @@ def manifest_of(
             mean=variant.mean,
             std=variant.std,
         ),
-        outputs=_output_records(graph, differences),
+        outputs=_output_records(loaded.model.config, graph, differences),
         weights_source=loaded.weights_source,
         weights_sha256=loaded.weights_sha256,
         files={path.name: _file_record(path) for path in sorted(directory.iterdir())},
@@ -90,7 +91,10 @@ def _file_record(path: Path) -> FileRecord:
     return FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
 
 
-def _output_records(graph: onnx.ModelProto, differences: tuple[Difference, ...]) -> tuple[OutputRecord, ...]:
+def _output_records(
+    config: DATConfig, graph: onnx.ModelProto, differences: tuple[Difference, ...]
+) -> tuple[OutputRecord, ...]:
+    strides = {name: config.stride(stage) for stage, name in enumerate(STAGE_NAMES)}
     shapes = {
         output.name: tuple(
             dimension.dim_value if dimension.HasField("dim_value") else None
@@ -101,7 +105,10 @@ def _output_records(graph: onnx.ModelProto, differences: tuple[Difference, ...])
     return tuple(
         OutputRecord(
             name=each.name,
+            kind="map" if each.name in strides else "vector",
             shape=shapes[each.name],
+            stride=strides.get(each.name),
+            classes=each.name == CLASS_OUTPUT,
             max_abs_difference=each.max_abs,
             reference_std=each.reference_std,
             rms_difference=each.rms,

@@ -22,15 +22,14 @@ from export.publish import check_free, new_version, next_version
 from export.quantization import quantize
 from export.source import LoadedModel, from_file, from_seed
 from export.verify import BATCH_SIZES, Difference, differences_table, verify
-from service.model.directory import (
+from service.model.directory import Label, open_model
+from service.model.manifest import (
     EXPLAIN_FILE,
     LABELS_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
     ExplainRecord,
-    Label,
     QuantizationRecord,
-    open_model,
 )
 
 

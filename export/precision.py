@@ -219,8 +219,8 @@ def samplers(graph: ir.Graph) -> set[ir.Node]:
 
 
 def head(graph: ir.Graph) -> set[ir.Node]:
-    """Find what follows the last normalisation: the pooling and the classifier."""
-    ends = [value for value in graph.outputs if value.name in ("logits", "embedding")]
+    """Find what leads from the last normalisation to the outputs that are vectors: the pooling and the classifier."""
+    ends = [value for value in graph.outputs if value.shape is not None and len(value.shape) == 2]
     return _before(ends, _MOVES | {"Add", "Gemm", "GlobalAveragePool", "MatMul", "ReduceMean"})
 
 

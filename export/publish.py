@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from export.errors import ExportError
-from service.model.directory import NAME_PATTERN
+from service.model.manifest import NAME_PATTERN
 
 
 def next_version(repository: Path, name: str) -> int:

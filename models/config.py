@@ -169,13 +169,17 @@ class DATConfig:
         sides = [2 * OUTPUT_STRIDE]
         for index, stage in enumerate(self.stages):
             if "N" in stage.layers:
-                sides.append(stage.neighborhood * self.patch_size * 2**index)
+                sides.append(stage.neighborhood * self.stride(index))
         return math.ceil(max(sides) / OUTPUT_STRIDE) * OUTPUT_STRIDE
+
+    def stride(self, stage: int) -> int:
+        """Return how many pixels of the image a cell of the feature map of stage 0 ... 3 has on each side."""
+        return self.patch_size << stage
 
     def map_size(self, stage: int, image_size: tuple[int, int]) -> tuple[int, int]:
         """Return height and width of the feature map of stage 0 ... 3."""
-        scale = self.patch_size * 2**stage
-        return image_size[0] // scale, image_size[1] // scale
+        stride = self.stride(stage)
+        return image_size[0] // stride, image_size[1] // stride
 
     def check_size(self, image_size: tuple[int, int]) -> None:
         """Raise SizeError, naming sizes that work, if no model of this configuration can take `image_size`."""

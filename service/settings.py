@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.access.keys import ApiKey, parse_entries
+from service.engine.runtime.options import Device
 from service.errors import SettingsError
 from service.images.limits import MAX_PIXELS, MAX_SCAN_PIXELS, MAX_SEGMENTS, DecodeLimits
 
@@ -212,12 +213,16 @@ class Settings(BaseSettings):
     @field_validator("device")
     @classmethod
     def _known_device(cls, device: str) -> str:
-        return device if device == "auto" else _named_device(device)
+        if device != "auto":
+            Device.parse(device)
+        return device
 
     @field_validator("devices")
     @classmethod
     def _known_devices(cls, devices: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_named_device(device) for device in devices)
+        for device in devices:
+            Device.parse(device)
+        return devices
 
     @field_validator("cors_origins")
     @classmethod
@@ -278,12 +283,6 @@ class Settings(BaseSettings):
         return self.decode_threads or max((os.cpu_count() or 1) // self.workers, 1)
 
 
-def _named_device(device: str) -> str:
-    if not re.fullmatch(r"cpu|(cuda|tensorrt)(:\d+)?", device):
-        raise ValueError(f"{device!r} is not a device; devices are cpu, cuda, cuda:1, tensorrt, tensorrt:1 ...")
-    return device
-
-
 def option_of(field: str) -> str:
     """Return the command line's name of a field."""
     return "--" + field.replace("_", "-")
@@ -295,7 +294,13 @@ def variable_of(field: str) -> str:
 
 
 def add_options(parser: argparse.ArgumentParser, *, only: Collection[str] | None = None) -> None:
-    """Add one option a field (of those named in `only`); options not given leave no trace in the parsed namespace."""
+    """Add one option a field (of those named in `only`); options not given leave no trace in the parsed namespace.
+
+    Raises ValueError where `only` names what is no field.
+    """
+    unknown = set(only or ()) - Settings.model_fields.keys()
+    if unknown:
+        raise ValueError(f"no settings: {', '.join(sorted(unknown))}")
     for name, field in Settings.model_fields.items():
         if only is not None and name not in only:
             continue

@@ -30,7 +30,6 @@ from service.predictors.ordered import in_order
 from service.predictors.types import Fault, Predictor, PredictorFailed, PredictorModel, ranked
 
 _READ_AHEAD_IMAGES = 16
-_LOGITS = "logits"
 R = TypeVar("R")
 
 
@@ -66,7 +65,7 @@ class Workplace(Protocol):
         ...
 
 
-class Here:
+class LocalWorkplace:
     """This process, with the predictor that it has opened."""
 
     def __init__(self, predictor: Predictor, journal: Journal) -> None:
@@ -169,7 +168,7 @@ async def _answer(item: Item, question: Question, predictor: Predictor) -> Answe
         data = await asyncio.to_thread(read_image, item.source, question.max_bytes)
     if isinstance(data, Fault):
         return data
-    outputs = await predictor.features(data, tuple(dict.fromkeys((_LOGITS, *question.outputs))))
+    outputs = await predictor.features(data, tuple(dict.fromkeys((predictor.model.class_output, *question.outputs))))
     if isinstance(outputs, Fault):
         return outputs
     try:

@@ -140,10 +140,10 @@ async def _open_workplace(
         async with on_ray.open_cluster(options.ray, settings, journal, concurrency=options.concurrency) as cluster:
             yield cluster
         return
-    from service.bulk.run import Here
+    from service.bulk.run import LocalWorkplace
 
     async with source.open_source(options, settings) as predictor:
-        yield Here(predictor, journal)
+        yield LocalWorkplace(predictor, journal)
 
 
 def _finished(parts: Iterable[Part], journal: Journal) -> list[Part]:
@@ -183,7 +183,14 @@ def _record(
         "top_k": settings.top_k,
         "column": options.column,
         "part_images": options.part_images,
+        **(_chosen_limits(settings) if in_process else {}),
     }
+
+
+def _chosen_limits(settings: Settings) -> dict[str, int]:
+    """Return the limits that older runs did not record, where they are not the defaults, which those had."""
+    limits = {name: getattr(settings, name) for name in ("max_image_scan_pixels", "max_image_segments")}
+    return {name: limit for name, limit in limits.items() if limit != Settings.model_fields[name].default}
 
 
 def _total(parts: Sequence[Part]) -> int | None:

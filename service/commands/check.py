@@ -42,5 +42,5 @@ def _check_device(settings: Settings, model: ModelDirectory, device: str) -> Non
         images = np.zeros((bucket, *session.input_shape), np.uint8)
         session.run(images, session.output_names)
         began_s = time.perf_counter()
-        session.run(images, ("logits",))
+        session.run(images, (manifest.class_output,))
         print(f"bucket    {bucket:<4} {(time.perf_counter() - began_s) * 1000:.2f} ms")

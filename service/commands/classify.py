@@ -14,8 +14,9 @@ from collections.abc import Callable
 from contextlib import aclosing
 
 from service.commands import source
-from service.commands.files import answers, find_files
-from service.commands.terminal import printable, progress, report_left_out
+from service.commands.answers import answers
+from service.commands.files import find_files
+from service.commands.terminal import printable, report_left_out
 from service.predictors.types import Fault, Ranking
 from service.settings import Settings, add_options
 
@@ -60,13 +61,12 @@ async def _classify(options: argparse.Namespace, settings: Settings) -> int:
             lambda image: predictor.classify(image, top_k=top_k),
             concurrency=predictor.concurrency,
             max_bytes=settings.max_body_bytes,
+            description="classifying",
         )
-        with progress(len(found.files), "classifying") as advance:
-            async with aclosing(under_way) as results:
-                async for path, result in results:
-                    show(path, result)
-                    is_whole = is_whole and not isinstance(result, Fault)
-                    advance()
+        async with aclosing(under_way) as results:
+            async for path, result in results:
+                show(path, result)
+                is_whole = is_whole and not isinstance(result, Fault)
     return 0 if is_whole else 1
 
 

@@ -8,9 +8,10 @@ from contextlib import aclosing
 from pathlib import Path
 
 from service.commands import source
-from service.commands.files import answers, images_below
+from service.commands.answers import answers
+from service.commands.files import images_below
 from service.commands.reports import Evaluation, as_json, as_text
-from service.commands.terminal import progress, report, report_left_out, say
+from service.commands.terminal import report, report_left_out, say
 from service.errors import SettingsError
 from service.evaluation.classes import Classes
 from service.evaluation.ground_truth import BadGroundTruth, Known, by_file, by_folders
@@ -110,24 +111,23 @@ def _known_images(options: argparse.Namespace, classes: Classes) -> tuple[list[K
 
 
 async def _count(evaluation: Evaluation, known: list[Known], predictor: Predictor, *, max_bytes: int) -> None:
-    with progress(len(known), "evaluating") as advance:
-        for image in known:
-            if image.path is None:
-                fault = Fault("not_found", "The ground truth names it, and the folder does not hold it.")
-                report(image.name, fault)
-                evaluation.add(image, fault)
-                advance()
-        there = [image for image in known if image.path is not None]
-        under_way = answers(
-            [image.path for image in there if image.path is not None],
-            lambda data: predictor.classify(data, top_k=TOP),
-            concurrency=predictor.concurrency,
-            max_bytes=max_bytes,
-        )
-        truths = iter(there)
-        async with aclosing(under_way) as results:
-            async for path, result in results:
-                if isinstance(result, Fault):
-                    report(path, result)
-                evaluation.add(next(truths), result)
-                advance()
+    there = [(image, image.path) for image in known if image.path is not None]
+    for image in known:
+        if image.path is None:
+            fault = Fault("not_found", "The ground truth names it, and the folder does not hold it.")
+            report(image.name, fault)
+            evaluation.add(image, fault)
+    under_way = answers(
+        [path for _, path in there],
+        lambda data: predictor.classify(data, top_k=TOP),
+        concurrency=predictor.concurrency,
+        max_bytes=max_bytes,
+        description="evaluating",
+        done=len(known) - len(there),
+    )
+    images = (image for image, _ in there)
+    async with aclosing(under_way) as results:
+        async for path, result in results:
+            if isinstance(result, Fault):
+                report(path, result)
+            evaluation.add(next(images), result)

@@ -8,9 +8,10 @@ from contextlib import aclosing
 from pathlib import Path
 
 from service.commands import source
+from service.commands.answers import answers
 from service.commands.archive import ArchiveWriter
-from service.commands.files import Found, answers, find_files
-from service.commands.terminal import progress, report, report_left_out, say
+from service.commands.files import Found, find_files
+from service.commands.terminal import report, report_left_out, say
 from service.errors import SettingsError
 from service.predictors.types import Fault, Predictor
 from service.settings import Settings
@@ -72,12 +73,11 @@ async def _fill(
         lambda image: predictor.features(image, outputs),
         concurrency=predictor.concurrency,
         max_bytes=max_bytes,
+        description="extracting",
     )
-    with progress(len(found.files), "extracting") as advance:
-        async with aclosing(under_way) as results:
-            async for path, result in results:
-                if isinstance(result, Fault):
-                    report(path, result)
-                else:
-                    archive.add(path, result)
-                advance()
+    async with aclosing(under_way) as results:
+        async for path, result in results:
+            if isinstance(result, Fault):
+                report(path, result)
+            else:
+                archive.add(path, result)

@@ -1,4 +1,4 @@
-"""The image files that a command was given: found, and read without taking in what is too large.
+"""The image files that a command was given.
 
 Finding gives the whole list at once, as strings, so that what is missing is named before any work begins and a
 progress bar knows its end; a hundred thousand paths take about ten megabytes.
@@ -6,20 +6,14 @@ progress bar knows its end; a hundred thousand paths take about ten megabytes.
 
 from __future__ import annotations
 
-import asyncio
 import glob
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from service.images.names import SUFFIXES, LeftOut
-from service.predictors.files import read_image, reason_of
-from service.predictors.ordered import in_order
+from service.predictors.files import reason_of
 from service.predictors.types import Fault
-
-R = TypeVar("R")
 
 
 @dataclass(slots=True)
@@ -95,17 +89,3 @@ def _add_folder(folder: str, found: Found, suffixes: tuple[str, ...], without: s
     found.files.extend(images_below(folder, found.faults, found.left_out, suffixes=suffixes, without=without))
     if len(found.files) + len(found.faults) == before:
         found.faults[folder] = Fault("no_images", "The folder holds no images.")
-
-
-async def answers(
-    files: Sequence[str], ask: Callable[[bytes], Awaitable[R | Fault]], *, concurrency: int, max_bytes: int
-) -> AsyncGenerator[tuple[str, R | Fault], None]:
-    """Yield each file with what `ask` says of its bytes, in order; close it where it may not be read to its end."""
-
-    async def answer(path: str) -> R | Fault:
-        data = await asyncio.to_thread(read_image, path, max_bytes)
-        return data if isinstance(data, Fault) else await ask(data)
-
-    async with aclosing(in_order(files, answer, concurrency=concurrency)) as results:
-        async for each in results:
-            yield each

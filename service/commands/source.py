@@ -11,6 +11,7 @@ from pathlib import Path
 
 from service.commands.options import given_settings, settings_from
 from service.errors import SettingsError
+from service.model.manifest import unknown_outputs
 from service.predictors.types import Predictor, PredictorModel
 from service.settings import CLIENT_API_KEY, Settings, add_options, option_of
 from service.telemetry.logs import configure_logging
@@ -21,7 +22,7 @@ _OF_A_PROCESS = frozenset(
     {
         "repository", "model_version", "device", "threads", "decode_threads", "strict_device", "cuda_graphs",
         "self_check", "shrink_arena_above", "provider_options", "batch_buckets", "max_delay_ms", "hang_timeout_ms",
-        "max_image_pixels", "exif_orientation",
+        "max_image_pixels", "max_image_scan_pixels", "max_image_segments", "exif_orientation",
     }
 )  # fmt: skip
 """Settings that a server has chosen for itself."""
@@ -90,11 +91,8 @@ async def open_source(options: argparse.Namespace, settings: Settings) -> AsyncI
 def checked_outputs(text: str, model: PredictorModel) -> tuple[str, ...]:
     """Return the outputs that a list with commas names, each once; raises SettingsError where the model lacks one."""
     outputs = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    unknown = [name for name in outputs if name not in model.outputs]
-    if unknown:
-        raise SettingsError(
-            f"--outputs: the model has no {', '.join(map(repr, unknown))}; it has {', '.join(model.outputs)}"
-        )
+    if lacking := unknown_outputs(outputs, model.outputs):
+        raise SettingsError(f"--outputs: {lacking}")
     return outputs
 
 

@@ -39,6 +39,7 @@ from service.images.pool import DecodePool
 from service.images.preprocessing import prepare_pillow
 from service.model.directory import ModelDirectory
 from service.model.loading import preprocessing_of
+from service.model.manifest import unknown_outputs
 from service.settings import Settings, option_of
 from service.telemetry.metrics import Metrics
 from service.telemetry.stages import load_tracer
@@ -81,7 +82,8 @@ def create_app(
     settings say; it ends with the application. `key_limits` is shared by several workers.
     """
     prepare_pillow()
-    _check_outputs(settings, model)
+    if lacking := unknown_outputs(settings.v2_outputs, model.manifest.output_names):
+        raise SettingsError(f"{option_of('v2_outputs')}: {lacking}")
     tracer = tracer or load_tracer(settings)
     metrics.watch(engine)
     metrics.describe(model.manifest)
@@ -179,12 +181,3 @@ async def _lifespan(
         service.decode_pool.shutdown(_THREADS_END_S)
         if tracer is not None:
             await tracer.shutdown()
-
-
-def _check_outputs(settings: Settings, model: ModelDirectory) -> None:
-    known = [record.name for record in model.manifest.outputs]
-    unknown = [name for name in settings.v2_outputs if name not in known]
-    if unknown:
-        raise SettingsError(
-            f"{option_of('v2_outputs')}: the model has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
-        )

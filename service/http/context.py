@@ -16,7 +16,8 @@ from service.http.in_flight import InFlight
 from service.http.middleware import context_of
 from service.images.pool import DecodePool
 from service.images.preprocessing import Preprocessing
-from service.model.directory import ExplainRecord, ModelDirectory
+from service.model.directory import ModelDirectory
+from service.model.manifest import ExplainRecord
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 

@@ -9,12 +9,13 @@ from service.engine.batcher import explain_buckets
 from service.engine.core import EngineObserver
 from service.engine.explaining import ModelWithExplain
 from service.engine.in_process import InProcessEngine
-from service.engine.runtime.session import DeviceOptions, OnnxSession
+from service.engine.runtime.options import Device, DeviceOptions
+from service.engine.runtime.session import OnnxSession
 from service.engine.types import StagingSession
-from service.errors import RepositoryError
 from service.images.limits import DecodeLimits
 from service.images.preprocessing import Preprocessing
-from service.model.directory import InputRecord, Manifest, ModelDirectory, OutputRecord
+from service.model.directory import ModelDirectory
+from service.model.manifest import Manifest
 from service.model.suitability import drawbacks
 from service.settings import Settings
 
@@ -40,20 +41,6 @@ def explain_outputs(model: ModelDirectory, settings: Settings) -> tuple[tuple[st
     return explain.outputs if explain else ()
 
 
-def output_shape(record: OutputRecord, image: InputRecord) -> tuple[int, ...]:
-    """Return an output's shape for the one size of image that the service sends.
-
-    Only stages follow the image's size, and those of every variant have maps of a 4th, 8th, 16th and 32nd of its sides.
-    """
-    if None not in record.shape:
-        return tuple(side for side in record.shape if side is not None)
-    name, stage, (channels, *_) = record.name, record.name.removeprefix("stage"), record.shape
-    if not stage.isdigit() or len(record.shape) != 3 or channels is None:
-        raise RepositoryError(f"output {name}: its shape {record.shape} leaves open what no input size determines")
-    divisor = 2 << int(stage)
-    return (channels, image.height // divisor, image.width // divisor)
-
-
 def load_session(
     model: ModelDirectory, device: str, settings: Settings, *, threads: int | None = None
 ) -> StagingSession:
@@ -70,6 +57,7 @@ def load_session(
         threads=settings.threads if threads is None else threads,
         provider_options=settings.provider_options,
         cuda_graphs=settings.cuda_graphs,
+        graph_profiles=(manifest.vectors,),
         strict_device=settings.strict_device,
         shrink_arena_above=settings.shrink_arena_above,
         self_check=settings.self_check,
@@ -78,8 +66,7 @@ def load_session(
         engine_cache=model.path / ENGINE_CACHE,
     )
     input_shape = (manifest.input.height, manifest.input.width, 3)
-    output_names = tuple(record.name for record in manifest.outputs)
-    session = OnnxSession.load(model.model_path, options, input_shape=input_shape, output_names=output_names)
+    session = OnnxSession.load(model.model_path, options, input_shape=input_shape, output_names=manifest.output_names)
     explain_names = tuple(name for name, _ in explain_outputs(model, settings))
     if not explain_names:
         return session
@@ -95,10 +82,11 @@ def explain_options(options: DeviceOptions) -> DeviceOptions:
     It is float32 whatever the model is, and asked for rarely: it gets no CUDA graphs, which would keep memory for
     every batch size, and hands back what a run took. TensorRT would build an engine of it for minutes: CUDA runs it.
     """
-    to_cuda = options.device.startswith("tensorrt")
+    device = Device.parse(options.device)
+    to_cuda = device.kind == "tensorrt"
     return dataclasses.replace(
         options,
-        device=options.device.replace("tensorrt", "cuda"),
+        device=str(Device("cuda", device.index) if to_cuda else device),
         provider_options={} if to_cuda else options.provider_options,
         cuda_graphs=False,
         shrink_arena_above=0,
@@ -108,7 +96,7 @@ def explain_options(options: DeviceOptions) -> DeviceOptions:
 
 
 def in_process_engine(
-    settings: Settings, model: ModelDirectory, *, device: str, observer: EngineObserver
+    settings: Settings, model: ModelDirectory, *, device: str, observer: EngineObserver | None = None
 ) -> InProcessEngine:
     """Return an engine, not started, that will load `model` on `device`, a resolved one."""
     return InProcessEngine(

@@ -5,12 +5,13 @@ What a device cannot run at all, or computes wrongly, the session finds out when
 
 from __future__ import annotations
 
-from service.model.directory import Manifest
+from service.engine.runtime.options import Device
+from service.model.manifest import Manifest
 
 
 def drawbacks(manifest: Manifest, device: str) -> list[str]:
     """Return a sentence for each way in which a model's form costs speed on a device such as `cpu` or `cuda:1`."""
-    kind = device.partition(":")[0]
+    kind = Device.parse(device).kind
     model = f"{manifest.name} version {manifest.version}"
     found = []
     if kind == "cpu" and manifest.precision == "fp16":

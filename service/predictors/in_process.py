@@ -20,7 +20,7 @@ from service.images.limits import UnusableImage
 from service.images.pool import DecodePool
 from service.images.preprocessing import decode_into, prepare_pillow
 from service.model.directory import ModelDirectory, select_model
-from service.model.loading import load_session, preprocessing_of
+from service.model.loading import in_process_engine, preprocessing_of
 from service.predictors.types import Fault, PredictorFailed, PredictorModel, Ranking, ranked
 from service.settings import Settings
 
@@ -47,7 +47,8 @@ class InProcessPredictor:
             model.manifest.name,
             model.manifest.version,
             model.labels,
-            {record.name: record.shape for record in model.manifest.outputs},
+            model.manifest.shapes,
+            model.manifest.class_output,
             precision=model.manifest.precision,
             created=model.manifest.created,
             weights_sha256=model.manifest.weights_sha256,
@@ -65,7 +66,7 @@ class InProcessPredictor:
 
     async def classify(self, image: bytes, *, top_k: int | None = None) -> Ranking | Fault:
         """Return the most likely classes of one image; see `Predictor`."""
-        outputs = await self.features(image, ("logits",))
+        outputs = await self.features(image, (self._model.class_output,))
         if isinstance(outputs, Fault):
             return outputs
         try:
@@ -106,19 +107,17 @@ async def open_predictor(settings: Settings, *, concurrency: int | None = None) 
     if settings.devices:
         raise SettingsError("one process runs on one device: give `device`, not `devices`, or ask a server")
     prepare_pillow()
-    settings = settings.model_copy(update={"explain": False})  # nobody asks for it here
     model = select_model(settings.repository, name=settings.model, version=settings.model_version)
     device = resolve_device(settings.device)
-    buckets = settings.buckets_for(device)
-    under_way = concurrency or _BATCHES_UNDER_WAY * max(buckets) + settings.decode_thread_count
-    engine = InProcessEngine(
-        lambda: load_session(model, device, settings),
-        buckets=buckets,
+    largest_batch = max(settings.buckets_for(device))
+    under_way = concurrency or _BATCHES_UNDER_WAY * largest_batch + settings.decode_thread_count
+    used = {
+        "explain": False,  # nobody asks for it here
+        "max_wait_ms": 0,
         # An image that was given up keeps its slot while a thread or a batch is still at it.
-        max_queued_images=under_way + settings.decode_thread_count + max(buckets),
-        max_delay_s=settings.max_delay_ms / 1000,
-        hang_after_s=settings.hang_timeout_ms / 1000,
-    )
+        "max_queued_images": under_way + settings.decode_thread_count + largest_batch,
+    }
+    engine = in_process_engine(settings.model_copy(update=used), model, device=device)
     pool = DecodePool(settings.decode_thread_count)
     await engine.start()
     try:

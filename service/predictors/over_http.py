@@ -34,6 +34,8 @@ _AGAIN = frozenset({408, 429, 502, 503, 504})
 """Statuses that say nothing against the request: it was too early, too late or too slow."""
 _OF_THE_IMAGE = frozenset({413, 500})
 """Statuses that concern one image, whatever becomes of others; besides them the problem with bad images."""
+_CLASS_OUTPUT = "logits"
+"""As the service's interface has it."""
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 10.0, 120.0
 
 
@@ -219,6 +221,7 @@ async def open_predictor(
             version=details["version"],
             labels=tuple(Label(each["class_id"], each["name"], each["synset"]) for each in details["labels"]),
             outputs={each["name"]: tuple(each["shape"]) for each in details["outputs"]},
+            class_output=_CLASS_OUTPUT,
             precision=details["precision"],
             created=details["created"],
             weights_sha256=details["weights_sha256"],

@@ -36,7 +36,9 @@ class PredictorModel:
     version: int
     labels: tuple[Label, ...]
     outputs: Mapping[str, tuple[int | None, ...]]
-    """Every output that can be asked for, with its shape for one image."""
+    """Every output that can be asked for, with its shape for one image; None where a server leaves that open."""
+    class_output: str
+    """The one of them whose values are one a class."""
     precision: str
     created: str
     """When it was exported, ISO 8601, UTC."""
@@ -53,8 +55,8 @@ Ranking: TypeAlias = Sequence[Prediction]
 
 
 def ranked(outputs: Outputs, model: PredictorModel, k: int) -> Ranking:
-    """Return the `k` most likely classes by `outputs`, which hold `logits`; raises InferenceFailed if not finite."""
-    best = top_k(softmax(outputs["logits"]), k)
+    """Return the `k` most likely classes by the class output among `outputs`; raises InferenceFailed."""
+    best = top_k(softmax(outputs[model.class_output]), k)
     return [Prediction(class_id, model.labels[class_id].name, score) for class_id, score in best]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from service.engine.shared import Board, Geometry
 from service.errors import RepositoryError
 from service.model.directory import ModelDirectory
-from service.model.loading import explain_outputs, output_shape
+from service.model.loading import explain_outputs
 from service.settings import Settings
 from service.telemetry.logs import configure_logging
 from service.telemetry.metrics import Metrics
@@ -34,7 +34,7 @@ class Plan:
             return Geometry(
                 slots=self.settings.slots_of_a_worker,
                 input_shape=(manifest.input.height, manifest.input.width, 3),
-                outputs=tuple((record.name, output_shape(record, manifest.input)) for record in manifest.outputs),
+                outputs=tuple(manifest.shapes.items()),
                 explain=explain_outputs(self.model, self.settings),
             )
         except ValueError as error:

@@ -32,7 +32,7 @@ from prometheus_client.samples import Sample
 
 from service.engine.core import DropReason
 from service.engine.types import EngineState
-from service.model.directory import Manifest
+from service.model.manifest import Manifest
 
 STAGE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 

@@ -19,6 +19,7 @@ from export.source import from_seed
 from export.verify import TOLERANCES, open_session
 from models.variants import VARIANTS
 from service.model.directory import find_models, open_model
+from service.model.manifest import MANIFEST_FILE
 
 DEMO = VARIANTS["dat_demo"]
 DEMO_SIZE = (DEMO.input_size, DEMO.input_size)
@@ -83,6 +84,12 @@ def test_export_makes_a_directory_that_the_service_opens(tmp_path: Path, capsys:
     assert {name: output.shape[1:] for name, output in outputs.items()} == {
         record.name: record.shape for record in manifest.outputs
     }
+    assert (manifest.task, manifest.class_output, manifest.vectors) == (
+        "classification", "logits", ("logits", "embedding"),
+    )  # fmt: skip
+    assert [record.stride for record in manifest.outputs if record.kind == "map"] == [4, 8, 16, 32]
+    document = json.loads((opened.path / MANIFEST_FILE).read_text())
+    assert {"kind", "stride", "classes"} <= document["outputs"][0].keys()
 
 
 @pytest.mark.usefixtures("exported_before")

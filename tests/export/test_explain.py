@@ -25,7 +25,8 @@ from models.dat import DAT
 from models.demo.train import WEIGHTS_FILE
 from models.variants import VARIANTS
 from service.errors import RepositoryError
-from service.model.directory import EXPLAIN_FILE, MANIFEST_FILE, MODEL_FILE, ModelDirectory, open_model
+from service.model.directory import ModelDirectory, open_model
+from service.model.manifest import EXPLAIN_FILE, MANIFEST_FILE, MODEL_FILE
 from tests.export.conftest import NORMALISATION, Exported
 from tests.export.networks import NETWORKS, SIZE, dynamic, first_generation
 from tests.golden import synthetic

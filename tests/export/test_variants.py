@@ -10,7 +10,8 @@ from export.__main__ import main
 from export.graph import OUTPUT_NAMES
 from export.sampling import STRATEGY_NAMES
 from models.variants import VARIANTS
-from service.model.directory import Manifest, open_model
+from service.model.directory import open_model
+from service.model.manifest import Manifest
 from tests.conftest import ExportOnce
 
 IN_EVERY_RUN = {("dat_tiny", "gridsample"), ("dat_pp_tiny", "gather")}

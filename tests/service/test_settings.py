@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 
 import pytest
 
@@ -65,7 +67,7 @@ def test_provider_options_without_a_name_or_value_are_refused(given: str) -> Non
         parsed("--provider-options", given)
 
 
-@pytest.mark.parametrize("given", ["gpu", "cuda:", "auto:1", "cpu:1"])
+@pytest.mark.parametrize("given", ["gpu", "cuda:", "auto:1", "cpu:1", "cuda:00"])
 def test_unknown_devices_are_refused(given: str) -> None:
     with pytest.raises(SettingsError, match=r"--device: .* is not a device"):
         parsed("--device", given)
@@ -157,3 +159,13 @@ def test_buckets_follow_the_device_unless_given() -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_settings().port = 1  # type: ignore[misc]
+
+
+def test_settings_know_devices_without_the_runtime() -> None:
+    program = "import sys, service.settings; assert 'onnxruntime' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_options_of_what_is_no_field_are_a_mistake() -> None:
+    with pytest.raises(ValueError, match="no settings: max_pixels"):
+        add_options(argparse.ArgumentParser(), only=("top_k", "max_pixels"))

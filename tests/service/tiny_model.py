@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from service.model import directory as repository
+from service.model import manifest as contract
 from tests.service import tiny_explain
 
 NAME, VERSION = "tiny", 3
@@ -89,24 +89,24 @@ def write(root: Path, *, name: str = NAME, version: int = VERSION, explain: bool
     """Write `<root>/<name>/<version>` and return it."""
     directory = root / name / str(version)
     directory.mkdir(parents=True)
-    (directory / repository.MODEL_FILE).write_bytes(graph().SerializeToString())
+    (directory / contract.MODEL_FILE).write_bytes(graph().SerializeToString())
     if explain:
-        (directory / repository.EXPLAIN_FILE).write_bytes(tiny_explain.graph(SIZE).SerializeToString())
+        (directory / contract.EXPLAIN_FILE).write_bytes(tiny_explain.graph(SIZE).SerializeToString())
     rows = [f"{number}\t{label}" for number, label in enumerate(LABELS)]
-    (directory / repository.LABELS_FILE).write_text("\n".join(["class_id\tname", *rows]) + "\n")
+    (directory / contract.LABELS_FILE).write_text("\n".join(["class_id\tname", *rows]) + "\n")
     write_manifest(directory, name=name, version=version)
     return directory
 
 
 def write_manifest(directory: Path, *, name: str = NAME, version: int = VERSION) -> None:
     files = {
-        path.name: repository.FileRecord(
+        path.name: contract.FileRecord(
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(), size_bytes=path.stat().st_size
         )
         for path in directory.iterdir()
-        if path.name != repository.MANIFEST_FILE
+        if path.name != contract.MANIFEST_FILE
     }
-    manifest = repository.Manifest(
+    manifest = contract.Manifest(
         name=name,
         version=version,
         variant="tiny",
@@ -115,17 +115,25 @@ def write_manifest(directory: Path, *, name: str = NAME, version: int = VERSION)
         opset=20,
         sampling="none",
         num_classes=CLASSES,
-        input=repository.InputRecord(height=SIZE, width=SIZE),
-        preprocess=repository.PreprocessRecord(resize_height=RESIZE, resize_width=RESIZE, mean=MEAN, std=STD),
+        input=contract.InputRecord(height=SIZE, width=SIZE),
+        preprocess=contract.PreprocessRecord(resize_height=RESIZE, resize_width=RESIZE, mean=MEAN, std=STD),
         outputs=tuple(
-            repository.OutputRecord(name=output, shape=shape, max_abs_difference=0.0, reference_std=1.0)
+            contract.OutputRecord(
+                name=output,
+                kind="map" if output in POOLS else "vector",
+                shape=shape,
+                stride=POOLS.get(output),
+                classes=output == "logits",
+                max_abs_difference=0.0,
+                reference_std=1.0,
+            )
             for output, shape in shapes().items()
         ),
         weights_source="seed 7",
         weights_sha256="0" * 64,
         files=files,
-        verification=repository.VerificationRecord(batch_sizes=(1,), provider="none", tolerance=1e-3),
-        explain=tiny_explain.RECORD if repository.EXPLAIN_FILE in files else None,
+        verification=contract.VerificationRecord(batch_sizes=(1,), provider="none", tolerance=1e-3),
+        explain=tiny_explain.RECORD if contract.EXPLAIN_FILE in files else None,
         exporter={},
     )
-    (directory / repository.MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2))
+    (directory / contract.MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2))

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
-from service.errors import DeviceUnavailable, SettingsError
+from service.errors import SettingsError
 
 DeviceKind = Literal["cpu", "cuda", "tensorrt"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -96,15 +96,11 @@ class Device:
 
     @classmethod
     def parse(cls, name: str) -> Device:
-        """Return the device of that name; raises DeviceUnavailable where there is no such kind."""
-        match = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d+))?", name)
-        if match is None:
-            raise DeviceUnavailable(
-                f"There is no device {name!r}; the devices are auto, cpu, cuda and tensorrt, with :1, :2 ... for "
-                "further GPUs."
-            )
-        kind: DeviceKind = match[1]  # type: ignore[assignment]  # the expression above holds the three kinds
-        return cls(kind, int(match[2] or 0))
+        """Return the device of that name: `cpu`, `cuda`, `cuda:1` ...; raises ValueError where it names none."""
+        if not re.fullmatch(r"cpu|(cuda|tensorrt)(:(0|[1-9][0-9]*))?", name):
+            raise ValueError(f"{name!r} is not a device; devices are cpu, cuda, cuda:1, tensorrt, tensorrt:1 ...")
+        kind, _, index = name.partition(":")
+        return cls(cast(DeviceKind, kind), int(index or 0))
 
 
 def provider_options(device: Device, asked: Mapping[str, str]) -> dict[str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from service.http.answers.schemas import AnswerModel
-from service.model.directory import ExplainLayerRecord, ExplainRecord, Label, Manifest, ModelDirectory
+from service.model.directory import Label, ModelDirectory
+from service.model.manifest import ExplainLayerRecord, ExplainRecord, Manifest
 
 
 class LabelEntry(AnswerModel):

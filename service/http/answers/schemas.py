@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypeAliasType
 
-from service.model.directory import Manifest
+from service.model.manifest import Manifest
 
 DType = TypeAliasType("DType", Literal["float32", "float16"])
 """Type of the numbers of features."""

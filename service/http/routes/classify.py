@@ -40,7 +40,7 @@ async def classify(
     """Answer with the `top_k` most likely classes of each image, their scores being softmax probabilities."""
     negotiate(request.headers.get("accept"), (JSON,))
     k = min(parameters.top_k or service.settings.top_k, service.model.manifest.num_classes)
-    inferred = await infer(request, service, parameters, outputs=frozenset({"logits"}))
+    inferred = await infer(request, service, parameters, outputs=frozenset({service.model.manifest.class_output}))
     return await in_thread_if_large(len(inferred.answers) * k * 8, lambda: _response(request, service, inferred, k))
 
 
@@ -61,7 +61,8 @@ def _result(inferred: Inferred[Upload], index: int, labels: Sequence[Label], k: 
     upload = inferred.images[index]
     if index in inferred.faults:
         return failed_image(upload, inferred.faults[index])
-    best = top_k(softmax(inferred.answers[index].outputs["logits"]), k)
+    (logits,) = inferred.answers[index].outputs.values()
+    best = top_k(softmax(logits), k)
     return ClassifiedImage(
         index=index,
         filename=upload.filename,

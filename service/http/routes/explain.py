@@ -33,7 +33,7 @@ from service.http.responses import (
 from service.images import overlay
 from service.images.points import GroupedPoints, QueryCell, View, weights_of
 from service.images.preprocessing import ImageTimings, Preprocessing, decode
-from service.model.directory import ExplainLayerRecord, ExplainRecord, attention_output, position_output
+from service.model.manifest import ExplainLayerRecord, ExplainRecord, attention_output, position_output
 
 PNG = "image/png"
 Layers = Mapping[int, ExplainLayerRecord]

@@ -29,7 +29,7 @@ from service.http.responses import (
     rendered_answer,
     timings_ms,
 )
-from service.model.directory import Manifest
+from service.model.manifest import Manifest
 from service.model.postprocess import l2_normalized
 
 NPZ = "application/x-npz"

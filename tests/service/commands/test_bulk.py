@@ -163,6 +163,8 @@ def test_another_run_is_refused_with_what_is_different(
     status, summary, errors = bulk(capfd, *arguments, "--top-k", 2)
     assert (status, summary) == (1, {})
     assert "top_k was 5 and is 2" in errors
+    _, _, errors = bulk(capfd, *arguments, "--max-image-segments", 9)
+    assert "max_image_segments was null and is 9" in errors
     (given / "012.png").write_bytes(photo())
     status, summary, errors = bulk(capfd, *arguments)
     assert (status, summary) == (1, {})

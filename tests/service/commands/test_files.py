@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from service.commands.files import answers, find_files
+from service.commands.files import find_files
 from service.images.formats import FORMATS
 from service.images.names import SUFFIXES, LeftOut
 from service.predictors.files import read_image
@@ -101,14 +101,3 @@ def test_a_file_that_is_too_large_or_cannot_be_read_has_a_fault(tmp_path: Path) 
     assert large.code == "too_large"
     assert read_image(str(tmp_path / "gone.png"), 8) == Fault("unreadable", "No such file or directory.")
     assert read_image(str(tmp_path), 8) == Fault("unreadable", "Is a directory.")
-
-
-async def test_every_file_has_an_answer_or_a_fault_in_order(tmp_path: Path) -> None:
-    write(tmp_path, "a.png", "c.png")
-    files = [str(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
-
-    async def ask(data: bytes) -> str:
-        return data.decode()
-
-    seen = [result async for _, result in answers(files, ask, concurrency=2, max_bytes=100)]
-    assert seen == ["a.png", Fault("unreadable", "No such file or directory."), "c.png"]

@@ -7,18 +7,34 @@ import pytest
 
 from service.commands import source
 from service.errors import SettingsError
-from service.settings import CLIENT_API_KEY, load_settings
+from service.settings import CLIENT_API_KEY, Settings, load_settings
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser()
+    source.add_arguments(made)
+    return made
 
 
 def parsed(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    source.add_arguments(parser)
-    return parser.parse_args(arguments)
+    return parser().parse_args(arguments)
 
 
 def test_what_a_server_has_chosen_cannot_be_asked_of_it() -> None:
     with pytest.raises(SettingsError, match="--device, --threads: the server at --url"):
         source.prepare(parsed("--url", "http://service", "--threads", "2", "--device", "cpu", "--model", "demo"))
+
+
+def test_every_setting_is_of_whoever_answers_or_of_serving_alone() -> None:
+    serving_alone = {
+        "devices", "host", "port", "root_path", "forwarded_allow_ips", "workers", "max_images", "max_queued_images",
+        "max_wait_ms", "timeout_ms", "receive_timeout_ms", "keep_alive_timeout_ms", "drain_timeout_ms",
+        "heartbeat_timeout_ms", "max_restart_delay_ms", "explain", "v2_outputs", "tracing", "api_keys", "cors_origins",
+        "tls_certificate", "tls_key", "tls_key_password", "tls_ca_certificates",
+    }  # fmt: skip
+    of_some_commands = {"top_k"}
+    offered = {action.dest for action in parser()._actions}
+    assert Settings.model_fields.keys() - offered == serving_alone | of_some_commands
 
 
 def test_a_key_without_a_server_is_a_mistake(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from service.model.directory import Manifest, open_model
+from service.model.directory import open_model
 from service.model.loading import load_session
+from service.model.manifest import Manifest
 from service.model.suitability import drawbacks
 from service.settings import Settings
 from tests.service import tiny_model

@@ -24,7 +24,7 @@ from service.http.routes.v2.schemas import (
     ServerMetadata,
     TensorMetadata,
 )
-from service.model.directory import Manifest
+from service.model.manifest import Manifest
 
 NAME = "dat-serve"
 EXTENSIONS = (

@@ -31,7 +31,7 @@ from service.http.routes.v2.images import (
     images_from_json,
 )
 from service.http.routes.v2.schemas import InferInput, InferRequest, ProtocolParameters, RequestedOutput
-from service.model.directory import Manifest
+from service.model.manifest import Manifest
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 IMAGE_DATATYPE = "X-Image-Datatype"

@@ -18,7 +18,7 @@ from service.http.routes.v2.schemas import (
     ModelStatistics,
     Statistics,
 )
-from service.model.directory import Manifest
+from service.model.manifest import Manifest
 
 router = APIRouter(tags=["inference protocol"], dependencies=[Depends(authorized)], responses=openapi.READING_ERRORS)
 _NOTHING = Duration(count=0, ns=0)

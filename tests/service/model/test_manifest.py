@@ -1,0 +1,108 @@
+"""What a manifest says of a model's outputs, also where it was written before that was recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.errors import RepositoryError
+from service.model.directory import open_model
+from service.model.manifest import Manifest, unknown_outputs
+from tests.service import tiny_model
+
+OLDER = Path(__file__).parent / "older_manifests"
+"""As the exporter wrote them before outputs had a kind, a stride and classes."""
+STRIDES = {"stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> dict[str, Any]:
+    path = tiny_model.write(tmp_path) / "manifest.json"
+    parsed: dict[str, Any] = json.loads(path.read_text())
+    return parsed
+
+
+def output_of(document: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(output for output in document["outputs"] if output["name"] == name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        (
+            "fixed_size",
+            {
+                "logits": (10,), "embedding": (128,),
+                "stage1": (16, 16, 16), "stage2": (32, 8, 8), "stage3": (64, 4, 4), "stage4": (128, 2, 2),
+            },
+        ),
+        (
+            "dynamic_size",
+            {
+                "logits": (1000,), "embedding": (512,),
+                "stage1": (64, 56, 56), "stage2": (128, 28, 28), "stage3": (256, 14, 14), "stage4": (512, 7, 7),
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_older_manifest_has_the_facts_that_were_not_written(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    text = (OLDER / f"{name}.json").read_text()
+    assert not {"kind", "stride", "classes"} & json.loads(text)["outputs"][0].keys()
+    manifest = Manifest.model_validate_json(text)
+    assert manifest.task == "classification"
+    assert (manifest.class_output, manifest.vectors) == ("logits", ("logits", "embedding"))
+    assert {record.name: record.stride for record in manifest.outputs if record.kind == "map"} == STRIDES
+    assert manifest.shapes == shapes
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+
+
+def test_facts_are_those_that_are_written(document: dict[str, Any]) -> None:
+    output_of(document, "logits")["name"] = "scores"
+    output_of(document, "stage1")["name"] = "fine"
+    manifest = Manifest.model_validate(document)
+    assert (manifest.class_output, manifest.vectors) == ("scores", ("scores", "embedding"))
+    assert manifest.output_names[2] == "fine"
+    assert manifest.shapes["fine"] == (3, 14, 14)
+    assert manifest.output("fine").shape_at(57, 61) == (3, 15, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("embedding", {"kind": "map"}, "embedding is a map, which has not the shape"),
+        ("stage1", {"kind": "vector", "stride": None}, "stage1 is a vector, which has not the shape"),
+        ("stage1", {"stride": None}, "a map has a stride"),
+        ("embedding", {"stride": 4}, "and a vector none"),
+        ("stage1", {"stride": 8}, r"stage1 has the shape \(3, 14, 14\), and its stride makes it \(3, 7, 7\)"),
+        ("stage1", {"shape": [3, 14, 15]}, r"has the shape \(3, 14, 15\)"),
+        ("stage1", {"shape": [3, 14]}, "outputs.2.shape"),
+        ("embedding", {"classes": True}, "embedding has 3 channels for 7 classes"),
+        ("logits", {"classes": False}, "one output whose values are one a class"),
+        ("logits", {"shape": [8]}, "8 channels for 7 classes"),
+    ],
+)
+def test_facts_that_contradict_the_shapes_are_refused(
+    tmp_path: Path, name: str, change: dict[str, Any], reason: str
+) -> None:
+    path = tiny_model.write(tmp_path) / "manifest.json"
+    document = json.loads(path.read_text())
+    output_of(document, name).update(change)
+    path.write_text(json.dumps(document))
+    with pytest.raises(RepositoryError, match=reason):
+        open_model(path.parent)
+
+
+def test_a_task_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    path = tiny_model.write(tmp_path) / "manifest.json"
+    path.write_text(path.read_text().replace('"task": "classification"', '"task": "detection"'))
+    with pytest.raises(RepositoryError, match="task: Input should be 'classification'"):
+        open_model(path.parent)
+
+
+def test_outputs_that_a_model_lacks_are_named_beside_those_that_it_has() -> None:
+    assert unknown_outputs(["b", "a"], ("a", "b")) is None
+    assert unknown_outputs(["c", "a", "d", "c"], ("a", "b")) == "the model has no 'c', 'd'; it has a, b"
