@@ -15,7 +15,7 @@ from service.http.inference import ImageSource, Inferred, Terms, admit, infer_im
 from service.http.parameters import CallParameters
 from service.http.responses import JSON, answer_headers, in_thread_if_large, timings_ms
 from service.http.routes.v2 import openapi
-from service.http.routes.v2.coding import IDENTITY, WORTHWHILE_BYTES, answer_coding, folded
+from service.http.routes.v2.coding import IDENTITY, WORTHWHILE_BYTES, answer_coding, compressed
 from service.http.routes.v2.request import HEADER_LENGTH, Call, plan_request
 from service.http.routes.v2.response import render
 
@@ -84,7 +84,7 @@ def _response(request: Request, service: Service, call: Call, inferred: Inferred
     rendered = render(call, outputs, service.model)
     coding = answer_coding(request.headers.get("accept-encoding"))
     coding = IDENTITY if len(rendered.body) < WORTHWHILE_BYTES else coding
-    body = rendered.body if coding == IDENTITY else folded(rendered.body, coding)
+    body = rendered.body if coding == IDENTITY else compressed(rendered.body, coding)
     timings = timings_ms(request, inferred, postprocess_s=time.monotonic() - began_s)
     headers = {**answer_headers(service, timings), "Vary": "Accept-Encoding"}
     if coding != IDENTITY:

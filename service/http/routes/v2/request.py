@@ -21,7 +21,7 @@ from service.http.bodies.uploads import Limits, check_length, read_whole
 from service.http.context import Service
 from service.http.inference import ImageSource
 from service.http.responses import LARGE_BYTES
-from service.http.routes.v2.coding import CODINGS, IDENTITY, request_coding, unfolded
+from service.http.routes.v2.coding import CODINGS, IDENTITY, decompressed, request_coding
 from service.http.routes.v2.images import (
     BYTES,
     INPUT,
@@ -82,13 +82,13 @@ class RequestPlan:
     outputs_by_default: tuple[str, ...]
 
     async def read(self, request: Request) -> Call:
-        """Read the body, at most as large as the limit before and after it is unfolded, and understand it.
+        """Read the body, at most as large as the limit before and after it is decompressed, and understand it.
 
         Raises MalformedRequest, TooLarge, ReceiveTimeout, or Cancelled where the client went away.
         """
         body = await read_whole(request, self.limits)
         if self.coding != IDENTITY:
-            body = await asyncio.to_thread(unfolded, body, self.coding, max_bytes=self.limits.max_bytes)
+            body = await asyncio.to_thread(decompressed, body, self.coding, max_bytes=self.limits.max_bytes)
         json_bytes = len(body) if self.header_length is None else self.header_length
         return self._parse(body) if json_bytes < LARGE_BYTES else await asyncio.to_thread(self._parse, body)
 
