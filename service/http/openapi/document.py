@@ -11,6 +11,7 @@ always described, as something that a server may want or not.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Any
@@ -41,11 +42,20 @@ _TAGS = [
     {"name": "operations", "description": "For those who run the service; no key is asked for."},
     {"name": "inference protocol", "description": "The Open Inference Protocol, version 2, with its extensions."},
 ]
-_MODEL = {"description": "Name of the model.", "example": "dat_tiny"}
 _PATH_PARAMETERS = {
-    "name": _MODEL,
-    "model": _MODEL,
-    "version": {"description": "Version of the model: a whole number from 1.", "example": "1"},
+    name: {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string"},
+        "description": description,
+        "example": example,
+    }
+    for name, description, example in (
+        ("name", "Name of the model.", "dat_tiny"),
+        ("model", "Name of the model.", "dat_tiny"),
+        ("version", "Version of the model: a whole number from 1.", "1"),
+    )
 }
 _KEY = "api_key"
 _UNAUTHORIZED = "401"
@@ -84,8 +94,9 @@ def of_routes(routes: Sequence[BaseRoute], *, root_path: str = "") -> Json:
             "description": "Where the server has API keys: one of them. Others ask for none.",
         }
     }
-    for operation in operations(document):
-        _complete(operation)
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            _complete(path, operation)
     components["responses"] = _shared_errors(document)
     return document
 
@@ -104,11 +115,15 @@ def operations(document: Json) -> Iterator[Json]:
         yield from item.values()
 
 
-def _complete(operation: Json) -> None:
-    """Add to an operation what all have in common, and its example."""
+def _complete(path: str, operation: Json) -> None:
+    """Add to an operation what all have in common, what its path names, and its example."""
     name = openapi.REQUEST_ID["name"]
-    parameters = [_parameter(parameter) for parameter in operation.get("parameters", ())]
-    operation["parameters"] = [*parameters, {"$ref": f"#/components/parameters/{name}"}]
+    parameters = [_parameter(each) for each in operation.get("parameters", ()) if each.get("in") != "path"]
+    operation["parameters"] = [
+        *(_PATH_PARAMETERS[named] for named in re.findall("{([a-z]+)}", path)),
+        *parameters,
+        {"$ref": f"#/components/parameters/{name}"},
+    ]
     if _UNAUTHORIZED not in operation["responses"]:
         operation["security"] = []
     for response in operation["responses"].values():
@@ -124,8 +139,6 @@ def _parameter(parameter: Json) -> Json:
     """Return a parameter with a schema that has no null, which a query cannot say, and no description once more."""
     if "$ref" in parameter:
         return parameter
-    if parameter["in"] == "path":
-        parameter = {**parameter, **_PATH_PARAMETERS[parameter["name"]]}
     schema = {key: value for key, value in _plain(parameter["schema"]).items() if key != "description"}
     if "anyOf" in schema:
         (kind,) = (choice for choice in schema.pop("anyOf") if choice != {"type": "null"})
