@@ -21,7 +21,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 from service.http.answers.schemas import Problem
-from service.http.openapi import parts as openapi
+from service.http.openapi import components as openapi
 from service.http.openapi.examples import ANSWERS
 from service.http.problems import MEDIA_TYPE
 from service.http.routes.v2 import openapi as v2_openapi

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends
 
 from service.http.answers.model_schemas import ModelDetails, ModelList, ModelSummary
 from service.http.context import ServiceDependency, authorized
-from service.http.openapi import parts as openapi
+from service.http.openapi import components as openapi
 
 router = APIRouter(tags=["models"], responses=openapi.READING_PROBLEMS, dependencies=[Depends(authorized)])
 

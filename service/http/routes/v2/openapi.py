@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from service.http.openapi.parts import (
+from service.http.openapi.components import (
     ANSWER_HEADERS,
     BINARY,
     ERROR_HEADERS,
