@@ -1,7 +1,7 @@
 """What FastAPI cannot read off the routes for `/openapi.json`: bodies that are read by hand, headers, and every error.
 
-What several operations have stands once, in the document's `components`, to which `header_refs`, `schema_ref` and
-`error_ref` refer. `service.http.openapi.document` puts it there. A route states the statuses of its errors alone.
+What several operations have stands once, in the document's `components`, where `service.http.openapi.document` puts
+it; they refer to it. A route states only the statuses of its errors.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def example_answers() -> dict[str, Any]:
     version = str(manifest.version)
     answers = {
         **_of_images(model),
-        "list_models": ModelList(models=[ModelSummary.of(manifest)]),
+        "list_models": ModelList(models=[ModelSummary.model_validate(manifest)]),
         "get_model": ModelDetails.of(replace(model, labels=model.labels[:1]), explain=manifest.explain),
         "live": Health(status="alive"),
         "ready": Health(status="ready"),
