@@ -3,8 +3,7 @@
 For every request FastAPI finds the route among all others, enters half a dozen layers and walks the endpoint's
 dependencies anew, which would cost more than all the rest of an answer but the model. An endpoint of a `DirectRoute`
 declares its dependencies as any other does, for the documentation; there are always the same three (the request, the
-service, the query's parameters) beside those of its path, and here they are made directly, with the same checks and the
-same errors.
+service, the query's parameters), and here they are made directly, with the same checks and the same errors.
 """
 
 from __future__ import annotations
@@ -28,13 +27,12 @@ from service.http.root_path import path_below_root
 
 
 class DirectRoute(APIRoute):
-    """A route whose endpoint takes `request`, `service`, `parameters` (CallParameters of a kind) and the path's own."""
+    """A route whose endpoint takes `request`, `service` and `parameters` (CallParameters of a kind)."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what answers a request: by the short way, or through FastAPI where that is taken."""
         endpoint = self.endpoint
         taken, expected = set(inspect.signature(endpoint).parameters), {"request", "service", "parameters"}
-        expected.update(self.param_convertors)
         if taken != expected:
             raise TypeError(f"{endpoint.__name__} takes {sorted(taken)}, not {sorted(expected)}")
         kind = get_type_hints(endpoint)["parameters"]
@@ -44,9 +42,7 @@ class DirectRoute(APIRoute):
             authorize(request, service)
             parameters = parsed(kind, request.scope["query_string"])
             set_deadline(request, service, parameters.timeout_ms)
-            response: Response = await endpoint(
-                request=request, service=service, parameters=parameters, **request.path_params
-            )
+            response: Response = await endpoint(request=request, service=service, parameters=parameters)
             return response
 
         return answer

@@ -19,18 +19,21 @@ from export.explain import ExplainModel, explain_record, output_names, reference
 from export.graph import Normalisation, export_graph
 from export.sampling import select_strategy
 from export.source import from_seed
+from export.targets import TARGETS
 from export.verify import VerificationFailed, open_session, sample_images
 from models.config import DATConfig
 from models.dat import DAT
 from models.demo.train import WEIGHTS_FILE
 from models.variants import VARIANTS
 from service.errors import RepositoryError
+from service.http.openapi.examples import MANIFEST_FILE as EXAMPLE
 from service.model.directory import ModelDirectory, open_model
 from service.model.manifest import EXPLAIN_FILE, MANIFEST_FILE, MODEL_FILE
 from tests.export.conftest import NORMALISATION, Exported
 from tests.export.networks import NETWORKS, SIZE, dynamic, first_generation
 from tests.golden import synthetic
 from tests.golden_files import PARITY_TOLERANCE, golden_files, golden_model
+from tests.json_keys import keys
 
 GOLDEN = {golden.id: golden for golden in golden_files()}
 
@@ -165,6 +168,24 @@ def test_manifest_says_what_can_be_explained(pair: tuple[ModelDirectory, ModelDi
     assert plain.manifest.explain is None
     assert set(plain.manifest.files) == {"model.onnx", "labels.tsv"}
     assert not plain.explain_path.exists()
+
+
+def test_manifest_in_the_interfaces_documentation_is_one_as_they_are_written_today(
+    pair: tuple[ModelDirectory, ModelDirectory],
+) -> None:
+    """It is what `python -m export dat_tiny --target cpu` writes; where this fails, export it anew."""
+    example = json.loads(EXAMPLE.read_text())
+    assert keys(example) == keys(json.loads((pair[0].path / MANIFEST_FILE).read_text()))
+    target, config = TARGETS["cpu"], VARIANTS["dat_tiny"].config
+    assert (example["opset"], example["sampling"], example["target"]) == (target.opset, target.sampling, target.name)
+    assert {output["name"]: output["shape"] for output in example["outputs"]} == {
+        "logits": [config.num_classes],
+        "embedding": [config.stages[-1].dim],
+        **{
+            f"stage{number}": [stage.dim, 224 >> (number + 1), 224 >> (number + 1)]
+            for number, stage in enumerate(config.stages, start=1)
+        },
+    }
 
 
 def test_manifest_from_before_there_were_explanations_is_read(

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+from pydantic import ConfigDict
+
 from service.http.answers.schemas import AnswerModel
-from service.model.directory import Label, ModelDirectory
-from service.model.manifest import ExplainLayerRecord, ExplainRecord, Manifest
+from service.model.directory import ModelDirectory
+from service.model.manifest import ExplainRecord
 
 
-class LabelEntry(AnswerModel):
+class _Shown(AnswerModel):
+    """What is shown of a record: its attributes of the same names."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class LabelEntry(_Shown):
     """One class of a model."""
 
     class_id: int
@@ -17,13 +27,8 @@ class LabelEntry(AnswerModel):
     synset: str | None
     """WordNet synset, where the model's labels have them."""
 
-    @classmethod
-    def of(cls, label: Label) -> LabelEntry:
-        """Return a label as it is shown."""
-        return cls(class_id=label.class_id, name=label.name, synset=label.synset)
 
-
-class OutputEntry(AnswerModel):
+class OutputEntry(_Shown):
     """One output of a model."""
 
     name: str
@@ -32,7 +37,7 @@ class OutputEntry(AnswerModel):
     """Shape, without a batch axis."""
 
 
-class ExplainLayerEntry(AnswerModel):
+class ExplainLayerEntry(_Shown):
     """One deformable attention layer, as `/v1/explain` answers for it."""
 
     layer: int
@@ -52,22 +57,8 @@ class ExplainLayerEntry(AnswerModel):
     query_columns: int
     """Width of the map of queries."""
 
-    @classmethod
-    def of(cls, layer: int, record: ExplainLayerRecord) -> ExplainLayerEntry:
-        """Return a layer's record as it is shown."""
-        return cls(
-            layer=layer,
-            name=record.name,
-            stage=record.stage,
-            block=record.block,
-            groups=record.groups,
-            points=record.points,
-            query_rows=record.query_rows,
-            query_columns=record.query_columns,
-        )
 
-
-class ExplainEntry(AnswerModel):
+class ExplainEntry(_Shown):
     """What `/v1/explain` can say of a model."""
 
     layers: list[ExplainLayerEntry]
@@ -75,11 +66,14 @@ class ExplainEntry(AnswerModel):
 
     @classmethod
     def of(cls, record: ExplainRecord) -> ExplainEntry:
-        """Return a manifest's record as it is shown."""
-        return cls(layers=[ExplainLayerEntry.of(layer, each) for layer, each in enumerate(record.layers)])
+        """Return a manifest's record as it is shown, with each layer's place."""
+        layers = [
+            SimpleNamespace(layer=layer, points=each.points, **dict(each)) for layer, each in enumerate(record.layers)
+        ]
+        return cls.model_validate(SimpleNamespace(layers=layers))
 
 
-class ModelSummary(AnswerModel):
+class ModelSummary(_Shown):
     """One served model."""
 
     name: str
@@ -89,11 +83,6 @@ class ModelSummary(AnswerModel):
     variant: str
     """The network's variant."""
 
-    @classmethod
-    def of(cls, manifest: Manifest) -> ModelSummary:
-        """Return a manifest's summary."""
-        return cls(name=manifest.name, version=manifest.version, variant=manifest.variant)
-
 
 class ModelList(AnswerModel):
     """All served models."""
@@ -102,15 +91,9 @@ class ModelList(AnswerModel):
     """One entry a model."""
 
 
-class ModelDetails(AnswerModel):
+class ModelDetails(ModelSummary):
     """Everything that a caller may want to know of a model."""
 
-    name: str
-    """Name in the model repository."""
-    version: int
-    """Version in the model repository."""
-    variant: str
-    """The network's variant."""
     precision: str
     """Precision that the model computes in."""
     created: str
@@ -152,17 +135,12 @@ class ModelDetails(AnswerModel):
     def of(cls, model: ModelDirectory, *, explain: ExplainRecord | None) -> ModelDetails:
         """Return what a model's manifest and labels say, and `explain` of where it looks."""
         manifest = model.manifest
-        return cls(
-            **manifest.model_dump(
-                include={
-                    "name", "version", "variant", "precision", "created", "num_classes", "opset", "sampling", "target",
-                    "weights_source", "weights_sha256",
-                }
-            ),
-            **manifest.preprocess.model_dump(),
-            input_height=manifest.input.height,
-            input_width=manifest.input.width,
-            outputs=[OutputEntry(name=record.name, shape=list(record.shape)) for record in manifest.outputs],
-            explain=ExplainEntry.of(explain) if explain else None,
-            labels=[LabelEntry.of(label) for label in model.labels],
-        )  # fmt: skip
+        facts = {
+            **dict(manifest),
+            **dict(manifest.preprocess),
+            "input_height": manifest.input.height,
+            "input_width": manifest.input.width,
+            "explain": ExplainEntry.of(explain) if explain else None,
+            "labels": model.labels,
+        }
+        return cls.model_validate(SimpleNamespace(**facts))

@@ -11,18 +11,20 @@ always described, as something that a server may want or not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.routing import BaseRoute
 
 from service.http.answers.schemas import Problem
-from service.http.openapi import parts as openapi
-from service.http.openapi.examples import ANSWERS
-from service.http.problems import MEDIA_TYPE
+from service.http.openapi import components as openapi
+from service.http.openapi.examples import example_answers
+from service.http.problems import PROTOCOL_ROOT
 from service.http.routes.v2 import openapi as v2_openapi
 
 Json = dict[str, Any]
@@ -41,11 +43,20 @@ _TAGS = [
     {"name": "operations", "description": "For those who run the service; no key is asked for."},
     {"name": "inference protocol", "description": "The Open Inference Protocol, version 2, with its extensions."},
 ]
-_MODEL = {"description": "Name of the model.", "example": "dat_tiny"}
 _PATH_PARAMETERS = {
-    "name": _MODEL,
-    "model": _MODEL,
-    "version": {"description": "Version of the model: a whole number from 1.", "example": "1"},
+    name: {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string"},
+        "description": description,
+        "example": example,
+    }
+    for name, description, example in (
+        ("name", "Name of the model.", "dat_tiny"),
+        ("model", "Name of the model.", "dat_tiny"),
+        ("version", "Version of the model: a whole number from 1.", "1"),
+    )
 }
 _KEY = "api_key"
 _UNAUTHORIZED = "401"
@@ -65,17 +76,15 @@ def of_routes(routes: Sequence[BaseRoute], *, root_path: str = "") -> Json:
     )
     document["security"] = [{}, {_KEY: []}]
     components = document.setdefault("components", {})
-    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas = {
         **components.get("schemas", {}),
-        **problem.pop("$defs"),
-        Problem.__name__: problem,
+        **_schemas(Problem, *v2_openapi.MODELS),
         **openapi.BODY_SCHEMAS,
-        **v2_openapi.DEFINITIONS,
+        **v2_openapi.SCHEMAS,
     }
     components["schemas"] = {name: _plain(schemas[name]) for name in sorted(schemas)}
     components["headers"] = {**openapi.HEADERS, **v2_openapi.HEADERS}
-    components["parameters"] = {openapi.REQUEST_ID["name"]: openapi.REQUEST_ID, **v2_openapi.PARAMETERS}
+    components["parameters"] = {**openapi.PARAMETERS, **v2_openapi.PARAMETERS}
     components["requestBodies"] = dict(openapi.REQUEST_BODIES)
     components["securitySchemes"] = {
         _KEY: {
@@ -84,10 +93,23 @@ def of_routes(routes: Sequence[BaseRoute], *, root_path: str = "") -> Json:
             "description": "Where the server has API keys: one of them. Others ask for none.",
         }
     }
-    for operation in operations(document):
-        _complete(operation)
-    components["responses"] = _shared_errors(document)
+    examples = example_answers()
+    errors: Json = {}
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            errors |= _refer_to_errors(path, operation)
+            _complete(path, operation, examples)
+    components["responses"] = {name: errors[name] for name in sorted(errors)}
     return document
+
+
+def _schemas(*models: type[BaseModel]) -> Json:
+    """Return the schemas of models that FastAPI does not see, and of what these refer to, by their names."""
+    schemas: Json = {}
+    for model in models:
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= {**schema.pop("$defs", {}), model.__name__: schema}
+    return schemas
 
 
 def _without_head(route: BaseRoute) -> BaseRoute:
@@ -98,34 +120,40 @@ def _without_head(route: BaseRoute) -> BaseRoute:
     return route
 
 
-def operations(document: Json) -> Iterator[Json]:
-    """Yield every operation of a document."""
-    for item in document["paths"].values():
-        yield from item.values()
+def _refer_to_errors(path: str, operation: Json) -> Json:
+    """Have an operation refer to its errors, of which routes state the status alone; return them by their names."""
+    protocol = path.startswith(PROTOCOL_ROOT)
+    errors: Json = {}
+    for status in map(int, operation["responses"]):
+        if status >= 400:
+            name = f"{'ProtocolError' if protocol else 'Problem'}{status}"
+            errors[name] = openapi.error(status, protocol=protocol)
+            operation["responses"][str(status)] = {"$ref": f"#/components/responses/{name}"}
+    return errors
 
 
-def _complete(operation: Json) -> None:
-    """Add to an operation what all have in common, and its example."""
-    name = openapi.REQUEST_ID["name"]
-    parameters = [_parameter(parameter) for parameter in operation.get("parameters", ())]
-    operation["parameters"] = [*parameters, {"$ref": f"#/components/parameters/{name}"}]
+def _complete(path: str, operation: Json, examples: Json) -> None:
+    """Add to an operation what all have in common, what its path names, and its example."""
+    operation["parameters"] = [
+        *(_PATH_PARAMETERS[name] for name in re.findall("{([a-z]+)}", path)),
+        *(_parameter(each) for each in operation.get("parameters", ()) if each.get("in") != "path"),
+        {"$ref": f"#/components/parameters/{openapi.REQUEST_ID}"},
+    ]
     if _UNAUTHORIZED not in operation["responses"]:
         operation["security"] = []
-    for response in operation["responses"].values():
-        response["headers"] = {**openapi.header_refs(name), **response.get("headers", {})}
-        for content in response.get("content", {}).values():
-            content["schema"] = _plain(content["schema"])
-    answer = operation["responses"]["200"].get("content", {})
-    if operation["operationId"] in ANSWERS:
-        next(iter(answer.values()))["example"] = ANSWERS[operation["operationId"]]
+    response = operation["responses"]["200"]
+    response["headers"] = {**openapi.header_refs(openapi.REQUEST_ID), **response.get("headers", {})}
+    contents = list(response.get("content", {}).values())
+    for content in contents:
+        content["schema"] = _plain(content["schema"])
+    if operation["operationId"] in examples:
+        contents[0]["example"] = examples[operation["operationId"]]
 
 
 def _parameter(parameter: Json) -> Json:
     """Return a parameter with a schema that has no null, which a query cannot say, and no description once more."""
     if "$ref" in parameter:
         return parameter
-    if parameter["in"] == "path":
-        parameter = {**parameter, **_PATH_PARAMETERS[parameter["name"]]}
     schema = {key: value for key, value in _plain(parameter["schema"]).items() if key != "description"}
     if "anyOf" in schema:
         (kind,) = (choice for choice in schema.pop("anyOf") if choice != {"type": "null"})
@@ -149,16 +177,3 @@ def _plain(schema: Any) -> Any:
         elif key != "title":
             plain[key] = _plain(value)
     return plain
-
-
-def _shared_errors(document: Json) -> Json:
-    """Take errors out of the operations, which then refer to them, and return them by their names."""
-    shared: Json = {}
-    for operation in operations(document):
-        responses = operation["responses"]
-        for status, response in responses.items():
-            if int(status) >= 400:
-                name = f"{'Problem' if MEDIA_TYPE in response['content'] else 'ProtocolError'}{status}"
-                if shared.setdefault(name, response) == response:
-                    responses[status] = {"$ref": f"#/components/responses/{name}"}
-    return {name: shared[name] for name in sorted(shared)}

@@ -1,144 +1,140 @@
-"""An example of every JSON answer, by its operation's id, for the OpenAPI document."""
+"""An example of every JSON answer, for the OpenAPI document: what the service builds, for a `dat_tiny`.
+
+`dat_tiny.json` is the manifest that `python -m export dat_tiny` writes, as it is. The settings are the defaults,
+whatever a server's own are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-_MODEL = {"name": "dat_tiny", "version": 1}
-_REQUEST_ID = "7f1c1a9d0c3b4f0d9a3f0f8e6d0a4b11"
-_TIMINGS = {"decode": 4.1, "preprocess": 1.5, "queue": 0.3, "inference": 52.0, "postprocess": 0.1, "total": 59.2}
-_SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+import numpy as np
+from fastapi.encoders import jsonable_encoder
+
+from service.http.answers.model_schemas import ModelDetails, ModelList, ModelSummary
+from service.http.answers.schemas import (
+    Cell,
+    ClassifiedImage,
+    ClassifyResponse,
+    ExplainedImage,
+    ExplainResponse,
+    FailedImage,
+    Fault,
+    FeaturesResponse,
+    Health,
+    ImageFeatures,
+    LayerExplanation,
+    ModelReference,
+    PointGroup,
+    Prediction,
+    Timings,
+)
+from service.http.openapi.components import EXAMPLE_REQUEST_ID
+from service.http.routes.v2.metadata import EXTENSIONS, NAME, configuration_of, metadata_of
+from service.http.routes.v2.request import Call, Wanted
+from service.http.routes.v2.response import render
+from service.http.routes.v2.schemas import IndexEntry, Live, ModelReady, Ready, ServerMetadata, Statistics
+from service.http.routes.v2.statistics import statistics_of
+from service.model.directory import Label, ModelDirectory
+from service.model.manifest import Manifest
+from service.settings import Settings
+from service.telemetry.metrics import InferenceTotals
+
+MANIFEST_FILE = Path(__file__).with_name("dat_tiny.json")
+_CLASSES = {
+    0: ("tench, Tinca tinca", "n01440764"),
+    483: ("castle", "n02980441"),
+    663: ("monastery", "n03781244"),
+    698: ("palace", "n03877845"),
+}
+_LOGITS = {663: 9.41, 698: 8.02, 483: 6.77}
+_STAGES_MS = {"decode": 4.1, "preprocess": 1.5, "queue": 0.3, "inference": 52.0, "postprocess": 0.1, "total": 59.2}
+_TOTALS = InferenceTotals(
+    answered=2,
+    failed=0,
+    failed_s=0.0,
+    stages_s={stage: 2 * time_ms / 1000 for stage, time_ms in _STAGES_MS.items()},
+    images=2,
+    runs={1: 2},
+    runs_s={1: 0.104},
+    last_run_s=1_769_860_800,
+)
 
 
-def _answer(result: dict[str, Any]) -> dict[str, Any]:
+def example_answers() -> dict[str, Any]:
+    """Return the examples by their operations' ids."""
+    manifest = Manifest.model_validate_json(MANIFEST_FILE.read_bytes())
+    labels = [Label(class_id, *_CLASSES.get(class_id, ("",))) for class_id in range(manifest.num_classes)]
+    model = ModelDirectory(MANIFEST_FILE.parent, manifest, tuple(labels))
+    settings = Settings.model_construct()  # the defaults: to validate is to read the environment
+    protocol: dict[str, Any] = {
+        "ready": ModelReady(name=manifest.name, ready=True),
+        "metadata": metadata_of(manifest, settings, files=False),
+        "config": configuration_of(manifest, settings, files=False),
+        "stats": Statistics(model_stats=[statistics_of(manifest, _TOTALS)]),
+    }
+    version = str(manifest.version)
+    answers = {
+        **_of_images(model),
+        "list_models": ModelList(models=[ModelSummary.model_validate(manifest)]),
+        "get_model": ModelDetails.of(replace(model, labels=model.labels[:1]), explain=manifest.explain),
+        "live": Health(status="alive"),
+        "ready": Health(status="ready"),
+        "metrics": "# TYPE dat_requests_in_flight gauge\ndat_requests_in_flight 0.0\n",
+        "v2_server_metadata": ServerMetadata(name=NAME, version="0.1.0", extensions=list(EXTENSIONS)),
+        "v2_live": Live(live=True),
+        "v2_ready": Ready(ready=True),
+        "v2_stats": protocol["stats"],
+        "v2_infer": _inferred(model),
+        "v2_infer_version": _inferred(model),
+        "v2_repository_index": [IndexEntry(name=manifest.name, version=version, state="READY", reason="")],
+    }
+    for name, answer in protocol.items():
+        answers |= {f"v2_model_{name}": answer, f"v2_model_version_{name}": answer}
+    encoded: dict[str, Any] = jsonable_encoder(answers)
+    return encoded
+
+
+def _of_images(model: ModelDirectory) -> dict[str, Any]:
+    """Return the answers of `/v1` for two images, of which one cannot be used."""
+    request = {
+        "model": ModelReference.of(model.manifest),
+        "request_id": EXAMPLE_REQUEST_ID,
+        "timings_ms": Timings(**_STAGES_MS),
+    }
+    image: dict[str, Any] = {"index": 0, "filename": "photo.jpg"}
+    fault = Fault(code="empty_image", detail="The image holds no bytes.")
+    failed = FailedImage(index=1, filename="empty.jpg", error=fault)
+    prediction = Prediction(class_id=663, label=model.labels[663].name, score=0.71)
+    assert model.manifest.explain is not None
+    layer = model.manifest.explain.layers[0]
+    explanation = LayerExplanation(
+        layer=0,
+        name=layer.name,
+        stage=layer.stage,
+        block=layer.block,
+        query_rows=layer.query_rows,
+        query_columns=layer.query_columns,
+        query=Cell(row=3, column=5),
+        groups=[PointGroup(points=[(104.2, 61.9), (231.0, 198.4)], weights=[0.82, 0.18])],
+    )
     return {
-        "model": _MODEL,
-        "results": [
-            {"index": 0, "filename": "photo.jpg", **result},
-            {
-                "index": 1,
-                "filename": "notes.txt",
-                "error": {"code": "unsupported_format", "detail": "The file is of no format that is taken."},
-            },
-        ],
-        "request_id": _REQUEST_ID,
-        "timings_ms": _TIMINGS,
+        "classify": ClassifyResponse(results=[ClassifiedImage(**image, predictions=[prediction]), failed], **request),
+        "features": FeaturesResponse(
+            results=[ImageFeatures(**image, features={"embedding": [0.1180, -0.4265, 1.0323]}), failed], **request
+        ),
+        "explain": ExplainResponse(
+            results=[ExplainedImage(**image, width=640, height=480, layers=[explanation]), failed], **request
+        ),
     }
 
 
-_LAYER = {"layer": 0, "name": "stages.2.attns.1", "stage": 3, "block": 2, "query_rows": 14, "query_columns": 14}
-_DETAILS = {
-    **_MODEL,
-    "variant": "dat_tiny",
-    "precision": "fp32",
-    "created": "2026-01-31T12:00:00+00:00",
-    "num_classes": 1000,
-    "input_height": 224,
-    "input_width": 224,
-    "resize_height": 256,
-    "resize_width": 256,
-    "interpolation": "bicubic",
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-    "outputs": [
-        {"name": "logits", "shape": [1000]},
-        {"name": "embedding", "shape": [768]},
-        {"name": "stage4", "shape": [768, 7, 7]},
-    ],
-    "opset": 20,
-    "sampling": "gridsample",
-    "target": "cpu",
-    "weights_source": "dat_tiny_in1k_224.pth",
-    "weights_sha256": _SHA256,
-    "explain": {"layers": [{**_LAYER, "groups": 3, "points": 49}]},
-    "labels": [{"class_id": 0, "name": "tench", "synset": "n01440764"}],
-}
-
-_DURATION = {"count": 2, "ns": 104_000_000}
-_NONE = {"count": 0, "ns": 0}
-_PROTOCOL_MODEL = {
-    "name": "dat_tiny",
-    "versions": ["1"],
-    "platform": "onnxruntime_onnx",
-    "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, 224, 224, 3]}],
-    "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 1000]}],
-}
-_CONFIGURATION = {
-    "name": "dat_tiny",
-    "platform": "onnxruntime_onnx",
-    "backend": "onnxruntime",
-    "version_policy": {"specific": {"versions": [1]}},
-    "max_batch_size": 64,
-    "input": [{"name": "image", "data_type": "TYPE_UINT8", "format": "FORMAT_NHWC", "dims": [224, 224, 3]}],
-    "output": [{"name": "logits", "data_type": "TYPE_FP32", "dims": [1000]}],
-}
-_STATISTICS = {
-    "model_stats": [
-        {
-            "name": "dat_tiny",
-            "version": "1",
-            "last_inference": 1_769_860_800_000,
-            "inference_count": 2,
-            "execution_count": 2,
-            "inference_stats": {
-                "success": _DURATION,
-                "fail": _NONE,
-                "queue": _DURATION,
-                "compute_input": _DURATION,
-                "compute_infer": _DURATION,
-                "compute_output": _DURATION,
-                "cache_hit": _NONE,
-                "cache_miss": _NONE,
-            },
-            "batch_stats": [
-                {"batch_size": 1, "compute_input": _NONE, "compute_infer": _DURATION, "compute_output": _NONE}
-            ],
-        }
-    ]
-}
-_INFERRED = {
-    "id": "1",
-    "model_name": "dat_tiny",
-    "model_version": "1",
-    "outputs": [{"name": "logits", "datatype": "BYTES", "shape": [1, 1], "data": ["9.41:663:monastery"]}],
-}
-_READY = {"name": "dat_tiny", "ready": True}
-
-ANSWERS: Mapping[str, Any] = {
-    "classify": _answer({"predictions": [{"class_id": 663, "label": "monastery", "score": 0.71}]}),
-    "features": _answer({"features": {"embedding": [0.1180, -0.4265, 1.0323]}}),
-    "explain": _answer(
-        {
-            "width": 640,
-            "height": 480,
-            "layers": [
-                {
-                    **_LAYER,
-                    "query": {"row": 3, "column": 5},
-                    "groups": [{"points": [[104.2, 61.9], [231.0, 198.4]], "weights": [0.82, 0.18]}],
-                }
-            ],
-        }
-    ),
-    "list_models": {"models": [{**_MODEL, "variant": "dat_tiny"}]},
-    "get_model": _DETAILS,
-    "live": {"status": "alive"},
-    "ready": {"status": "ready"},
-    "metrics": "# TYPE dat_requests_in_flight gauge\ndat_requests_in_flight 0.0\n",
-    "v2_server_metadata": {"name": "dat-serve", "version": "0.1.0", "extensions": ["binary_tensor_data"]},
-    "v2_live": {"live": True},
-    "v2_ready": {"ready": True},
-    "v2_model_ready": _READY,
-    "v2_model_version_ready": _READY,
-    "v2_model_metadata": _PROTOCOL_MODEL,
-    "v2_model_version_metadata": _PROTOCOL_MODEL,
-    "v2_model_config": _CONFIGURATION,
-    "v2_model_version_config": _CONFIGURATION,
-    "v2_stats": _STATISTICS,
-    "v2_model_stats": _STATISTICS,
-    "v2_model_version_stats": _STATISTICS,
-    "v2_infer": _INFERRED,
-    "v2_infer_version": _INFERRED,
-    "v2_repository_index": [{"name": "dat_tiny", "version": "1", "state": "READY", "reason": ""}],
-}
+def _inferred(model: ModelDirectory) -> Any:
+    """Return the answer of `/v2` to the example of a request: the three highest logits of one image."""
+    logits = np.zeros(model.manifest.num_classes, np.float32)
+    logits[list(_LOGITS)] = list(_LOGITS.values())
+    call = Call(id="1", images=(), wanted=[Wanted("logits", binary=False, classes=len(_LOGITS))])
+    return json.loads(render(call, {"logits": [logits]}, model).body)

@@ -16,7 +16,7 @@ from service.http.context import Service, ServiceDependency
 from service.http.direct import DirectRoute
 from service.http.inference import Inferred, infer
 from service.http.middleware import context_of
-from service.http.openapi import parts as openapi
+from service.http.openapi import components as openapi
 from service.http.parameters import ClassifyParameters
 from service.http.responses import JSON, answer_headers, failed_image, in_thread_if_large, timings_ms
 from service.model.directory import Label

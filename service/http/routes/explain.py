@@ -20,7 +20,7 @@ from service.http.bodies.uploads import Upload
 from service.http.context import Service, ServiceDependency
 from service.http.direct import DirectRoute
 from service.http.inference import Inferred, infer
-from service.http.openapi import parts as openapi
+from service.http.openapi import components as openapi
 from service.http.parameters import QUERY_PATTERN, ExplainParameters
 from service.http.responses import (
     JSON,

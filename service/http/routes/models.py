@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends
 
 from service.http.answers.model_schemas import ModelDetails, ModelList, ModelSummary
 from service.http.context import ServiceDependency, authorized
-from service.http.openapi import parts as openapi
+from service.http.openapi import components as openapi
 
 router = APIRouter(tags=["models"], responses=openapi.READING_PROBLEMS, dependencies=[Depends(authorized)])
 
@@ -14,7 +14,7 @@ router = APIRouter(tags=["models"], responses=openapi.READING_PROBLEMS, dependen
 @router.get("/v1/models", operation_id="list_models", summary="List the served models")
 async def list_models(service: ServiceDependency) -> ModelList:
     """Answer with every model that is served."""
-    return ModelList(models=[ModelSummary.of(service.model.manifest)])
+    return ModelList(models=[ModelSummary.model_validate(service.model.manifest)])
 
 
 @router.get("/v1/models/{name}", operation_id="get_model", summary="Describe a model")

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from service.http.answers.schemas import Health
 from service.http.context import ServiceDependency
-from service.http.openapi import parts as openapi
+from service.http.openapi import components as openapi
 from service.http.problems import all_kinds
 
 router = APIRouter(tags=["operations"])

@@ -38,6 +38,23 @@ def test_engines_gauges_are_read_at_every_scrape(model: ModelDirectory) -> None:
     assert b'dat_model_info{name="tiny"' in text
 
 
+def test_totals_are_of_the_routes_that_run_the_model() -> None:
+    metrics = Metrics(buckets=(1, 2, 4))
+    for route, status, code in (("/infer", 200, "ok"), ("/infer", 400, "malformed"), ("/models", 404, "not_found")):
+        metrics.request_began()
+        metrics.request_ended(route=route, status=status, code=code, duration_s=0.5)
+    metrics.request_inferred({"decode": 0.1, "inference": 0.2, "postprocess": 0.05, "total": 0.5})
+    metrics.batch_ran(bucket=4, queue_s=[0.1, 0.2, 0.3], inference_s=0.25)
+    metrics.batch_ran(bucket=4, queue_s=[0.1], inference_s=0.25)
+    metrics.batch_failed(bucket=2, images=2)
+    totals = metrics.inference_totals({"/infer"})
+    assert (totals.answered, totals.failed, totals.failed_s) == (1, 1, 0.5)
+    assert totals.stages_s == {"decode": 0.1, "inference": 0.2, "postprocess": 0.05, "total": 0.5}
+    assert (totals.images, totals.runs, totals.runs_s) == (4, {4: 2}, {4: 0.5})
+    assert totals.last_run_s > 0
+    assert metrics.inference_totals(()).failed == 0
+
+
 def test_two_applications_share_no_metric() -> None:
     first, second = Metrics(buckets=(1,)), Metrics(buckets=(1,))
     first.images_ended("ok")

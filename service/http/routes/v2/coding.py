@@ -1,7 +1,7 @@
 """Content codings of bodies: gzip and deflate, in both directions.
 
-A compressed body is limited twice: as it arrives, and as it unfolds, which stops at the limit. A small body that would
-unfold into gigabytes costs no more than one of the largest size.
+A compressed body is limited twice: as it arrives, and as it is decompressed, which stops at the limit. A small body
+that holds gigabytes costs no more than one of the largest size.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import gzip
 import zlib
 
 from service.errors import MalformedRequest, UnsupportedMediaType
+from service.http.answers.negotiation import qualities
 from service.http.bodies.uploads import too_many_bytes
 
 CODINGS = ("gzip", "deflate")
@@ -32,7 +33,7 @@ def request_coding(header: str | None) -> str:
     return coding
 
 
-def unfolded(body: bytes, coding: str, *, max_bytes: int) -> bytes:
+def decompressed(body: bytes, coding: str, *, max_bytes: int) -> bytes:
     """Return what a gzip or deflate (zlib) body holds.
 
     Raises TooLarge where that is more than `max_bytes`, and MalformedRequest where the body is corrupt, ends early or
@@ -41,17 +42,17 @@ def unfolded(body: bytes, coding: str, *, max_bytes: int) -> bytes:
     parts: list[bytes] = []
     left_bytes = max_bytes + 1
     while True:
-        unfolding = zlib.decompressobj(_WINDOW_BITS[coding])
+        decompressor = zlib.decompressobj(_WINDOW_BITS[coding])
         try:
-            parts.append(unfolding.decompress(body, left_bytes))
+            parts.append(decompressor.decompress(body, left_bytes))
         except zlib.error as error:
             raise MalformedRequest(f"The body is not well-formed {coding}.") from error
         left_bytes -= len(parts[-1])
         if left_bytes <= 0:
             raise too_many_bytes(max_bytes)
-        if not unfolding.eof:
+        if not decompressor.eof:
             raise MalformedRequest(f"The {coding} body ends too early.")
-        body = unfolding.unused_data
+        body = decompressor.unused_data
         if not body:
             return b"".join(parts)
         if coding != "gzip":  # a gzip file may be several, one after the other
@@ -60,28 +61,12 @@ def unfolded(body: bytes, coding: str, *, max_bytes: int) -> bytes:
 
 def answer_coding(accept: str | None) -> str:
     """Return the coding that Accept-Encoding likes best, `identity` where it names none of ours or likes it better."""
-    qualities = {IDENTITY: 0.0}
-    for item in (accept or "").lower().split(","):
-        name, _, parameter = item.partition(";")
-        quality = _quality(parameter)
-        if name.strip() in (*CODINGS, IDENTITY) and quality is not None:
-            qualities[name.strip()] = quality
-    best = max((*CODINGS, IDENTITY), key=lambda coding: qualities.get(coding, 0.0))
-    return best if qualities.get(best, 0.0) > 0 else IDENTITY
+    liked = qualities(accept or "")
+    acceptable = [coding for coding in (*CODINGS, IDENTITY) if liked.get(coding, 0.0) > 0]
+    return max(acceptable, key=liked.__getitem__, default=IDENTITY)
 
 
-def _quality(parameter: str) -> float | None:
-    name, equals, value = parameter.partition("=")
-    if not equals:
-        return 1.0
-    try:
-        quality = float(value)
-    except ValueError:
-        return None
-    return quality if name.strip() == "q" and 0.0 <= quality <= 1.0 else None
-
-
-def folded(body: bytes, coding: str) -> bytes:
+def compressed(body: bytes, coding: str) -> bytes:
     """Return a body compressed by gzip or deflate (zlib)."""
     if coding == "gzip":
         return gzip.compress(body, compresslevel=_LEVEL, mtime=0)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
@@ -15,7 +14,8 @@ from service.http.inference import ImageSource, Inferred, Terms, admit, infer_im
 from service.http.parameters import CallParameters
 from service.http.responses import JSON, answer_headers, in_thread_if_large, timings_ms
 from service.http.routes.v2 import openapi
-from service.http.routes.v2.coding import IDENTITY, WORTHWHILE_BYTES, answer_coding, folded
+from service.http.routes.v2.coding import IDENTITY, WORTHWHILE_BYTES, answer_coding, compressed
+from service.http.routes.v2.path import check_path
 from service.http.routes.v2.request import HEADER_LENGTH, Call, plan_request
 from service.http.routes.v2.response import render
 
@@ -24,45 +24,26 @@ RAW = "application/octet-stream"
 router = APIRouter(route_class=DirectRoute, tags=["inference protocol"])
 
 
-@router.post(
-    "/v2/models/{model}/infer",
-    operation_id="v2_infer",
-    summary="Infer",
-    response_class=Response,
-    responses={200: openapi.INFER_ANSWER, **openapi.INFERENCE_ERRORS},
-    openapi_extra=openapi.INFER_BODY,
-)
-async def infer(
-    request: Request, service: ServiceDependency, parameters: Annotated[CallParameters, Query()], model: str
-) -> Response:
-    """Answer with the outputs asked for, of the images in the input `image`."""
-    return await _infer(request, service, parameters, model, None)
+_DESCRIBED: dict[str, Any] = {
+    "response_class": Response,
+    "responses": {200: openapi.INFER_ANSWER, **openapi.INFERENCE_ERRORS},
+    "openapi_extra": openapi.INFER_BODY,
+}
 
 
 @router.post(
     "/v2/models/{model}/versions/{version}/infer",
     operation_id="v2_infer_version",
     summary="Infer with a version",
-    response_class=Response,
-    responses={200: openapi.INFER_ANSWER, **openapi.INFERENCE_ERRORS},
-    openapi_extra=openapi.INFER_BODY,
+    **_DESCRIBED,
 )
-async def infer_version(
-    request: Request,
-    service: ServiceDependency,
-    parameters: Annotated[CallParameters, Query()],
-    model: str,
-    version: str,
+@router.post("/v2/models/{model}/infer", operation_id="v2_infer", summary="Infer", **_DESCRIBED)
+async def infer(
+    request: Request, service: ServiceDependency, parameters: Annotated[CallParameters, Query()]
 ) -> Response:
     """Answer with the outputs asked for, of the images in the input `image`."""
-    return await _infer(request, service, parameters, model, version)
-
-
-async def _infer(
-    request: Request, service: Service, parameters: CallParameters, model: str, version: str | None
-) -> Response:
+    check_path(request, service)
     terms = Terms.of(request, parameters)
-    service.check_model(model, version)
     plan = plan_request(request, service)
     admit(service, terms)
     call = await plan.read(request)
@@ -80,11 +61,11 @@ async def _infer(
 def _response(request: Request, service: Service, call: Call, inferred: Inferred[ImageSource]) -> Response:
     began_s = time.monotonic()
     answers = [inferred.answers[image.index] for image in call.images]
-    outputs = {wanted.name: np.stack([answer.outputs[wanted.name] for answer in answers]) for wanted in call.wanted}
+    outputs = {wanted.name: [answer.outputs[wanted.name] for answer in answers] for wanted in call.wanted}
     rendered = render(call, outputs, service.model)
     coding = answer_coding(request.headers.get("accept-encoding"))
     coding = IDENTITY if len(rendered.body) < WORTHWHILE_BYTES else coding
-    body = rendered.body if coding == IDENTITY else folded(rendered.body, coding)
+    body = rendered.body if coding == IDENTITY else compressed(rendered.body, coding)
     timings = timings_ms(request, inferred, postprocess_s=time.monotonic() - began_s)
     headers = {**answer_headers(service, timings), "Vary": "Accept-Encoding"}
     if coding != IDENTITY:

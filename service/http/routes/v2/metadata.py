@@ -11,10 +11,11 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 
-from service.http.context import Service, ServiceDependency, authorized
+from service.http.context import ServiceDependency, authorized
 from service.http.routes.v2 import openapi
 from service.http.routes.v2.images import BYTES, INPUT
-from service.http.routes.v2.request import expects_files, outputs_by_default
+from service.http.routes.v2.path import CheckedService
+from service.http.routes.v2.request import IMAGE_DATATYPE, expects_files, has_classes, outputs_by_default
 from service.http.routes.v2.schemas import (
     Live,
     ModelConfiguration,
@@ -24,7 +25,8 @@ from service.http.routes.v2.schemas import (
     ServerMetadata,
     TensorMetadata,
 )
-from service.model.manifest import Manifest
+from service.model.manifest import Manifest, OutputRecord
+from service.settings import Settings
 
 NAME = "dat-serve"
 EXTENSIONS = (
@@ -63,44 +65,27 @@ async def ready(service: ServiceDependency) -> Ready:
 
 
 @probes.get(
-    "/v2/models/{model}/ready",
-    operation_id="v2_model_ready",
-    summary="Would the model answer?",
-    responses=openapi.MODEL_READINESS_ERRORS,
-)
-async def model_ready(service: ServiceDependency, model: str) -> ModelReady:
-    """Answer 200 while a request would be answered, and 503 otherwise."""
-    return _model_ready(service, model)
-
-
-@probes.get(
     "/v2/models/{model}/versions/{version}/ready",
     operation_id="v2_model_version_ready",
     summary="Would the version answer?",
     responses=openapi.MODEL_READINESS_ERRORS,
 )
-async def model_version_ready(service: ServiceDependency, model: str, version: str) -> ModelReady:
+@probes.get(
+    "/v2/models/{model}/ready",
+    operation_id="v2_model_ready",
+    summary="Would the model answer?",
+    responses=openapi.MODEL_READINESS_ERRORS,
+)
+async def model_ready(service: CheckedService) -> ModelReady:
     """Answer 200 while a request would be answered, and 503 otherwise."""
-    return _model_ready(service, model, version)
-
-
-def _model_ready(service: Service, model: str, version: str | None = None) -> ModelReady:
-    service.check_model(model, version)
     service.check_ready()
-    return ModelReady(name=model, ready=True)
+    return ModelReady(name=service.model.manifest.name, ready=True)
 
 
 _DESCRIBED: dict[str, Any] = {
     "responses": openapi.READING_ERRORS,
-    "openapi_extra": {"parameters": [openapi.parameter_ref(openapi.IMAGE_DATATYPE)]},
+    "openapi_extra": {"parameters": [openapi.parameter_ref(IMAGE_DATATYPE)]},
 }
-
-
-@router.get("/v2/models/{model}", operation_id="v2_model_metadata", summary="Describe a model", **_DESCRIBED)
-async def model_metadata(request: Request, service: ServiceDependency, model: str) -> ModelMetadata:
-    """Answer with a model's input and the outputs that a request gets by default."""
-    service.check_model(model)
-    return metadata_of(service, files=expects_files(request))
 
 
 @router.get(
@@ -109,21 +94,10 @@ async def model_metadata(request: Request, service: ServiceDependency, model: st
     summary="Describe a version",
     **_DESCRIBED,
 )
-async def model_version_metadata(
-    request: Request, service: ServiceDependency, model: str, version: str
-) -> ModelMetadata:
+@router.get("/v2/models/{model}", operation_id="v2_model_metadata", summary="Describe a model", **_DESCRIBED)
+async def model_metadata(request: Request, service: CheckedService) -> ModelMetadata:
     """Answer with a model's input and the outputs that a request gets by default."""
-    service.check_model(model, version)
-    return metadata_of(service, files=expects_files(request))
-
-
-@router.get(
-    "/v2/models/{model}/config", operation_id="v2_model_config", summary="A model's configuration", **_DESCRIBED
-)
-async def model_config(request: Request, service: ServiceDependency, model: str) -> ModelConfiguration:
-    """Answer with the configuration that a Triton server would need to serve the model so."""
-    service.check_model(model)
-    return configuration_of(service, files=expects_files(request))
+    return metadata_of(service.model.manifest, service.settings, files=expects_files(request))
 
 
 @router.get(
@@ -132,17 +106,16 @@ async def model_config(request: Request, service: ServiceDependency, model: str)
     summary="A version's configuration",
     **_DESCRIBED,
 )
-async def model_version_config(
-    request: Request, service: ServiceDependency, model: str, version: str
-) -> ModelConfiguration:
+@router.get(
+    "/v2/models/{model}/config", operation_id="v2_model_config", summary="A model's configuration", **_DESCRIBED
+)
+async def model_config(request: Request, service: CheckedService) -> ModelConfiguration:
     """Answer with the configuration that a Triton server would need to serve the model so."""
-    service.check_model(model, version)
-    return configuration_of(service, files=expects_files(request))
+    return configuration_of(service.model.manifest, service.settings, files=expects_files(request))
 
 
-def metadata_of(service: Service, *, files: bool) -> ModelMetadata:
-    """Return the metadata of the served model, whose input is described as pixels, or as files."""
-    manifest = service.model.manifest
+def metadata_of(manifest: Manifest, settings: Settings, *, files: bool) -> ModelMetadata:
+    """Return the metadata of a model, whose input is described as pixels, or as files."""
     pixels = [-1, manifest.input.height, manifest.input.width, 3]
     return ModelMetadata(
         name=manifest.name,
@@ -150,15 +123,14 @@ def metadata_of(service: Service, *, files: bool) -> ModelMetadata:
         platform=PLATFORM,
         inputs=[TensorMetadata(name=INPUT, datatype=BYTES if files else "UINT8", shape=[-1, 1] if files else pixels)],
         outputs=[
-            TensorMetadata(name=name, datatype="FP32", shape=[-1, *shape])
-            for name, shape in _shapes(manifest, service.settings.v2_outputs)
+            TensorMetadata(name=record.name, datatype="FP32", shape=[-1, *_shape(record)])
+            for record in outputs_by_default(manifest, settings)
         ],
     )
 
 
-def configuration_of(service: Service, *, files: bool) -> ModelConfiguration:
-    """Return the served model's configuration, with the names and values of Triton's model_config.proto."""
-    manifest, settings = service.model.manifest, service.settings
+def configuration_of(manifest: Manifest, settings: Settings, *, files: bool) -> ModelConfiguration:
+    """Return a model's configuration, with the names and values of Triton's model_config.proto."""
     described: dict[str, Any] = {"data_type": "TYPE_STRING", "format": "FORMAT_NONE", "dims": [1]}
     if not files:
         size = [manifest.input.height, manifest.input.width, 3]
@@ -180,13 +152,13 @@ def configuration_of(service: Service, *, files: bool) -> ModelConfiguration:
         ],
         "output": [
             {
-                "name": name,
+                "name": record.name,
                 "data_type": "TYPE_FP32",
-                "dims": shape,
-                "label_filename": manifest.labels if name == "logits" else "",
+                "dims": _shape(record),
+                "label_filename": manifest.labels if has_classes(record) else "",
                 "is_shape_tensor": False,
             }
-            for name, shape in _shapes(manifest, settings.v2_outputs)
+            for record in outputs_by_default(manifest, settings)
         ],
         "dynamic_batching": {
             "preferred_batch_size": [],
@@ -207,9 +179,6 @@ def configuration_of(service: Service, *, files: bool) -> ModelConfiguration:
     }
 
 
-def _shapes(manifest: Manifest, chosen: tuple[str, ...]) -> list[tuple[str, list[int]]]:
-    """Return the outputs to describe, each with its shape without the batch axis."""
-    return [
-        (name, [-1 if side is None else side for side in manifest.output(name).shape])
-        for name in outputs_by_default(manifest, chosen)
-    ]
+def _shape(record: OutputRecord) -> list[int]:
+    """Return an output's shape without the batch axis, -1 for what varies."""
+    return [-1 if side is None else side for side in record.shape]

@@ -7,7 +7,7 @@ call. A request whose parsing takes time is parsed in a thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -21,7 +21,7 @@ from service.http.bodies.uploads import Limits, check_length, read_whole
 from service.http.context import Service
 from service.http.inference import ImageSource
 from service.http.responses import LARGE_BYTES
-from service.http.routes.v2.coding import CODINGS, IDENTITY, request_coding, unfolded
+from service.http.routes.v2.coding import CODINGS, IDENTITY, decompressed, request_coding
 from service.http.routes.v2.images import (
     BYTES,
     INPUT,
@@ -31,7 +31,8 @@ from service.http.routes.v2.images import (
     images_from_json,
 )
 from service.http.routes.v2.schemas import InferInput, InferRequest, ProtocolParameters, RequestedOutput
-from service.model.manifest import Manifest
+from service.model.manifest import Manifest, OutputRecord
+from service.settings import Settings
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 IMAGE_DATATYPE = "X-Image-Datatype"
@@ -77,18 +78,18 @@ class RequestPlan:
     header_length: int | None
     """Bytes of JSON before the tensors; 0 where there is no JSON, None where there is nothing else."""
     files_expected: bool
-    outputs: tuple[str, ...]
-    """Every output that can be asked for."""
-    outputs_by_default: tuple[str, ...]
+    outputs: Mapping[str, OutputRecord]
+    """Every output that can be asked for, by its name."""
+    outputs_by_default: Sequence[str]
 
     async def read(self, request: Request) -> Call:
-        """Read the body, at most as large as the limit before and after it is unfolded, and understand it.
+        """Read the body, at most as large as the limit before and after it is decompressed, and understand it.
 
         Raises MalformedRequest, TooLarge, ReceiveTimeout, or Cancelled where the client went away.
         """
         body = await read_whole(request, self.limits)
         if self.coding != IDENTITY:
-            body = await asyncio.to_thread(unfolded, body, self.coding, max_bytes=self.limits.max_bytes)
+            body = await asyncio.to_thread(decompressed, body, self.coding, max_bytes=self.limits.max_bytes)
         json_bytes = len(body) if self.header_length is None else self.header_length
         return self._parse(body) if json_bytes < LARGE_BYTES else await asyncio.to_thread(self._parse, body)
 
@@ -139,14 +140,14 @@ class RequestPlan:
         if not asked:
             return [Wanted(name, binary) for name in self.outputs_by_default]
         names = [output.name for output in asked]
-        unknown = sorted(set(names) - set(self.outputs))
+        unknown = sorted(set(names) - self.outputs.keys())
         if unknown:
             raise MalformedRequest(
                 f"The model has no output {', '.join(map(repr, unknown))}; it has {', '.join(self.outputs)}."
             )
         if len(set(names)) < len(names):
             raise MalformedRequest("An output is asked for more than once.")
-        return [_wanted(output, binary) for output in asked]
+        return [_wanted(output, self.outputs[output.name], binary) for output in asked]
 
 
 def plan_request(request: Request, service: Service) -> RequestPlan:
@@ -166,14 +167,24 @@ def plan_request(request: Request, service: Service) -> RequestPlan:
         coding=request_coding(request.headers.get("content-encoding")),
         header_length=_header_length(request.headers.get(HEADER_LENGTH)),
         files_expected=expects_files(request),
-        outputs=tuple(record.name for record in manifest.outputs),
-        outputs_by_default=outputs_by_default(manifest, service.settings.v2_outputs),
+        outputs={record.name: record for record in manifest.outputs},
+        outputs_by_default=[record.name for record in outputs_by_default(manifest, service.settings)],
     )
 
 
-def outputs_by_default(manifest: Manifest, chosen: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the outputs that the metadata names and a request gets that names none; none chosen means all."""
-    return chosen or tuple(record.name for record in manifest.outputs)
+def outputs_by_default(manifest: Manifest, settings: Settings) -> Sequence[OutputRecord]:
+    """Return the outputs that the metadata names and a request gets that names none: those of the settings, or all."""
+    return [manifest.output(name) for name in settings.v2_outputs] or manifest.outputs
+
+
+def is_vector(record: OutputRecord) -> bool:
+    """Return whether an output has one value a channel or class of an image, and no map of them."""
+    return len(record.shape) == 1
+
+
+def has_classes(record: OutputRecord) -> bool:
+    """Return whether an output's values belong to the model's classes, which have names."""
+    return record.name == "logits"
 
 
 def expects_files(request: Request) -> bool:
@@ -192,13 +203,13 @@ def _header_length(header: str | None) -> int | None:
     return int(header)
 
 
-def _wanted(output: RequestedOutput, binary_by_default: bool) -> Wanted:
+def _wanted(output: RequestedOutput, record: OutputRecord, binary_by_default: bool) -> Wanted:
     where = f"The output {output.name!r}"
     parameters = output.parameters or {}
     _refuse_unsupported(parameters, where)
     binary = _parameter(parameters, "binary_data", bool, where)
     classes = _parameter(parameters, "classification", int, where) or None
-    if classes is not None and output.name.startswith("stage"):
+    if classes is not None and not is_vector(record):
         raise MalformedRequest(f"{where} is no vector; there is no classification by it.")
     datatype = parameters.get("datatype", "FP32")
     if datatype not in ("FP32", "FP16"):

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from service.errors import InferenceFailed
-from service.http.answers.tensors import as_json_text, as_raw, narrowed
-from service.http.routes.v2.request import Call, Wanted
-from service.model.directory import ModelDirectory
+from service.http.answers.tensors import as_raw, narrowed
+from service.http.routes.v2.request import Call, Wanted, has_classes
+from service.http.routes.v2.schemas import InferOutput, InferResponse
+from service.model.directory import Label, ModelDirectory
 from service.model.postprocess import top_k
 
-CLASSIFIED_OUTPUT = "logits"
-"""The output whose values have class names."""
+_NUMBERS_AT_ONCE = 32 * 1024
+"""Rendered by one call, during which no other thread runs: about 3 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,66 +30,66 @@ class Rendered:
     json_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    datatype: str
-    shape: Sequence[int]
-    text: str
-    data: bytes
-
-
-def render(call: Call, outputs: Mapping[str, NDArray[np.float32]], model: ModelDirectory) -> Rendered:
-    """Return the answer to a call; `outputs` are float32, batch first.
+def render(call: Call, outputs: Mapping[str, Sequence[NDArray[np.float32]]], model: ModelDirectory) -> Rendered:
+    """Return the answer to a call; `outputs` have one array an image.
 
     Raises InferenceFailed where what is to be text is not finite, and InvalidParameter where FP16 cannot hold it.
     """
-    described: list[str] = []
-    behind: list[bytes] = []
-    for wanted in call.wanted:
-        array = outputs[wanted.name]
-        text, data = _rendered(wanted, array, model, behind=wanted.binary)
-        described.append(text)
-        behind.append(data)
-    names: dict[str, Any] = {"model_name": model.manifest.name, "model_version": str(model.manifest.version)}
+    described, behind = zip(*(_output(wanted, outputs[wanted.name], model) for wanted in call.wanted), strict=True)
+    answer: InferResponse = {
+        "model_name": model.manifest.name,
+        "model_version": str(model.manifest.version),
+        "outputs": list(described),
+    }
     if call.id is not None:
-        names = {"id": call.id, **names}
-    document = f'{json.dumps(names)[:-1]},"outputs":[{",".join(described)}]}}'.encode()
+        answer = {"id": call.id, **answer}
+    document = orjson.dumps(answer)
     if not any(wanted.binary for wanted in call.wanted):
         return Rendered(document, None)
     return Rendered(b"".join([document, *behind]), len(document))
 
 
-def _rendered(wanted: Wanted, array: NDArray[np.float32], model: ModelDirectory, *, behind: bool) -> tuple[str, bytes]:
-    """Return one output's JSON, and the bytes behind it."""
+def _output(wanted: Wanted, images: Sequence[NDArray[np.float32]], model: ModelDirectory) -> tuple[InferOutput, bytes]:
+    """Return one output as the JSON has it, and the bytes behind that."""
+    output: InferOutput
     if wanted.classes is not None:
-        labels = [label.name for label in model.labels] if wanted.name == CLASSIFIED_OUTPUT else []
-        best = [classification(row, wanted.classes, labels) for row in array]
-        shape: Sequence[int] = (len(best), len(best[0]))
-        datatype = "BYTES"
-        values = [text for row in best for text in row]
-        data = as_bytes_tensor(values) if behind else b""
-        text = "" if behind else json.dumps(values)
+        labels = model.labels if has_classes(model.manifest.output(wanted.name)) else ()
+        best = [classification(values, wanted.classes, labels) for values in images]
+        texts = [text for of_image in best for text in of_image]
+        output = {"name": wanted.name, "datatype": "BYTES", "shape": [len(best), len(best[0])]}
+        data = as_bytes_tensor(texts) if wanted.binary else orjson.dumps(texts)
     else:
-        tensor = narrowed(array, "float16" if wanted.datatype == "FP16" else "float32")
-        shape, datatype = tensor.shape, wanted.datatype
-        data = as_raw(tensor) if behind else b""
-        text = "" if behind else _flat_text(tensor)
-    described: dict[str, Any] = {"name": wanted.name, "datatype": datatype, "shape": list(shape)}
-    if behind:
-        return json.dumps({**described, "parameters": {"binary_data_size": len(data)}}), data
-    return f'{json.dumps(described)[:-1]},"data":{text}}}', b""
+        tensors = [narrowed(values, "float16" if wanted.datatype == "FP16" else "float32") for values in images]
+        output = {"name": wanted.name, "datatype": wanted.datatype, "shape": [len(tensors), *tensors[0].shape]}
+        data = b"".join(map(as_raw, tensors)) if wanted.binary else _as_flat_list(tensors)
+    if wanted.binary:
+        output["parameters"] = {"binary_data_size": len(data)}
+        return output, data
+    output["data"] = orjson.Fragment(data)
+    return output, b""
 
 
-def _flat_text(tensor: NDArray[Any]) -> str:
-    """Return the JSON of a flat list, made image by image: one call for all would hold the interpreter too long."""
-    return f"[{','.join(as_json_text(row.ravel())[1:-1] for row in tensor)}]"
+def _as_flat_list(tensors: Sequence[NDArray[Any]]) -> bytes:
+    """Return the JSON of all numbers in one list; raises InferenceFailed where one is not finite."""
+    parts = []
+    for tensor in tensors:
+        _check_finite(tensor)
+        flat = tensor.ravel()
+        for start in range(0, len(flat), _NUMBERS_AT_ONCE):
+            part = orjson.dumps(flat[start : start + _NUMBERS_AT_ONCE], option=orjson.OPT_SERIALIZE_NUMPY)
+            parts.append(part[1:-1])
+    return b"[%b]" % b",".join(parts)
 
 
-def classification(values: NDArray[np.float32], k: int, labels: Sequence[str]) -> list[str]:
-    """Return the `k` highest of values (classes,) as `value:index:label`, highest first, without labels if none."""
+def _check_finite(values: NDArray[Any]) -> None:
     if not np.isfinite(values).all():
         raise InferenceFailed("The model's answer holds values that are not finite numbers.")
-    return [f"{value:f}:{index}{f':{labels[index]}' if labels else ''}" for index, value in top_k(values, k)]
+
+
+def classification(values: NDArray[np.float32], k: int, labels: Sequence[Label]) -> list[str]:
+    """Return the `k` highest of values (classes,) as `value:index:label`, highest first, without labels if none."""
+    _check_finite(values)
+    return [f"{value:f}:{index}{f':{labels[index].name}' if labels else ''}" for index, value in top_k(values, k)]
 
 
 def as_bytes_tensor(values: Sequence[str]) -> bytes:

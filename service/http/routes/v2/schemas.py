@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
-from pydantic.json_schema import SkipJsonSchema
-from typing_extensions import TypeAliasType
+from pydantic import BaseModel, ConfigDict, FailFast, Field, WithJsonSchema, with_config
+from typing_extensions import TypeAliasType, TypedDict
 
 ProtocolParameters = TypeAliasType(
     "ProtocolParameters", Annotated[dict[str, Any], Field(description="Values by their names.")]
@@ -20,15 +19,15 @@ _FEW = Field(max_length=64)
 """More tensors than any request has: a body has room for millions of them, which would fill the memory first."""
 
 
-class _Asked(BaseModel):
+class _Read(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", use_attribute_docstrings=True)
 
 
-class _Told(BaseModel):
+class _Written(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
-class InferInput(_Asked):
+class InferInput(_Read):
     """One input tensor of a request; its values are in `data`, or behind the JSON where `binary_data_size` is given."""
 
     name: str
@@ -43,7 +42,7 @@ class InferInput(_Asked):
     """The values, flat or nested, row-major; files as base64, in every form that `/v1` takes."""
 
 
-class RequestedOutput(_Asked):
+class RequestedOutput(_Read):
     """One output that is asked for."""
 
     name: str
@@ -53,7 +52,7 @@ class RequestedOutput(_Asked):
     `value:index:label`, in place of all. `datatype`: `FP32`, the default, or `FP16`."""
 
 
-class InferRequest(_Asked):
+class InferRequest(_Read):
     """What is to be inferred."""
 
     id: str | None = None
@@ -67,7 +66,8 @@ class InferRequest(_Asked):
     """What to answer; left out, the outputs that the model's metadata names."""
 
 
-class InferOutput(_Told):
+@with_config(use_attribute_docstrings=True)
+class InferOutput(TypedDict):
     """One output of an answer."""
 
     name: str
@@ -76,16 +76,17 @@ class InferOutput(_Told):
     """Type of the values; `BYTES` under `classification`."""
     shape: list[int]
     """Batch first."""
-    parameters: ProtocolParameters | SkipJsonSchema[None] = None
+    parameters: NotRequired[ProtocolParameters]
     """`binary_data_size`: how many bytes behind the JSON are this tensor's."""
-    data: list[Any] | SkipJsonSchema[None] = None
+    data: NotRequired[Annotated[Any, WithJsonSchema({"items": {}, "type": "array"})]]
     """The values, flat and row-major, where they are not behind the JSON."""
 
 
-class InferResponse(_Told):
+@with_config(use_attribute_docstrings=True)
+class InferResponse(TypedDict):
     """The outputs of a request."""
 
-    id: str | SkipJsonSchema[None] = None
+    id: NotRequired[str]
     """The request's own, where it had one."""
     model_name: str
     """Name of the model that answered."""
@@ -95,7 +96,7 @@ class InferResponse(_Told):
     """The outputs asked for, in that order."""
 
 
-class ServerMetadata(_Told):
+class ServerMetadata(_Written):
     """What the server is."""
 
     name: str
@@ -106,7 +107,7 @@ class ServerMetadata(_Told):
     """The extensions of the protocol that it has."""
 
 
-class TensorMetadata(_Told):
+class TensorMetadata(_Written):
     """One input or output of a model."""
 
     name: str
@@ -117,7 +118,7 @@ class TensorMetadata(_Told):
     """Its shape, batch first; -1 for what varies."""
 
 
-class ModelMetadata(_Told):
+class ModelMetadata(_Written):
     """What a model takes and gives."""
 
     name: str
@@ -132,19 +133,19 @@ class ModelMetadata(_Told):
     """What a request gets that asks for nothing by name."""
 
 
-class Live(_Told):
+class Live(_Written):
     """The process can answer."""
 
     live: bool
 
 
-class Ready(_Told):
+class Ready(_Written):
     """A request would be answered."""
 
     ready: bool
 
 
-class ModelReady(_Told):
+class ModelReady(_Written):
     """A request for this model would be answered."""
 
     name: str
@@ -152,7 +153,7 @@ class ModelReady(_Told):
     ready: bool
 
 
-class Duration(_Told):
+class Duration(_Written):
     """How often something happened and how long it took in all."""
 
     count: int
@@ -161,7 +162,7 @@ class Duration(_Told):
     """How long in all, in nanoseconds."""
 
 
-class InferenceStatistics(_Told):
+class InferenceStatistics(_Written):
     """Where the requests' time went; `count` counts requests, and of a request's images the slowest is counted."""
 
     success: Duration
@@ -182,7 +183,7 @@ class InferenceStatistics(_Told):
     """There is no cache: 0."""
 
 
-class BatchStatistics(_Told):
+class BatchStatistics(_Written):
     """The runs of one padded batch size."""
 
     batch_size: int
@@ -195,7 +196,7 @@ class BatchStatistics(_Told):
     """Not timed apart from the run: 0 ns."""
 
 
-class ModelStatistics(_Told):
+class ModelStatistics(_Written):
     """What a model has done since the service started, for `/v1` and `/v2`, in all processes."""
 
     name: str
@@ -213,20 +214,20 @@ class ModelStatistics(_Told):
     """The runs by padded batch size."""
 
 
-class Statistics(_Told):
+class Statistics(_Written):
     """The statistics of every model asked about."""
 
     model_stats: list[ModelStatistics]
 
 
-class IndexRequest(_Asked):
+class IndexRequest(_Read):
     """Which models to list."""
 
     ready: bool = False
     """Only those that would answer."""
 
 
-class IndexEntry(_Told):
+class IndexEntry(_Written):
     """One model of the repository."""
 
     name: str
@@ -239,14 +240,14 @@ class IndexEntry(_Told):
     """Why not, where it would not."""
 
 
-class RepositoryRequest(_Asked):
+class RepositoryRequest(_Read):
     """What goes with a wish to load or unload."""
 
     parameters: ProtocolParameters | None = None
     """A model is served as it was exported: there is none to give."""
 
 
-class ProtocolError(_Told):
+class ProtocolError(_Written):
     """Why a request was not answered."""
 
     error: str

@@ -1,16 +1,14 @@
-"""The protocol's statistics, read from the metrics: the same counts, of all processes, in other words."""
+"""The protocol's statistics: what the metrics of all processes count, in other words."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Iterable
 
 from fastapi import APIRouter, Depends
-from prometheus_client.samples import Sample
 
-from service.http.context import Service, ServiceDependency, authorized
+from service.http.context import authorized
 from service.http.routes.v2 import openapi
+from service.http.routes.v2.path import CheckedService
 from service.http.routes.v2.schemas import (
     BatchStatistics,
     Duration,
@@ -19,88 +17,46 @@ from service.http.routes.v2.schemas import (
     Statistics,
 )
 from service.model.manifest import Manifest
+from service.telemetry.metrics import InferenceTotals
 
 router = APIRouter(tags=["inference protocol"], dependencies=[Depends(authorized)], responses=openapi.READING_ERRORS)
 _NOTHING = Duration(count=0, ns=0)
-
-
-@router.get("/v2/models/stats", operation_id="v2_stats", summary="Statistics of all models")
-async def stats(service: ServiceDependency) -> Statistics:
-    """Answer with the served model's statistics."""
-    return await _statistics(service)
-
-
-@router.get("/v2/models/{model}/stats", operation_id="v2_model_stats", summary="Statistics of a model")
-async def model_stats(service: ServiceDependency, model: str) -> Statistics:
-    """Answer with a model's statistics."""
-    service.check_model(model)
-    return await _statistics(service)
 
 
 @router.get(
     "/v2/models/{model}/versions/{version}/stats",
     operation_id="v2_model_version_stats",
     summary="Statistics of a version",
+    description="Answer with a version's statistics.",
 )
-async def model_version_stats(service: ServiceDependency, model: str, version: str) -> Statistics:
-    """Answer with a version's statistics."""
-    service.check_model(model, version)
-    return await _statistics(service)
+@router.get(
+    "/v2/models/{model}/stats",
+    operation_id="v2_model_stats",
+    summary="Statistics of a model",
+    description="Answer with a model's statistics.",
+)
+@router.get("/v2/models/stats", operation_id="v2_stats", summary="Statistics of all models")
+async def stats(service: CheckedService) -> Statistics:
+    """Answer with the served model's statistics."""
+    totals = await asyncio.to_thread(service.metrics.inference_totals, service.inference_routes)
+    return Statistics(model_stats=[statistics_of(service.model.manifest, totals)])
 
 
-async def _statistics(service: Service) -> Statistics:
-    manifest, metrics = service.model.manifest, service.metrics
-    return await asyncio.to_thread(
-        lambda: Statistics(
-            model_stats=[statistics_of(metrics.samples(), manifest, inference_routes=service.inference_routes)]
-        )
-    )
-
-
-def statistics_of(
-    samples: Iterable[Sample], manifest: Manifest, *, inference_routes: frozenset[str]
-) -> ModelStatistics:
-    """Return a model's statistics from samples of `service.telemetry.metrics`.
-
-    `inference_routes` are those whose requests run the model; requests to others do not count.
-    """
-    sums: defaultdict[str, float] = defaultdict(float)
-    by_stage: defaultdict[str, float] = defaultdict(float)
-    runs: defaultdict[int, int] = defaultdict(int)
-    run_seconds: defaultdict[int, float] = defaultdict(float)
-    answered = 0
-    for sample in samples:
-        labels = sample.labels
-        match sample.name:
-            case "dat_request_stage_seconds_total":
-                by_stage[labels["stage"]] += sample.value
-            case "dat_stage_duration_seconds_count" if labels["stage"] == "total":
-                answered += int(sample.value)
-            case "dat_batches_total" if labels["outcome"] == "ok":
-                runs[int(labels["bucket"])] += int(sample.value)
-            case "dat_batch_seconds_total":
-                run_seconds[int(labels["bucket"])] += sample.value
-            case "dat_requests_total" if labels["route"] in inference_routes and labels["code"] != "ok":
-                sums["failed"] += sample.value
-            case "dat_failed_request_seconds_total" if labels["route"] in inference_routes:
-                sums["failed_seconds"] += sample.value
-            case "dat_batch_size_sum":
-                sums["images"] += sample.value
-            case "dat_last_run_timestamp_seconds":
-                sums["last_run"] = max(sums["last_run"], sample.value)
+def statistics_of(manifest: Manifest, totals: InferenceTotals) -> ModelStatistics:
+    """Return a model's statistics in the protocol's terms."""
 
     def stage(*names: str) -> Duration:
-        return Duration(count=answered, ns=_ns(sum(by_stage[name] for name in names)))
+        return Duration(count=totals.answered, ns=_ns(sum(totals.stages_s.get(name, 0.0) for name in names)))
 
     return ModelStatistics(
         name=manifest.name,
         version=str(manifest.version),
-        last_inference=int(sums["last_run"] * 1000),
-        inference_count=int(sums["images"]),
-        execution_count=sum(runs.values()),
+        last_inference=int(totals.last_run_s * 1000),
+        inference_count=totals.images,
+        execution_count=sum(totals.runs.values()),
         inference_stats=InferenceStatistics(
             success=stage("total"),
-            fail=Duration(count=int(sums["failed"]), ns=_ns(sums["failed_seconds"])),
+            fail=Duration(count=totals.failed, ns=_ns(totals.failed_s)),
             queue=stage("queue"),
             compute_input=stage("decode", "preprocess"),
             compute_infer=stage("inference"),
@@ -112,10 +68,10 @@ def statistics_of(
             BatchStatistics(
                 batch_size=size,
                 compute_input=Duration(count=count, ns=0),
-                compute_infer=Duration(count=count, ns=_ns(run_seconds[size])),
+                compute_infer=Duration(count=count, ns=_ns(totals.runs_s.get(size, 0.0))),
                 compute_output=Duration(count=count, ns=0),
             )
-            for size, count in sorted(runs.items())
+            for size, count in sorted(totals.runs.items())
             if count
         ],
     )

@@ -13,7 +13,7 @@ from schemathesis.specs.openapi.definitions import OPENAPI_31
 
 from service import __main__ as command_line
 from service.http.app import interface
-from service.http.openapi.parts import ERROR_HEADERS
+from service.http.openapi.components import ERROR_HEADERS
 from service.model.directory import ModelDirectory
 from tests.service.conftest import GatedSession, make_parts, serving
 

@@ -6,7 +6,7 @@ import zlib
 import pytest
 
 from service.errors import MalformedRequest, TooLarge
-from service.http.routes.v2.coding import answer_coding, folded, unfolded
+from service.http.routes.v2.coding import answer_coding, compressed, decompressed
 
 
 @pytest.mark.parametrize(
@@ -33,14 +33,14 @@ def test_answer_has_the_coding_that_is_liked_best(accept: str | None, coding: st
 @pytest.mark.parametrize("size", [0, 1, 1000])
 def test_bodies_up_to_the_limit_come_back_whole(coding: str, size: int) -> None:
     body = bytes(range(256)) * 4
-    assert unfolded(folded(body[:size], coding), coding, max_bytes=1000) == body[:size]
+    assert decompressed(compressed(body[:size], coding), coding, max_bytes=1000) == body[:size]
 
 
 def test_limit_holds_over_all_members_of_a_gzip_file() -> None:
     two = gzip.compress(bytes(600)) * 2
-    assert unfolded(two, "gzip", max_bytes=1200) == bytes(1200)
+    assert decompressed(two, "gzip", max_bytes=1200) == bytes(1200)
     with pytest.raises(TooLarge):
-        unfolded(two, "gzip", max_bytes=1199)
+        decompressed(two, "gzip", max_bytes=1199)
 
 
 @pytest.mark.parametrize(
@@ -55,4 +55,4 @@ def test_limit_holds_over_all_members_of_a_gzip_file() -> None:
 )
 def test_what_is_not_one_whole_compressed_body_is_malformed(body: bytes, coding: str) -> None:
     with pytest.raises(MalformedRequest):
-        unfolded(body, coding, max_bytes=1000)
+        decompressed(body, coding, max_bytes=1000)

@@ -83,7 +83,7 @@ behind = st.one_of(
     st.integers(0, PIXELS.nbytes).map(lambda size: PIXEL_BYTES[:size]),
 )
 lengths = st.one_of(st.none(), st.integers(-2, 400), st.text("0123456789-+ ex", max_size=6))
-folds: dict[str, Any] = {
+compressions: dict[str, Any] = {
     "identity": bytes,
     "gzip": gzip.compress,
     "deflate": zlib.compress,
@@ -101,7 +101,7 @@ def test_no_malformed_body_is_a_fault_of_the_service(model: ModelDirectory) -> N
             asked=documents,
             behind=behind,
             length=lengths,
-            coding=st.sampled_from(list(folds)),
+            coding=st.sampled_from(list(compressions)),
             cut=st.one_of(st.none(), st.integers(0, 60)),
             raw_type=st.sampled_from([None, "BYTES", "UINT8", "X"]),
         )
@@ -117,7 +117,7 @@ def test_no_malformed_body_is_a_fault_of_the_service(model: ModelDirectory) -> N
                 headers["Inference-Header-Content-Length"] = str(len(text) if length is None else length)
             if raw_type is not None:
                 headers["X-Image-Datatype"] = raw_type
-            runner.run(ask(served, folds[coding](text + behind)[:cut], headers))
+            runner.run(ask(served, compressions[coding](text + behind)[:cut], headers))
 
         try:
             holds()

@@ -155,19 +155,21 @@ async def test_what_is_wrong_with_a_request_is_said(served: Served, wrong: str) 
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
-async def test_compressed_body_is_limited_before_and_after_it_unfolds(model: ModelDirectory, coding: str) -> None:
-    fold = gzip.compress if coding == "gzip" else zlib.compress
+async def test_compressed_body_is_limited_before_and_after_it_is_decompressed(
+    model: ModelDirectory, coding: str
+) -> None:
+    compress = gzip.compress if coding == "gzip" else zlib.compress
     async with serving(model, max_body_bytes=20_000) as served:
         request = binary(document(), Content_Encoding=coding)
-        fits = fold(request.pop("content"))
+        fits = compress(request.pop("content"))
         headers = request["headers"]
         assert (await served.http.post(PATH, content=fits, headers=headers)).status_code == 200
-        bomb = fold(bytes(50_000_000))
+        bomb = compress(bytes(50_000_000))
         assert len(bomb) < 100_000
         assert "larger than 20000" in error_of(
             await served.http.post(PATH, content=bomb[:20_000], headers=headers), 413
         )
-        noise = fold(np.random.default_rng(1).bytes(30_000))
+        noise = compress(np.random.default_rng(1).bytes(30_000))
         assert "larger than 20000" in error_of(await served.http.post(PATH, content=noise, headers=headers), 413)
         assert "too early" in error_of(await served.http.post(PATH, content=fits[:-9], headers=headers), 400)
 

@@ -1,16 +1,18 @@
 """What FastAPI cannot read off the routes for `/openapi.json`: bodies that are read by hand, headers, and every error.
 
-Headers, the forms of bodies and the schemas that only these refer to are shared parts of the document, to which
-`header_refs` and `schema_ref` refer. `service.http.openapi.document` puts them in place.
+What several operations have stands once, in the document's `components`, where `service.http.openapi.document` puts
+it; they refer to it. A route states only the statuses of its errors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
+from service.errors import BadImages, ImageFault
 from service.http import problems
 from service.http.answers.schemas import ExplainResponse, FeaturesResponse, Problem
 from service.http.bodies.uploads import JsonImages
@@ -31,13 +33,16 @@ def header_refs(*names: str) -> dict[str, dict[str, str]]:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
+EXAMPLE_REQUEST_ID = "7f1c1a9d0c3b4f0d9a3f0f8e6d0a4b11"
+
+
 def _header(description: str, example: str | int, **schema: Any) -> dict[str, Any]:
     return {"description": description, "schema": {"type": "string", **schema}, "example": example}
 
 
 HEADERS: Mapping[str, dict[str, Any]] = {
     "X-Request-ID": {
-        **_header("The request's id: the caller's own where it sent a valid one.", "7f1c1a9d0c3b4f0d9a3f0f8e6d0a4b11"),
+        **_header("The request's id: the caller's own where it sent a valid one.", EXAMPLE_REQUEST_ID),
         "required": True,
     },
     "Retry-After": _header("Seconds after which to try again.", 1, type="integer", minimum=1),
@@ -68,14 +73,22 @@ ERROR_HEADERS: Mapping[int, tuple[str, ...]] = {
 }
 """The headers of an error by its status."""
 
-REQUEST_ID: dict[str, Any] = {
-    "name": "X-Request-ID",
-    "in": "header",
-    "required": False,
-    "description": "1 to 128 visible ASCII characters, echoed in the answer; anything else is replaced.",
-    "schema": {"type": "string"},
-    "example": "7f1c1a9d0c3b4f0d9a3f0f8e6d0a4b11",
-}
+
+def header_parameter(
+    name: str, description: str, schema: Mapping[str, Any], example: object = None
+) -> dict[str, dict[str, Any]]:
+    """Return the documentation, by its name, of a header that a request may have."""
+    described = {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
+    return {name: described if example is None else {**described, "example": example}}
+
+
+REQUEST_ID = "X-Request-ID"
+PARAMETERS: Mapping[str, dict[str, Any]] = header_parameter(
+    REQUEST_ID,
+    "1 to 128 visible ASCII characters, echoed in the answer; anything else is replaced.",
+    {"type": "string"},
+    EXAMPLE_REQUEST_ID,
+)
 
 EXAMPLE_IMAGE = (
     "iVBORw0KGgoAAAANSUhEUgAAAoAAAAHgAQAAAAAdquFJAAAAPUlEQVR42u3BAQ0AAADCoPdPbQ43oAAAAAAAAAAAAAAAAAAAAAAA"
@@ -135,49 +148,41 @@ REQUEST_BODIES: Mapping[str, dict[str, Any]] = {
 IMAGES_BODY: dict[str, Any] = {"requestBody": {"$ref": f"#/components/requestBodies/{IMAGES}"}}
 
 
-def problem_answers(statuses: Iterable[int]) -> Responses:
-    """Return the documentation of errors, all as problem documents."""
+def errors(*statuses: int) -> Responses:
+    """Return what a route says of its errors: their statuses, which `error` documents for all routes."""
+    return {status: {} for status in statuses}
+
+
+def error(status: int, *, protocol: bool) -> dict[str, Any]:
+    """Return the documentation of a status: as problem documents, or in the form of the inference protocol."""
+    kinds = [kind for kind in problems.all_kinds().values() if kind.status == status]
+    answers = {kind.code: _error_answer(kind, protocol=protocol) for kind in kinds}
+    schema = schema_ref("ProtocolError" if protocol else Problem.__name__)
+    content: dict[str, Any]
+    if protocol:
+        content = {"application/json": {"example": answers[kinds[-1].code], "schema": schema}}
+    else:
+        examples = {kind.code: {"summary": kind.title, "value": answers[kind.code]} for kind in kinds}
+        content = {problems.MEDIA_TYPE: {"schema": schema, "examples": examples}}
     return {
-        status: {
-            "description": meanings(status),
-            "content": {problems.MEDIA_TYPE: {"schema": schema_ref(Problem.__name__), "examples": _examples(status)}},
-            "headers": header_refs(*ERROR_HEADERS.get(status, ())),
-        }
-        for status in statuses
+        "description": " ".join(f"`{kind.code}`: {_first_line(kind)}" for kind in kinds),
+        "content": content,
+        "headers": header_refs(REQUEST_ID, *ERROR_HEADERS.get(status, ())),
     }
 
 
-def kinds_of(status: int) -> list[problems.Kind]:
-    """Return the kinds of problem that a status stands for."""
-    return [kind for kind in problems.all_kinds().values() if kind.status == status]
-
-
-def meanings(status: int) -> str:
-    """Return the codes that a status stands for, each with what it means."""
-    return " ".join(f"`{kind.code}`: {_first_line(kind)}" for kind in kinds_of(status))
+def _error_answer(kind: problems.Kind, *, protocol: bool) -> Any:
+    """Return a kind's answer, as it is sent."""
+    if kind.code == BadImages.code:
+        fault = ImageFault(2, "empty_image", "The image holds no bytes.")
+        response = problems.problem_for(BadImages([fault]), request_id=EXAMPLE_REQUEST_ID)
+    else:
+        response = problems.ProblemResponse(kind, detail=_first_line(kind), request_id=EXAMPLE_REQUEST_ID)
+    return json.loads(bytes(response.under(problems.PROTOCOL_ROOT if protocol else "/").body))
 
 
 def _first_line(kind: problems.Kind) -> str:
     return kind.meaning.splitlines()[0]
-
-
-def _examples(status: int) -> dict[str, Any]:
-    """Return one problem document for each code of a status, by its code."""
-    examples: dict[str, Any] = {}
-    for kind in kinds_of(status):
-        value: dict[str, Any] = {
-            "type": f"/problems/{kind.code}",
-            "title": kind.title,
-            "status": status,
-            "detail": _first_line(kind),
-            "code": kind.code,
-            "request_id": REQUEST_ID["example"],
-        }
-        if kind.code == "bad_image":
-            value["detail"] = "1 of the images cannot be used (index 2)."
-            value["errors"] = [{"index": 2, "code": "empty_image", "detail": "The file is empty."}]
-        examples[kind.code] = {"summary": kind.title, "value": value}
-    return examples
 
 
 def json_answer(model: type[BaseModel], description: str) -> dict[str, Any]:
@@ -201,7 +206,7 @@ EXPLAIN_ANSWER: dict[str, Any] = {
     "content": {"application/json": {}, "image/png": {"schema": BINARY}},
     "headers": ANSWER_HEADERS,
 }
-INFERENCE_PROBLEMS = problem_answers((400, 401, 404, 405, 406, 408, 413, 415, 422, 429, 500, 503, 504))
-READING_PROBLEMS = problem_answers((401, 404, 405, 422, 500))
-PLAIN_PROBLEMS = problem_answers((405, 500))
-READINESS_PROBLEMS = problem_answers((405, 500, 503))
+PLAIN_PROBLEMS = errors(405, 500)
+READINESS_PROBLEMS = errors(405, 500, 503)
+READING_PROBLEMS = errors(401, 404, 405, 422, 500)
+INFERENCE_PROBLEMS = errors(400, 401, 404, 405, 406, 408, 413, 415, 422, 429, 500, 503, 504)
