@@ -15,7 +15,7 @@ from service.http.context import ServiceDependency, authorized
 from service.http.routes.v2 import openapi
 from service.http.routes.v2.images import BYTES, INPUT
 from service.http.routes.v2.path import CheckedService
-from service.http.routes.v2.request import IMAGE_DATATYPE, expects_files, has_classes, outputs_by_default
+from service.http.routes.v2.request import IMAGE_DATATYPE, expects_files, outputs_by_default
 from service.http.routes.v2.schemas import (
     Live,
     ModelConfiguration,
@@ -155,7 +155,7 @@ def configuration_of(manifest: Manifest, settings: Settings, *, files: bool) -> 
                 "name": record.name,
                 "data_type": "TYPE_FP32",
                 "dims": _shape(record),
-                "label_filename": manifest.labels if has_classes(record) else "",
+                "label_filename": manifest.labels if record.classes else "",
                 "is_shape_tensor": False,
             }
             for record in outputs_by_default(manifest, settings)

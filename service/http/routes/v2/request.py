@@ -31,7 +31,7 @@ from service.http.routes.v2.images import (
     images_from_json,
 )
 from service.http.routes.v2.schemas import InferInput, InferRequest, ProtocolParameters, RequestedOutput
-from service.model.manifest import Manifest, OutputRecord
+from service.model.manifest import Manifest, OutputRecord, unknown_outputs
 from service.settings import Settings
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -140,11 +140,8 @@ class RequestPlan:
         if not asked:
             return [Wanted(name, binary) for name in self.outputs_by_default]
         names = [output.name for output in asked]
-        unknown = sorted(set(names) - self.outputs.keys())
-        if unknown:
-            raise MalformedRequest(
-                f"The model has no output {', '.join(map(repr, unknown))}; it has {', '.join(self.outputs)}."
-            )
+        if lacking := unknown_outputs(names, self.outputs):
+            raise MalformedRequest(f"outputs: {lacking}.")
         if len(set(names)) < len(names):
             raise MalformedRequest("An output is asked for more than once.")
         return [_wanted(output, self.outputs[output.name], binary) for output in asked]
@@ -177,16 +174,6 @@ def outputs_by_default(manifest: Manifest, settings: Settings) -> Sequence[Outpu
     return [manifest.output(name) for name in settings.v2_outputs] or manifest.outputs
 
 
-def is_vector(record: OutputRecord) -> bool:
-    """Return whether an output has one value a channel or class of an image, and no map of them."""
-    return len(record.shape) == 1
-
-
-def has_classes(record: OutputRecord) -> bool:
-    """Return whether an output's values belong to the model's classes, which have names."""
-    return record.name == "logits"
-
-
 def expects_files(request: Request) -> bool:
     """Return whether a header says that `image` is to hold files; raises MalformedRequest for any other type."""
     datatype = request.headers.get(IMAGE_DATATYPE, "UINT8")
@@ -209,7 +196,7 @@ def _wanted(output: RequestedOutput, record: OutputRecord, binary_by_default: bo
     _refuse_unsupported(parameters, where)
     binary = _parameter(parameters, "binary_data", bool, where)
     classes = _parameter(parameters, "classification", int, where) or None
-    if classes is not None and not is_vector(record):
+    if classes is not None and record.kind != "vector":
         raise MalformedRequest(f"{where} is no vector; there is no classification by it.")
     datatype = parameters.get("datatype", "FP32")
     if datatype not in ("FP32", "FP16"):

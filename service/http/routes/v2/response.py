@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from service.errors import InferenceFailed
 from service.http.answers.tensors import as_raw, narrowed
-from service.http.routes.v2.request import Call, Wanted, has_classes
+from service.http.routes.v2.request import Call, Wanted
 from service.http.routes.v2.schemas import InferOutput, InferResponse
 from service.model.directory import Label, ModelDirectory
 from service.model.postprocess import top_k
@@ -53,7 +53,7 @@ def _output(wanted: Wanted, images: Sequence[NDArray[np.float32]], model: ModelD
     """Return one output as the JSON has it, and the bytes behind that."""
     output: InferOutput
     if wanted.classes is not None:
-        labels = model.labels if has_classes(model.manifest.output(wanted.name)) else ()
+        labels = model.labels if model.manifest.output(wanted.name).classes else ()
         best = [classification(values, wanted.classes, labels) for values in images]
         texts = [text for of_image in best for text in of_image]
         output = {"name": wanted.name, "datatype": "BYTES", "shape": [len(best), len(best[0])]}
