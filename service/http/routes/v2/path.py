@@ -1,4 +1,4 @@
-"""The model, and maybe the version, that a path of the protocol names: most routes are there with a version and without."""
+"""The model, and maybe the version, that a path of the protocol names: most routes are there with it and without."""
 
 from __future__ import annotations
 
