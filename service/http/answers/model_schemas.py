@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from pydantic import ConfigDict
+from pydantic import BaseModel, ConfigDict
 
-from service.http.answers.schemas import AnswerModel
 from service.model.directory import ModelDirectory
 from service.model.manifest import ExplainRecord
 
 
-class _Shown(AnswerModel):
+class _Shown(BaseModel):
     """What is shown of a record: its attributes of the same names."""
 
-    model_config = ConfigDict(from_attributes=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True, use_attribute_docstrings=True)
 
 
 class LabelEntry(_Shown):
@@ -84,7 +83,7 @@ class ModelSummary(_Shown):
     """The network's variant."""
 
 
-class ModelList(AnswerModel):
+class ModelList(_Shown):
     """All served models."""
 
     models: list[ModelSummary]

@@ -10,11 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
 from service.errors import BadImages, ImageFault
 from service.http import problems
-from service.http.answers.schemas import ExplainResponse, FeaturesResponse, Problem
+from service.http.answers.schemas import ExplainResponse, FeaturesResponse
 from service.http.bodies.uploads import JsonImages
 
 Responses = dict[int | str, dict[str, Any]]
@@ -157,7 +155,7 @@ def error(status: int, *, protocol: bool) -> dict[str, Any]:
     """Return the documentation of a status: as problem documents, or in the form of the inference protocol."""
     kinds = [kind for kind in problems.all_kinds().values() if kind.status == status]
     answers = {kind.code: _error_answer(kind, protocol=protocol) for kind in kinds}
-    schema = schema_ref("ProtocolError" if protocol else Problem.__name__)
+    schema = schema_ref("ProtocolError" if protocol else "Problem")
     content: dict[str, Any]
     if protocol:
         content = {"application/json": {"example": answers[kinds[-1].code], "schema": schema}}
@@ -185,7 +183,7 @@ def _first_line(kind: problems.Kind) -> str:
     return kind.meaning.splitlines()[0]
 
 
-def json_answer(model: type[BaseModel], description: str) -> dict[str, Any]:
+def json_answer(model: type, description: str) -> dict[str, Any]:
     """Return the documentation of a JSON answer of an inference call."""
     return {"model": model, "description": description, "headers": ANSWER_HEADERS}
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 from starlette.routing import BaseRoute
 
 from service.http.answers.schemas import Problem
@@ -43,20 +43,11 @@ _TAGS = [
     {"name": "operations", "description": "For those who run the service; no key is asked for."},
     {"name": "inference protocol", "description": "The Open Inference Protocol, version 2, with its extensions."},
 ]
-_PATH_PARAMETERS = {
-    name: {
-        "name": name,
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string"},
-        "description": description,
-        "example": example,
-    }
-    for name, description, example in (
-        ("name", "Name of the model.", "dat_tiny"),
-        ("model", "Name of the model.", "dat_tiny"),
-        ("version", "Version of the model: a whole number from 1.", "1"),
-    )
+_MODEL = {"description": "Name of the model.", "example": "dat_tiny"}
+_NAMED_IN_PATHS = {
+    "name": _MODEL,
+    "model": _MODEL,
+    "version": {"description": "Version of the model: a whole number from 1.", "example": "1"},
 }
 _KEY = "api_key"
 _UNAUTHORIZED = "401"
@@ -103,11 +94,11 @@ def of_routes(routes: Sequence[BaseRoute], *, root_path: str = "") -> Json:
     return document
 
 
-def _schemas(*models: type[BaseModel]) -> Json:
+def _schemas(*models: type) -> Json:
     """Return the schemas of models that FastAPI does not see, and of what these refer to, by their names."""
     schemas: Json = {}
     for model in models:
-        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schema = TypeAdapter(model).json_schema(ref_template="#/components/schemas/{model}")
         schemas |= {**schema.pop("$defs", {}), model.__name__: schema}
     return schemas
 
@@ -135,7 +126,10 @@ def _refer_to_errors(path: str, operation: Json) -> Json:
 def _complete(path: str, operation: Json, examples: Json) -> None:
     """Add to an operation what all have in common, what its path names, and its example."""
     operation["parameters"] = [
-        *(_PATH_PARAMETERS[name] for name in re.findall("{([a-z]+)}", path)),
+        *(
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, **_NAMED_IN_PATHS[name]}
+            for name in re.findall("{([a-z]+)}", path)
+        ),
         *(_parameter(each) for each in operation.get("parameters", ()) if each.get("in") != "path"),
         {"$ref": f"#/components/parameters/{openapi.REQUEST_ID}"},
     ]

@@ -6,37 +6,21 @@ whatever a server's own are.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastapi.encoders import jsonable_encoder
+import orjson
+from pydantic import BaseModel
 
+from service.http.answers import schemas as v1
 from service.http.answers.model_schemas import ModelDetails, ModelList, ModelSummary
-from service.http.answers.schemas import (
-    Cell,
-    ClassifiedImage,
-    ClassifyResponse,
-    ExplainedImage,
-    ExplainResponse,
-    FailedImage,
-    Fault,
-    FeaturesResponse,
-    Health,
-    ImageFeatures,
-    LayerExplanation,
-    ModelReference,
-    PointGroup,
-    Prediction,
-    Timings,
-)
 from service.http.openapi.components import EXAMPLE_REQUEST_ID
+from service.http.routes.v2 import schemas as v2
 from service.http.routes.v2.metadata import EXTENSIONS, NAME, configuration_of, metadata_of
 from service.http.routes.v2.request import Call, Wanted
 from service.http.routes.v2.response import render
-from service.http.routes.v2.schemas import IndexEntry, Live, ModelReady, Ready, ServerMetadata, Statistics
 from service.http.routes.v2.statistics import statistics_of
 from service.model.directory import Label, ModelDirectory
 from service.model.manifest import Manifest
@@ -71,63 +55,65 @@ def example_answers() -> dict[str, Any]:
     model = ModelDirectory(MANIFEST_FILE.parent, manifest, tuple(labels))
     settings = Settings.model_construct()  # the defaults: to validate is to read the environment
     protocol: dict[str, Any] = {
-        "ready": ModelReady(name=manifest.name, ready=True),
+        "ready": v2.ModelReady(name=manifest.name, ready=True),
         "metadata": metadata_of(manifest, settings, files=False),
         "config": configuration_of(manifest, settings, files=False),
-        "stats": Statistics(model_stats=[statistics_of(manifest, _TOTALS)]),
+        "stats": v2.Statistics(model_stats=[statistics_of(manifest, _TOTALS)]),
     }
     version = str(manifest.version)
     answers = {
         **_of_images(model),
         "list_models": ModelList(models=[ModelSummary.model_validate(manifest)]),
         "get_model": ModelDetails.of(replace(model, labels=model.labels[:1]), explain=manifest.explain),
-        "live": Health(status="alive"),
-        "ready": Health(status="ready"),
+        "live": v1.Health(status="alive"),
+        "ready": v1.Health(status="ready"),
         "metrics": "# TYPE dat_requests_in_flight gauge\ndat_requests_in_flight 0.0\n",
-        "v2_server_metadata": ServerMetadata(name=NAME, version="0.1.0", extensions=list(EXTENSIONS)),
-        "v2_live": Live(live=True),
-        "v2_ready": Ready(ready=True),
+        "v2_server_metadata": v2.ServerMetadata(name=NAME, version="0.1.0", extensions=list(EXTENSIONS)),
+        "v2_live": v2.Live(live=True),
+        "v2_ready": v2.Ready(ready=True),
         "v2_stats": protocol["stats"],
         "v2_infer": _inferred(model),
         "v2_infer_version": _inferred(model),
-        "v2_repository_index": [IndexEntry(name=manifest.name, version=version, state="READY", reason="")],
+        "v2_repository_index": [v2.IndexEntry(name=manifest.name, version=version, state="READY", reason="")],
     }
     for name, answer in protocol.items():
         answers |= {f"v2_model_{name}": answer, f"v2_model_version_{name}": answer}
-    encoded: dict[str, Any] = jsonable_encoder(answers)
-    return encoded
+    plain: dict[str, Any] = orjson.loads(orjson.dumps(answers, default=BaseModel.model_dump))
+    return plain
 
 
 def _of_images(model: ModelDirectory) -> dict[str, Any]:
     """Return the answers of `/v1` for two images, of which one cannot be used."""
     request = {
-        "model": ModelReference.of(model.manifest),
+        "model": v1.ModelReference(name=model.manifest.name, version=model.manifest.version),
         "request_id": EXAMPLE_REQUEST_ID,
-        "timings_ms": Timings(**_STAGES_MS),
+        "timings_ms": v1.Timings(**_STAGES_MS),
     }
     image: dict[str, Any] = {"index": 0, "filename": "photo.jpg"}
-    fault = Fault(code="empty_image", detail="The image holds no bytes.")
-    failed = FailedImage(index=1, filename="empty.jpg", error=fault)
-    prediction = Prediction(class_id=663, label=model.labels[663].name, score=0.71)
+    fault = v1.Fault(code="empty_image", detail="The image holds no bytes.")
+    failed = v1.FailedImage(index=1, filename="empty.jpg", error=fault)
+    prediction = v1.Prediction(class_id=663, label=model.labels[663].name, score=0.71)
+    features: dict[str, Any] = {"embedding": [0.1180, -0.4265, 1.0323]}
+    group: dict[str, Any] = {"points": [(104.2, 61.9), (231.0, 198.4)], "weights": [0.82, 0.18]}
     assert model.manifest.explain is not None
     layer = model.manifest.explain.layers[0]
-    explanation = LayerExplanation(
+    explanation = v1.LayerExplanation(
         layer=0,
         name=layer.name,
         stage=layer.stage,
         block=layer.block,
         query_rows=layer.query_rows,
         query_columns=layer.query_columns,
-        query=Cell(row=3, column=5),
-        groups=[PointGroup(points=[(104.2, 61.9), (231.0, 198.4)], weights=[0.82, 0.18])],
+        query=v1.Cell(row=3, column=5),
+        groups=[v1.PointGroup(**group)],
     )
     return {
-        "classify": ClassifyResponse(results=[ClassifiedImage(**image, predictions=[prediction]), failed], **request),
-        "features": FeaturesResponse(
-            results=[ImageFeatures(**image, features={"embedding": [0.1180, -0.4265, 1.0323]}), failed], **request
+        "classify": v1.ClassifyResponse(
+            results=[v1.ClassifiedImage(**image, predictions=[prediction]), failed], **request
         ),
-        "explain": ExplainResponse(
-            results=[ExplainedImage(**image, width=640, height=480, layers=[explanation]), failed], **request
+        "features": v1.FeaturesResponse(results=[v1.ImageFeatures(**image, features=features), failed], **request),
+        "explain": v1.ExplainResponse(
+            results=[v1.ExplainedImage(**image, width=640, height=480, layers=[explanation]), failed], **request
         ),
     }
 
@@ -137,4 +123,4 @@ def _inferred(model: ModelDirectory) -> Any:
     logits = np.zeros(model.manifest.num_classes, np.float32)
     logits[list(_LOGITS)] = list(_LOGITS.values())
     call = Call(id="1", images=(), wanted=[Wanted("logits", binary=False, classes=len(_LOGITS))])
-    return json.loads(render(call, {"logits": [logits]}, model).body)
+    return orjson.loads(render(call, {"logits": [logits]}, model).body)

@@ -1,4 +1,4 @@
-"""Which model, and maybe which version of it, a path of the protocol names: a route with a version is also without."""
+"""The model, and maybe the version, that a path of the protocol names: most routes are there with it and without."""
 
 from __future__ import annotations
 
