@@ -53,15 +53,16 @@ class Limits:
         prepare_pillow()
         manifest = model.manifest
         self._files = files
+        self._outputs = (manifest.class_output,)
         self._shape = (manifest.input.height, manifest.input.width, 3)
         self._preprocessing = preprocessing_of(manifest, limits=DEFAULT_LIMITS, exif_orientation=False)
         self._session = OnnxSession.load(
             model.model_path,
             DeviceOptions(device=device, buckets=(1,), precision=manifest.precision),
             input_shape=self._shape,
-            output_names=tuple(output.name for output in manifest.outputs),
+            output_names=manifest.output_names,
         )
-        self._session.run(np.zeros((1, *self._shape), np.uint8), ("logits",))
+        self._session.run(np.zeros((1, *self._shape), np.uint8), self._outputs)
 
     def decoder(self, duration_s: float, *, threads: int | None = None) -> Measured:
         """Decode and resize as the service does."""
@@ -76,7 +77,7 @@ class Limits:
         ready = np.zeros((1, *self._shape), np.uint8)
         images, began_s, cpu_s = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - began_s < duration_s:
-            self._session.run(ready, ("logits",))
+            self._session.run(ready, self._outputs)
             images += 1
         return Measured(images / (time.perf_counter() - began_s), (time.process_time() - cpu_s) * 1000 / images)
 
@@ -86,7 +87,7 @@ class Limits:
         with ThreadPoolExecutor(_cores()) as decoders:
             waiting = [decoders.submit(self._decoded, index) for index in range(in_flight)]
             while waiting:
-                self._session.run(waiting.pop(0).result()[None], ("logits",))
+                self._session.run(waiting.pop(0).result()[None], self._outputs)
                 images += 1
                 if time.perf_counter() - began_s < duration_s:
                     waiting.append(decoders.submit(self._decoded, images))
