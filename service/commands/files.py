@@ -14,8 +14,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from service.images.files import read_image, reason_of
 from service.images.names import SUFFIXES, LeftOut
-from service.predictors.files import read_image, reason_of
 from service.predictors.ordered import in_order
 from service.predictors.types import Fault
 

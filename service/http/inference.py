@@ -148,7 +148,7 @@ async def infer_images(
         for fault in faults.values():
             service.metrics.images_ended(fault.code)
         if faults and not terms.skip_bad:
-            raise BadImages([faults[index] for index in sorted(faults)])
+            raise BadImages(faults)
         if check is not None:
             check(len(images), decoding)
         good = sorted(decoding)
@@ -170,7 +170,7 @@ async def _decode(
         *(run(terms.priority, _decode_one, image, reservation, preprocessing) for image in images)
     )
     decoding = {image.index: end for image, end in zip(images, ends, strict=True) if isinstance(end, ImageTimings)}
-    faults = {end.index: end for end in ends if isinstance(end, ImageFault)}
+    faults = {image.index: end for image, end in zip(images, ends, strict=True) if isinstance(end, ImageFault)}
     for timings in decoding.values():
         service.metrics.stage_took("decode", timings.decode_s)
         service.metrics.stage_took("preprocess", timings.preprocess_s)
@@ -185,4 +185,4 @@ def _decode_one(
         with reservation.writing(image.index) as pixels:
             return image.write(pixels, preprocessing)
     except UnusableImage as error:
-        return ImageFault(image.index, error.code, str(error))
+        return error.fault

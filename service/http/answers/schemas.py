@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypeAliasType
 
 from service.model.directory import Manifest
@@ -248,35 +247,3 @@ class Health(AnswerModel):
     """The service is well."""
 
     status: Literal["alive", "ready"]
-
-
-class ImageError(AnswerModel):
-    """What is wrong with one image of a refused request."""
-
-    index: int
-    """The image's place in the request, from 0."""
-    code: str
-    """Stable name of the fault."""
-    detail: str
-    """A sentence for people."""
-
-
-class Problem(BaseModel):
-    """An error, as RFC 9457 has it."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    type: str
-    """Reference to a description of this kind of problem."""
-    title: str
-    """The kind of problem, for people."""
-    status: int
-    """The HTTP status."""
-    detail: str
-    """What happened here, for people."""
-    code: str
-    """Stable name of the kind of problem, for programs."""
-    request_id: str
-    """The request's id, as in the header X-Request-ID."""
-    errors: list[ImageError] | SkipJsonSchema[None] = None
-    """Where images are at fault: every bad one."""

@@ -17,12 +17,12 @@ from typing import Any
 
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from pydantic import TypeAdapter
 from starlette.routing import BaseRoute
 
-from service.http.answers.schemas import Problem
 from service.http.openapi import parts as openapi
 from service.http.openapi.examples import ANSWERS
-from service.http.problems import MEDIA_TYPE
+from service.http.problems import MEDIA_TYPE, Problem
 from service.http.routes.v2 import openapi as v2_openapi
 
 Json = dict[str, Any]
@@ -65,7 +65,7 @@ def of_routes(routes: Sequence[BaseRoute], *, root_path: str = "") -> Json:
     )
     document["security"] = [{}, {_KEY: []}]
     components = document.setdefault("components", {})
-    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    problem = TypeAdapter(Problem).json_schema(ref_template="#/components/schemas/{model}")
     schemas = {
         **components.get("schemas", {}),
         **problem.pop("$defs"),

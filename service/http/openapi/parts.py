@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from service.http import problems
-from service.http.answers.schemas import ExplainResponse, FeaturesResponse, Problem
+from service.http.answers.schemas import ExplainResponse, FeaturesResponse
 from service.http.bodies.uploads import JsonImages
 
 Responses = dict[int | str, dict[str, Any]]
@@ -140,7 +140,9 @@ def problem_answers(statuses: Iterable[int]) -> Responses:
     return {
         status: {
             "description": meanings(status),
-            "content": {problems.MEDIA_TYPE: {"schema": schema_ref(Problem.__name__), "examples": _examples(status)}},
+            "content": {
+                problems.MEDIA_TYPE: {"schema": schema_ref(problems.Problem.__name__), "examples": _examples(status)}
+            },
             "headers": header_refs(*ERROR_HEADERS.get(status, ())),
         }
         for status in statuses

@@ -81,7 +81,7 @@ async def explain(
             points * _JSON_BYTES_A_POINT, lambda: _response(request, service, inferred, layers, place)
         )
     if inferred.faults:
-        raise BadImages(list(inferred.faults.values()))
+        raise BadImages(inferred.faults)
     began_s = time.monotonic()
     (explained,) = _explained(inferred, 0, layers, place, service.preprocessing).values()
     drawing = partial(_picture, inferred, explained, place, service.preprocessing)

@@ -63,7 +63,7 @@ async def features(
     _check_outputs(service.model.manifest, outputs, parameters, form)
     inferred = await infer(request, service, parameters, outputs=frozenset(outputs))
     if form != JSON and not inferred.answers:
-        raise BadImages([inferred.faults[index] for index in sorted(inferred.faults)])
+        raise BadImages(inferred.faults)
     size_bytes = sum(array.nbytes for answer in inferred.answers.values() for array in answer.outputs.values())
     return await in_thread_if_large(
         size_bytes, lambda: _response(request, service, inferred, outputs, parameters, form)
