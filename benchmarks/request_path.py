@@ -38,7 +38,7 @@ class CallCounter:
     def __init__(self) -> None:
         self.modules: set[str] = set()
         self.crossings: Counter[tuple[str, str]] = Counter()
-        """Calls by (calling module, called function); what lies between them and is not the service's is passed over."""
+        """Calls by (calling module, called function); what of others lies between the two is passed over."""
         self._is_on = False
         self._seen: set[FrameType] = set()
 

@@ -23,7 +23,6 @@ from service import VERSION
 from service.access.key_limits import KeyLimits
 from service.engine.client import EngineClient
 from service.errors import SettingsError, StartupError
-from service.http.context import Service
 from service.http.direct import DirectRoute, ShortWay
 from service.http.in_flight import InFlight
 from service.http.middleware import RequestContextMiddleware, exception_answers
@@ -35,6 +34,7 @@ from service.http.routes.v2 import metadata as v2_metadata
 from service.http.routes.v2 import repository as v2_repository
 from service.http.routes.v2 import statistics as v2_statistics
 from service.http.security_headers import SecurityHeaders, cors_layer
+from service.http.service import Service
 from service.images.pool import DecodePool
 from service.images.preprocessing import prepare_pillow
 from service.model.directory import ModelDirectory

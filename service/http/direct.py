@@ -22,9 +22,9 @@ from pydantic import ValidationError
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.http.context import authorize, service_of, set_deadline
 from service.http.parameters import CallParameters
 from service.http.root_path import path_below_root
+from service.http.service import authorize, service_of, set_deadline
 
 
 class DirectRoute(APIRoute):

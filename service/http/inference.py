@@ -22,9 +22,9 @@ from service.engine.reservation import Reservation
 from service.engine.types import Answer, Priority
 from service.errors import BadImages, ImageFault
 from service.http.bodies.uploads import Limits, Upload, plan_body
-from service.http.context import Service, set_deadline
 from service.http.middleware import context_of
 from service.http.parameters import CallParameters, InferenceParameters
+from service.http.service import Service, set_deadline
 from service.images.limits import UnusableImage
 from service.images.preprocessing import ImageTimings, Preprocessing
 

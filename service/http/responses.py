@@ -14,9 +14,9 @@ from starlette.responses import Response
 from service.errors import ImageFault
 from service.http.answers.schemas import FailedImage, Fault, ModelReference, Timings
 from service.http.bodies.uploads import Upload
-from service.http.context import Service
 from service.http.inference import Inferred
 from service.http.middleware import context_of, in_ms
+from service.http.service import Service
 
 JSON = "application/json"
 LARGE_BYTES = 64 * 1024

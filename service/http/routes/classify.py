@@ -12,13 +12,13 @@ from starlette.responses import Response
 from service.http.answers.negotiation import negotiate
 from service.http.answers.schemas import ClassifiedImage, ClassifyResponse, FailedImage, ModelReference, Prediction
 from service.http.bodies.uploads import Upload
-from service.http.context import Service, ServiceDependency
 from service.http.direct import DirectRoute
 from service.http.inference import Inferred, infer
 from service.http.middleware import context_of
 from service.http.openapi import parts as openapi
 from service.http.parameters import ClassifyParameters
 from service.http.responses import JSON, answer_headers, failed_image, in_thread_if_large, timings_ms
+from service.http.service import Service, ServiceDependency
 from service.model.directory import Label
 from service.model.postprocess import softmax, top_k
 

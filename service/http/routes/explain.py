@@ -17,7 +17,6 @@ from service.errors import BadImages, ExplainUnavailable, InvalidParameter
 from service.http.answers.negotiation import negotiate
 from service.http.answers.tensors import as_json_text
 from service.http.bodies.uploads import Upload
-from service.http.context import Service, ServiceDependency
 from service.http.direct import DirectRoute
 from service.http.inference import Inferred, infer
 from service.http.openapi import parts as openapi
@@ -30,6 +29,7 @@ from service.http.responses import (
     rendered_answer,
     timings_ms,
 )
+from service.http.service import Service, ServiceDependency
 from service.images import overlay
 from service.images.points import GroupedPoints, QueryCell, View, weights_of
 from service.images.preprocessing import ImageTimings, Preprocessing, decode

@@ -16,7 +16,6 @@ from service.errors import BadImages, InvalidParameter
 from service.http.answers.negotiation import negotiate
 from service.http.answers.tensors import Tensor, as_base64, as_json_text, as_npz, as_raw, narrowed
 from service.http.bodies.uploads import Upload
-from service.http.context import Service, ServiceDependency
 from service.http.direct import DirectRoute
 from service.http.inference import Inferred, infer
 from service.http.openapi import parts as openapi
@@ -29,6 +28,7 @@ from service.http.responses import (
     rendered_answer,
     timings_ms,
 )
+from service.http.service import Service, ServiceDependency
 from service.model.directory import Manifest
 from service.model.postprocess import l2_normalized
 

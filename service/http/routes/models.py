@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends
 
 from service.http.answers.model_schemas import ModelDetails, ModelList, ModelSummary
-from service.http.context import ServiceDependency, authorized
 from service.http.openapi import parts as openapi
+from service.http.service import ServiceDependency, authorized
 
 router = APIRouter(tags=["models"], responses=openapi.READING_PROBLEMS, dependencies=[Depends(authorized)])
 

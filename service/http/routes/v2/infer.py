@@ -9,7 +9,6 @@ import numpy as np
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from service.http.context import Service, ServiceDependency
 from service.http.direct import DirectRoute
 from service.http.inference import ImageSource, Inferred, Terms, admit, infer_images
 from service.http.parameters import CallParameters
@@ -18,6 +17,7 @@ from service.http.routes.v2 import openapi
 from service.http.routes.v2.coding import IDENTITY, WORTHWHILE_BYTES, answer_coding, folded
 from service.http.routes.v2.request import HEADER_LENGTH, Call, plan_request
 from service.http.routes.v2.response import render
+from service.http.service import Service, ServiceDependency
 
 RAW = "application/octet-stream"
 

@@ -18,7 +18,6 @@ from service.engine.types import Priority
 from service.errors import MalformedRequest, UnsupportedMediaType
 from service.http.bodies.json_text import parsed_json
 from service.http.bodies.uploads import Limits, check_length, read_whole
-from service.http.context import Service
 from service.http.inference import ImageSource
 from service.http.responses import LARGE_BYTES
 from service.http.routes.v2.coding import CODINGS, IDENTITY, request_coding, unfolded
@@ -31,6 +30,7 @@ from service.http.routes.v2.images import (
     images_from_json,
 )
 from service.http.routes.v2.schemas import InferInput, InferRequest, ProtocolParameters, RequestedOutput
+from service.http.service import Service
 from service.model.directory import Manifest
 
 HEADER_LENGTH = "Inference-Header-Content-Length"

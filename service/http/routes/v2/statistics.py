@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from fastapi import APIRouter, Depends
 from prometheus_client.samples import Sample
 
-from service.http.context import Service, ServiceDependency, authorized
 from service.http.routes.v2 import openapi
 from service.http.routes.v2.schemas import (
     BatchStatistics,
@@ -18,6 +17,7 @@ from service.http.routes.v2.schemas import (
     ModelStatistics,
     Statistics,
 )
+from service.http.service import Service, ServiceDependency, authorized
 from service.model.directory import Manifest
 
 router = APIRouter(tags=["inference protocol"], dependencies=[Depends(authorized)], responses=openapi.READING_ERRORS)
