@@ -29,6 +29,8 @@ from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
 _ROOT = "service."
+_GENERATED = "<string>"
+"""Where Python has the constructors of dataclasses from: to make a record hands nothing over."""
 _WARM_UP = 3
 
 
@@ -66,7 +68,7 @@ class CallCounter:
         if not self._is_on or event != "call" or frame in self._seen:  # a coroutine is called once, and resumed often
             return
         called = _module_of(frame)
-        if not called.startswith(_ROOT):
+        if not called.startswith(_ROOT) or frame.f_code.co_filename == _GENERATED:
             return
         self._seen.add(frame)
         self.modules.add(called)

@@ -1,4 +1,4 @@
-"""What every route works with, and the one question that comes before all others: may the caller ask?"""
+"""What every route works with: the parts of one application."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.access.key_limits import KeyLimits
-from service.access.keys import find_key
 from service.engine.client import EngineClient
 from service.engine.types import EngineState
 from service.errors import NotReady, UnknownModel
+from service.http.bodies.uploads import Limits
 from service.http.in_flight import InFlight
-from service.http.middleware import context_of
 from service.images.pool import DecodePool
 from service.images.preprocessing import Preprocessing
 from service.model.directory import ExplainRecord, ModelDirectory
@@ -33,6 +32,7 @@ class Service:
     decode_pool: DecodePool
     inference_routes: frozenset[str]
     """Paths of the routes that run the model."""
+    body_limits: Limits
     key_limits: KeyLimits
     in_flight: InFlight
 
@@ -69,29 +69,3 @@ async def _service(request: Request) -> Service:
 
 
 ServiceDependency = Annotated[Service, Depends(_service)]
-
-
-def authorize(request: Request, service: Service) -> None:
-    """Let a request pass where no API keys are configured, or it bears one that may ask now; once, before its body.
-
-    From here to the request's end it counts among the key's. Raises Unauthorized, RateLimited or ConcurrencyLimited.
-    """
-    keys = service.settings.api_keys
-    if not keys:
-        return
-    place = find_key(keys, request.headers.get("authorization", ""))
-    context = context_of(request)
-    context.key = keys[place].name
-    context.at_end = service.key_limits.begin(place)
-
-
-async def authorized(request: Request, service: ServiceDependency) -> None:
-    """Authorize as a dependency."""
-    authorize(request, service)
-
-
-def set_deadline(request: Request, service: Service, timeout_ms: float | None) -> None:
-    """Have a request answered within a time from its arrival; the service's own where that, or an earlier, is less."""
-    context = context_of(request)
-    longest_ms = service.settings.timeout_ms
-    context.work.due_by(context.started_s + min(timeout_ms or longest_ms, longest_ms) / 1000)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from service.http.answers.schemas import AnswerModel
+from dataclasses import dataclass
+
+from service.http.answers.schemas import Record
 from service.model.directory import ExplainLayerRecord, ExplainRecord, Label, Manifest, ModelDirectory
 
 
-class LabelEntry(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class LabelEntry(Record):
     """One class of a model."""
 
     class_id: int
@@ -22,7 +25,8 @@ class LabelEntry(AnswerModel):
         return cls(class_id=label.class_id, name=label.name, synset=label.synset)
 
 
-class OutputEntry(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class OutputEntry(Record):
     """One output of a model."""
 
     name: str
@@ -31,7 +35,8 @@ class OutputEntry(AnswerModel):
     """Shape, without a batch axis."""
 
 
-class ExplainLayerEntry(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class ExplainLayerEntry(Record):
     """One deformable attention layer, as `/v1/explain` answers for it."""
 
     layer: int
@@ -66,7 +71,8 @@ class ExplainLayerEntry(AnswerModel):
         )
 
 
-class ExplainEntry(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class ExplainEntry(Record):
     """What `/v1/explain` can say of a model."""
 
     layers: list[ExplainLayerEntry]
@@ -78,7 +84,8 @@ class ExplainEntry(AnswerModel):
         return cls(layers=[ExplainLayerEntry.of(layer, each) for layer, each in enumerate(record.layers)])
 
 
-class ModelSummary(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class ModelSummary(Record):
     """One served model."""
 
     name: str
@@ -94,14 +101,16 @@ class ModelSummary(AnswerModel):
         return cls(name=manifest.name, version=manifest.version, variant=manifest.variant)
 
 
-class ModelList(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class ModelList(Record):
     """All served models."""
 
     models: list[ModelSummary]
     """One entry a model."""
 
 
-class ModelDetails(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class ModelDetails(Record):
     """Everything that a caller may want to know of a model."""
 
     name: str

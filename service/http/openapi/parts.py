@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
 from service.http import problems
 from service.http.answers.schemas import ExplainResponse, FeaturesResponse
 from service.http.bodies.uploads import JsonImages
@@ -182,7 +180,7 @@ def _examples(status: int) -> dict[str, Any]:
     return examples
 
 
-def json_answer(model: type[BaseModel], description: str) -> dict[str, Any]:
+def json_answer(model: type, description: str) -> dict[str, Any]:
     """Return the documentation of a JSON answer of an inference call."""
     return {"model": model, "description": description, "headers": ANSWER_HEADERS}
 

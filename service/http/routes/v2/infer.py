@@ -9,10 +9,11 @@ import numpy as np
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from service.http.context import context_of
 from service.http.direct import DirectRoute
-from service.http.inference import ImageSource, Inferred, Terms, admit, infer_images
+from service.http.inference import ImageSource, Inferred, check_room, infer_images
 from service.http.parameters import CallParameters
-from service.http.responses import JSON, answer_headers, in_thread_if_large, timings_ms
+from service.http.responses import JSON, answer_headers, in_thread_if_large
 from service.http.routes.v2 import openapi
 from service.http.routes.v2.coding import IDENTITY, WORTHWHILE_BYTES, answer_coding, folded
 from service.http.routes.v2.request import HEADER_LENGTH, Call, plan_request
@@ -61,17 +62,19 @@ async def infer_version(
 async def _infer(
     request: Request, service: Service, parameters: CallParameters, model: str, version: str | None
 ) -> Response:
-    terms = Terms.of(request, parameters)
     service.check_model(model, version)
     plan = plan_request(request, service)
-    admit(service, terms)
+    context, priority = context_of(request), parameters.engine_priority
+    check_room(context, service, priority)
     call = await plan.read(request)
+    if call.timeout_s is not None:
+        context.answer_within(call.timeout_s * 1000)
     inferred = await infer_images(
-        request,
+        context,
         service,
         call.images,
-        terms=terms.narrowed(request, service, timeout_s=call.timeout_s, priority=call.priority),
         outputs=frozenset(wanted.name for wanted in call.wanted),
+        priority=priority if call.priority is None else call.priority,
     )
     size_bytes = sum(array.nbytes for answer in inferred.answers.values() for array in answer.outputs.values())
     return await in_thread_if_large(size_bytes, lambda: _response(request, service, call, inferred))
@@ -85,8 +88,9 @@ def _response(request: Request, service: Service, call: Call, inferred: Inferred
     coding = answer_coding(request.headers.get("accept-encoding"))
     coding = IDENTITY if len(rendered.body) < WORTHWHILE_BYTES else coding
     body = rendered.body if coding == IDENTITY else folded(rendered.body, coding)
-    timings = timings_ms(request, inferred, postprocess_s=time.monotonic() - began_s)
-    headers = {**answer_headers(service, timings), "Vary": "Accept-Encoding"}
+    stages = context_of(request).stages
+    stages.postprocessed(began_s)
+    headers = {**answer_headers(service, stages), "Vary": "Accept-Encoding"}
     if coding != IDENTITY:
         headers["Content-Encoding"] = coding
     if rendered.json_bytes is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 
+from service.http.authorization import authorized
 from service.http.routes.v2 import openapi
 from service.http.routes.v2.images import BYTES, INPUT
 from service.http.routes.v2.request import expects_files, outputs_by_default
@@ -23,7 +24,7 @@ from service.http.routes.v2.schemas import (
     ServerMetadata,
     TensorMetadata,
 )
-from service.http.service import Service, ServiceDependency, authorized
+from service.http.service import Service, ServiceDependency
 from service.model.directory import Manifest
 
 NAME = "dat-serve"

@@ -19,7 +19,7 @@ from service.errors import MalformedRequest, UnsupportedMediaType
 from service.http.bodies.json_text import parsed_json
 from service.http.bodies.uploads import Limits, check_length, read_whole
 from service.http.inference import ImageSource
-from service.http.responses import LARGE_BYTES
+from service.http.responses import THREAD_FROM_BYTES
 from service.http.routes.v2.coding import CODINGS, IDENTITY, request_coding, unfolded
 from service.http.routes.v2.images import (
     BYTES,
@@ -90,7 +90,7 @@ class RequestPlan:
         if self.coding != IDENTITY:
             body = await asyncio.to_thread(unfolded, body, self.coding, max_bytes=self.limits.max_bytes)
         json_bytes = len(body) if self.header_length is None else self.header_length
-        return self._parse(body) if json_bytes < LARGE_BYTES else await asyncio.to_thread(self._parse, body)
+        return self._parse(body) if json_bytes < THREAD_FROM_BYTES else await asyncio.to_thread(self._parse, body)
 
     def _parse(self, body: bytes) -> Call:
         if self.header_length == 0:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from fastapi import APIRouter, Depends
 from prometheus_client.samples import Sample
 
+from service.http.authorization import authorized
 from service.http.routes.v2 import openapi
 from service.http.routes.v2.schemas import (
     BatchStatistics,
@@ -17,7 +18,7 @@ from service.http.routes.v2.schemas import (
     ModelStatistics,
     Statistics,
 )
-from service.http.service import Service, ServiceDependency, authorized
+from service.http.service import Service, ServiceDependency
 from service.model.directory import Manifest
 
 router = APIRouter(tags=["inference protocol"], dependencies=[Depends(authorized)], responses=openapi.READING_ERRORS)

@@ -1,0 +1,41 @@
+"""What is known of one request, from its headers' arrival to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from service.http.in_flight import Work
+from service.telemetry.stages import Stages
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """Made by the middleware around every request; the routes fill in `images`, `stages` and, for errors, `code`."""
+
+    request_id: str
+    stages: Stages
+    """Where the time goes; of an inference request it counts if it is answered."""
+    work: Work
+    """What there is to do until the answer begins, and how it is ended before."""
+    path: str = ""
+    """As it came, with the root path or without; what a request took on its way is no longer in its scope so."""
+    root_path: str = ""
+    code: str = "ok"
+    key: str | None = None
+    """Name of the API key that it bears, where keys are configured."""
+    at_end: Callable[[], None] | None = None
+    """Called when the request has ended."""
+    images: int | None = None
+
+    def answer_within(self, timeout_ms: float) -> None:
+        """Have the request answered within a time from its arrival, unless it is to be answered earlier anyway."""
+        self.work.due_by(self.stages.started_s + timeout_ms / 1000)
+
+
+def context_of(request: Request) -> RequestContext:
+    """Return the context that the middleware made for a request."""
+    context: RequestContext = request.state.context
+    return context
