@@ -1,7 +1,7 @@
 """Every way a request or the service can fail, as one tree without HTTP in it.
 
     ServiceError
-    ├── RequestError              the caller can mend it
+    ├── RequestError              the caller can mend it; abstract
     │   ├── MalformedRequest      the body or its framing cannot be read
     │   │   └── ReceiveTimeout    the head or body did not arrive in time
     │   ├── Unauthorized          no valid API key
@@ -29,7 +29,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,9 +41,7 @@ class ServiceError(Exception):
 
 
 class RequestError(ServiceError):
-    """The request is at fault and would fail again unchanged."""
-
-    code = "bad_request"
+    """The request is at fault and would fail again unchanged; raised only as one of its kinds."""
 
 
 class MalformedRequest(RequestError):
@@ -106,9 +104,8 @@ class InvalidParameter(RequestError):
 
 @dataclass(frozen=True, slots=True)
 class ImageFault:
-    """What is wrong with one image: its place in the request (from 0), a stable code, a sentence."""
+    """Why one image cannot be used, or has no answer: a stable code, and a sentence for people."""
 
-    index: int
     code: str
     detail: str
 
@@ -118,10 +115,10 @@ class BadImages(RequestError):
 
     code = "bad_image"
 
-    def __init__(self, faults: Sequence[ImageFault]) -> None:
-        self.faults = tuple(faults)
-        places = ", ".join(str(fault.index) for fault in self.faults)
-        super().__init__(f"{len(self.faults)} of the images cannot be used (index {places}).")
+    def __init__(self, faults: Mapping[int, ImageFault]) -> None:
+        self.faults = {index: faults[index] for index in sorted(faults)}
+        """By the image's index in the request, in order."""
+        super().__init__(f"{len(faults)} of the images cannot be used (index {', '.join(map(str, self.faults))}).")
 
 
 class Overloaded(ServiceError):

@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from service.errors import StartupError
+from service.images.files import reason_of, too_large
 from service.images.names import LeftOut, is_image_name, suffix_of
-from service.predictors.files import reason_of, too_large
 from service.predictors.types import Fault
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")

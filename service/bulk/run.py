@@ -24,8 +24,8 @@ from service.bulk.journal import Journal
 from service.bulk.parts import Part
 from service.bulk.writing import Answer, Counts, PartWriter
 from service.errors import InferenceFailed
+from service.images.files import read_image
 from service.images.names import LeftOut
-from service.predictors.files import read_image
 from service.predictors.ordered import in_order
 from service.predictors.types import Fault, Predictor, PredictorFailed, PredictorModel, ranked
 

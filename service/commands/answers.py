@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import TypeVar
 
 from service.commands.terminal import progress
-from service.predictors.files import read_image
+from service.images.files import read_image
 from service.predictors.ordered import in_order
 from service.predictors.types import Fault
 

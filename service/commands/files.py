@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from service.images.files import reason_of
 from service.images.names import SUFFIXES, LeftOut
-from service.predictors.files import reason_of
 from service.predictors.types import Fault
 
 

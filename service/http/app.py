@@ -15,26 +15,26 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
-from fastapi_offline import FastAPIOffline
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Lifespan
 
 from service import VERSION
 from service.access.key_limits import KeyLimits
 from service.engine.client import EngineClient
 from service.errors import SettingsError, StartupError
-from service.http.context import Service
+from service.http.bodies.uploads import Limits
 from service.http.direct import DirectRoute, ShortWay
 from service.http.in_flight import InFlight
 from service.http.middleware import RequestContextMiddleware, exception_answers
 from service.http.openapi import document as openapi_document
 from service.http.root_path import RootPath
-from service.http.routes import classify, explain, features, models, operations, page
+from service.http.routes import classify, docs, explain, features, models, operations, page
 from service.http.routes.v2 import infer as v2_infer
 from service.http.routes.v2 import metadata as v2_metadata
 from service.http.routes.v2 import repository as v2_repository
 from service.http.routes.v2 import statistics as v2_statistics
 from service.http.security_headers import SecurityHeaders, cors_layer
+from service.http.service import Service
 from service.images.pool import DecodePool
 from service.images.preprocessing import prepare_pillow
 from service.model.directory import ModelDirectory
@@ -53,6 +53,7 @@ _INFERENCE = (classify.router, features.router, explain.router, v2_infer.router)
 _OTHERS = (
     models.router,
     operations.router,
+    docs.router,
     page.router,
     v2_metadata.probes,
     v2_statistics.router,  # before the metadata of a model that could be called "stats"
@@ -99,42 +100,56 @@ def create_app(
         inference_routes=frozenset(
             route.path for router in _INFERENCE for route in router.routes if isinstance(route, DirectRoute)
         ),
+        body_limits=Limits.of(settings),
         key_limits=key_limits or KeyLimits(settings.api_keys),
         in_flight=InFlight(),
     )
-    app = FastAPIOffline(
-        redirect_slashes=False,  # a redirect would name the host and the scheme that a proxy has changed
-        redoc_url=None,
-        static_url="/docs/assets",
-        title=openapi_document.TITLE,
-        version=VERSION,
-        lifespan=lambda _: _lifespan(service, on_failed_start, on_ready, tracer),
-        exception_handlers=exception_answers(),
-        swagger_ui_parameters={"validatorUrl": None},
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own, and sends none away
-    )
-    app.state.service = service
-    _add_routes(app)
-    document = partial(openapi_document.of_routes, app.routes, root_path=settings.root_path)
-    app.openapi = cache(document)  # type: ignore[method-assign]
-    surround = partial(
-        RequestContextMiddleware,
-        metrics=metrics,
-        in_flight=service.in_flight,
-        security=SecurityHeaders(tls=settings.tls_certificate is not None),
-        cors=cors_layer(settings.cors_origins),
-        tracer=tracer,
-    )
-    app.add_middleware(surround)
-    build = app.build_middleware_stack
-    served = {"model": model.manifest.name, "version": str(model.manifest.version)}
+    return Application(service, tracer, lifespan=lambda _: _lifespan(service, on_failed_start, on_ready, tracer))
 
-    def build_all() -> ASGIApp:
-        ways = ShortWay(app, build(), surround=surround, names=served)
-        return RootPath(ways, settings.root_path) if settings.root_path else ways
 
-    app.build_middleware_stack = build_all  # type: ignore[method-assign]
-    return app
+class Application(FastAPI):
+    """FastAPI with the routes of one service, which the inference calls reach directly (`http.direct`).
+
+    `state.service` has the parts.
+    """
+
+    def __init__(self, service: Service, tracer: Tracer | None, *, lifespan: Lifespan[FastAPI]) -> None:
+        super().__init__(
+            redirect_slashes=False,  # a redirect would name the host and the scheme that a proxy has changed
+            docs_url=None,
+            redoc_url=None,
+            title=openapi_document.TITLE,
+            version=VERSION,
+            lifespan=lifespan,
+            exception_handlers=exception_answers(),
+            swagger_ui_parameters={"validatorUrl": None},
+            telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own, sends none away
+        )
+        self.state.service = service
+        self._service = service
+        self._surround = partial(
+            RequestContextMiddleware,
+            metrics=service.metrics,
+            in_flight=service.in_flight,
+            security=SecurityHeaders(tls=service.settings.tls_certificate is not None),
+            cors=cors_layer(service.settings.cors_origins),
+            tracer=tracer,
+        )
+        self.add_middleware(self._surround)
+        self.mount(docs.ASSETS, docs.assets)
+        _add_routes(self)
+        self._document = cache(partial(openapi_document.of_routes, self.routes, root_path=service.settings.root_path))
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return all that a request passes, whichever way it goes."""
+        manifest, root_path = self._service.model.manifest, self._service.settings.root_path
+        served = {"model": manifest.name, "version": str(manifest.version)}
+        ways = ShortWay(self, super().build_middleware_stack(), surround=self._surround, names=served)
+        return RootPath(ways, root_path) if root_path else ways
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the document of the routes, made once."""
+        return self._document()
 
 
 def interface() -> dict[str, Any]:

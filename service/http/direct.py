@@ -21,9 +21,11 @@ from pydantic import ValidationError
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.http.context import authorize, service_of, set_deadline
+from service.http.authorization import authorize
+from service.http.context import context_of
 from service.http.parameters import CallParameters
 from service.http.root_path import path_below_root
+from service.http.service import service_of
 
 
 class DirectRoute(APIRoute):
@@ -41,7 +43,8 @@ class DirectRoute(APIRoute):
             service = service_of(request)
             authorize(request, service)
             parameters = parsed(kind, request.scope["query_string"])
-            set_deadline(request, service, parameters.timeout_ms)
+            longest_ms = service.settings.timeout_ms
+            context_of(request).answer_within(min(parameters.timeout_ms or longest_ms, longest_ms))
             response: Response = await endpoint(request=request, service=service, parameters=parameters)
             return response
 

@@ -4,14 +4,14 @@ The order is the contract: what the headers decide comes first, then whether the
 slot an image, decoding straight into the slots, and the engine. It may be cancelled anywhere (`http.in_flight`): then
 what waits for a decoding thread or the device is not begun, and what runs goes nowhere.
 
-`infer` is the whole of it for `/v1`; `/v2` reads bodies of its own between `admit` and `infer_images`.
+`infer` is the whole of it for `/v1`; `/v2` reads bodies of its own between `check_room` and `infer_images`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from service.engine.reservation import Reservation
 from service.engine.types import Answer, Priority
 from service.errors import BadImages, ImageFault
-from service.http.bodies.uploads import Limits, Upload, plan_body
-from service.http.context import Service, set_deadline
-from service.http.middleware import context_of
-from service.http.parameters import CallParameters, InferenceParameters
+from service.http.bodies.uploads import Upload, plan_body
+from service.http.context import RequestContext, context_of
+from service.http.parameters import InferenceParameters
+from service.http.service import Service
 from service.images.limits import UnusableImage
 from service.images.preprocessing import ImageTimings, Preprocessing
 
@@ -49,40 +49,6 @@ ImageT = TypeVar("ImageT", bound=ImageSource)
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """On what terms a request's images are inferred; the deadline is a time on time.monotonic."""
-
-    priority: Priority
-    deadline_s: float
-    skip_bad: bool = False
-    """Answer the good images where others are bad."""
-
-    @classmethod
-    def of(cls, request: Request, parameters: CallParameters) -> Terms:
-        """Return what the query asks for, by the deadline that was set for the request."""
-        return cls(
-            priority=parameters.engine_priority,
-            deadline_s=context_of(request).work.deadline_s,
-            skip_bad=parameters.skips_bad_images,
-        )
-
-    def narrowed(
-        self, request: Request, service: Service, *, timeout_s: float | None, priority: Priority | None
-    ) -> Terms:
-        """Return the terms with a deadline that may be earlier, and another priority where one is given.
-
-        The deadline becomes the request's.
-        """
-        if timeout_s is not None:
-            set_deadline(request, service, timeout_s * 1000)
-        return replace(
-            self,
-            deadline_s=context_of(request).work.deadline_s,
-            priority=self.priority if priority is None else priority,
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Inferred(Generic[ImageT]):
     """What became of a request's images: each has an answer or a fault, by its index."""
 
@@ -90,16 +56,6 @@ class Inferred(Generic[ImageT]):
     answers: Mapping[int, Answer]
     faults: Mapping[int, ImageFault]
     decoding: Mapping[int, ImageTimings]
-
-    def stage_seconds(self) -> dict[str, float]:
-        """Return the longest time that any image spent in each stage; images pass through them side by side."""
-        decoding, answers = self.decoding.values(), self.answers.values()
-        return {
-            "decode": max((timings.decode_s for timings in decoding), default=0.0),
-            "preprocess": max((timings.preprocess_s for timings in decoding), default=0.0),
-            "queue": max((answer.queue_s for answer in answers), default=0.0),
-            "inference": max((answer.inference_s for answer in answers), default=0.0),
-        }
 
 
 async def infer(
@@ -114,66 +70,71 @@ async def infer(
 
     `check` sees what was decoded before anything is inferred, and may raise.
     """
-    terms = Terms.of(request, parameters)
     service.check_model(parameters.model)
-    plan = plan_body(request, Limits.of(service.settings))
-    admit(service, terms)
+    plan = plan_body(request, service.body_limits)
+    context, priority = context_of(request), parameters.engine_priority
+    check_room(context, service, priority)
     images = await plan.read(request)
-    return await infer_images(request, service, images, terms=terms, outputs=outputs, check=check)
+    skip_bad = parameters.on_error == "skip"
+    return await infer_images(
+        context, service, images, outputs=outputs, priority=priority, skip_bad=skip_bad, check=check
+    )
 
 
-def admit(service: Service, terms: Terms) -> None:
+def check_room(context: RequestContext, service: Service, priority: Priority) -> None:
     """Raise Overloaded or NotReady where a request's body is not worth reading."""
-    service.engine.check_room(priority=terms.priority, deadline_s=terms.deadline_s)
+    service.engine.check_room(priority=priority, deadline_s=context.work.deadline_s)
 
 
 async def infer_images(
-    request: Request,
+    context: RequestContext,
     service: Service,
     images: Sequence[ImageT],
     *,
-    terms: Terms,
     outputs: frozenset[str],
+    priority: Priority,
+    skip_bad: bool = False,
     check: Check | None = None,
 ) -> Inferred[ImageT]:
-    """Decode and infer the images of a request whose body was read."""
-    context = context_of(request)
+    """Decode and infer the images of a request whose body was read, within its deadline.
+
+    Raises BadImages where any cannot be used, unless `skip_bad` is set: then the others are inferred.
+    """
     context.images = len(images)
-    stages = context.stages
-    priority, deadline_s = terms.priority, terms.deadline_s
+    deadline_s = context.work.deadline_s
     with service.engine.reserve(len(images), priority=priority, deadline_s=deadline_s) as reservation:
-        decoding, faults = await _decode(service, reservation, images, terms=terms)
-        if stages is not None:
-            stages.decoding = decoding.values()
+        decoding, faults = await _decode(service, reservation, images, priority)
+        context.stages.decoding = decoding.values()
         for fault in faults.values():
             service.metrics.images_ended(fault.code)
-        if faults and not terms.skip_bad:
-            raise BadImages([faults[index] for index in sorted(faults)])
+        if faults and not skip_bad:
+            raise BadImages(faults)
         if check is not None:
             check(len(images), decoding)
         good = sorted(decoding)
         answers = (
             await reservation.infer(good, outputs=outputs, deadline_s=deadline_s, priority=priority) if good else []
         )
-        if stages is not None:
-            stages.answers = answers
+        context.stages.inferred(answers)
     service.metrics.images_ended("ok", len(answers))
     return Inferred(images, dict(zip(good, answers, strict=True)), faults, decoding)
 
 
 async def _decode(
-    service: Service, reservation: Reservation, images: Sequence[ImageSource], *, terms: Terms
+    service: Service, reservation: Reservation, images: Sequence[ImageSource], priority: Priority
 ) -> tuple[dict[int, ImageTimings], dict[int, ImageFault]]:
     """Decode every image into its slot, as many at once as the pool has threads."""
     run, preprocessing = service.decode_pool.run, service.preprocessing
-    ends = await asyncio.gather(
-        *(run(terms.priority, _decode_one, image, reservation, preprocessing) for image in images)
-    )
-    decoding = {image.index: end for image, end in zip(images, ends, strict=True) if isinstance(end, ImageTimings)}
-    faults = {end.index: end for end in ends if isinstance(end, ImageFault)}
-    for timings in decoding.values():
-        service.metrics.stage_took("decode", timings.decode_s)
-        service.metrics.stage_took("preprocess", timings.preprocess_s)
+    ends = await asyncio.gather(*(run(priority, _decode_one, image, reservation, preprocessing) for image in images))
+    decoding: dict[int, ImageTimings] = {}
+    faults: dict[int, ImageFault] = {}
+    for image, end in zip(images, ends, strict=True):
+        if isinstance(end, ImageFault):
+            faults[image.index] = end
+        else:
+            decoding[image.index] = end
+            service.metrics.stage_took("decode", end.decode_s)
+            service.metrics.stage_took("preprocess", end.preprocess_s)
     return decoding, faults
 
 
@@ -185,4 +146,4 @@ def _decode_one(
         with reservation.writing(image.index) as pixels:
             return image.write(pixels, preprocessing)
     except UnusableImage as error:
-        return ImageFault(image.index, error.code, str(error))
+        return error.fault

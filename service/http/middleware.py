@@ -15,8 +15,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi.exceptions import RequestValidationError
@@ -27,6 +26,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import NotReady, ServiceError
+from service.http.context import RequestContext, context_of
 from service.http.in_flight import InFlight, Work
 from service.http.problems import (
     ProblemResponse,
@@ -35,7 +35,7 @@ from service.http.problems import (
     problem_for_http,
     problem_for_validation,
 )
-from service.http.root_path import path_below_root
+from service.http.root_path import below
 from service.http.security_headers import SecurityHeaders
 from service.telemetry.logs import ACCESS_LOGGER, current_request_id
 from service.telemetry.metrics import Metrics
@@ -52,41 +52,6 @@ UNMATCHED = "unmatched"
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _log = logging.getLogger(__name__)
 _access_log = logging.getLogger(ACCESS_LOGGER)
-
-
-@dataclass(slots=True)
-class RequestContext:
-    """What is known of one request; the routes fill in `images`, `stages_s` and, for errors, `code`."""
-
-    request_id: str
-    started_s: float
-    """Arrival of the headers, on time.monotonic."""
-    work: Work
-    """What there is to do until the answer begins, and how it is ended before."""
-    path: str = ""
-    """Without the root path; what a request took on its way is no longer in its scope as it came."""
-    root_path: str = ""
-    code: str = "ok"
-    key: str | None = None
-    """Name of the API key that it bears, where keys are configured."""
-    at_end: Callable[[], None] | None = None
-    """Called when the request has ended."""
-    images: int | None = None
-    stages_s: Mapping[str, float] = field(default_factory=dict)
-    """Where the time went, in seconds, of an inference request; counts if that is how it is answered."""
-    stages: Stages | None = None
-    """For the request's trace, where there is one; the routes fill it in."""
-
-
-def context_of(request: Request) -> RequestContext:
-    """Return the context that the middleware made for a request."""
-    context: RequestContext = request.state.context
-    return context
-
-
-def in_ms(stages_s: Mapping[str, float]) -> dict[str, float]:
-    """Return stages in milliseconds, as answers and the log have them."""
-    return {stage: round(duration_s * 1000, 3) for stage, duration_s in stages_s.items()}
 
 
 def exception_answers() -> dict[Any, Any]:
@@ -112,7 +77,12 @@ def problem_answer(request: Request, error: Exception) -> Response:
     context = context_of(request)
     response = make(error, request_id=context.request_id)
     context.code = response.code
-    return response.under(context.path, root_path=context.root_path)
+    return _as_asked(response, context)
+
+
+def _as_asked(problem: ProblemResponse, context: RequestContext) -> Response:
+    """Return a problem in the form that callers of the request's path expect."""
+    return problem.under(below(context.path, context.root_path), root_path=context.root_path)
 
 
 def request_id_of(headers: Headers) -> str:
@@ -152,7 +122,7 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID_HEADER] = self._context.request_id
             if self.status >= 400 and "Server-Timing" not in headers:
-                headers["Server-Timing"] = f"total;dur={(time.monotonic() - self._context.started_s) * 1000:.3f}"
+                headers["Server-Timing"] = f"total;dur={(time.monotonic() - self._context.stages.started_s) * 1000:.3f}"
             if self._body_pending:
                 headers["Connection"] = "close"
             self._security.complete(headers.raw)
@@ -208,13 +178,11 @@ class RequestContextMiddleware:
         headers = Headers(scope=scope)
         context = RequestContext(
             request_id_of(headers),
-            time.monotonic(),
+            Stages(time.monotonic()),
             Work(self._in_flight),
-            path=path_below_root(scope),
+            path=scope["path"],
             root_path=scope.get("root_path", ""),
         )
-        if self._tracer is not None:
-            context.stages = Stages()
         scope.setdefault("state", {})["context"] = context
         exchange = _Exchange(context, headers, self._security, receive, send)
         served = current_request_id.set(context.request_id)
@@ -226,7 +194,7 @@ class RequestContextMiddleware:
             context.code = "internal"
             if exchange.status is not None:
                 raise CutShort("Half an answer is out: only a broken connection tells the client.") from None
-            answer = internal_problem(request_id=context.request_id).under(context.path, root_path=context.root_path)
+            answer = _as_asked(internal_problem(request_id=context.request_id), context)
             await self._cors(answer)(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
             if exchange.status is None:
@@ -256,8 +224,8 @@ class RequestContextMiddleware:
     def _account(self, scope: Scope, context: RequestContext, status: int | None) -> None:
         if context.at_end is not None:
             context.at_end()
-        ended_s = time.monotonic()
-        duration_s = ended_s - context.started_s
+        stages, ended_s = context.stages, time.monotonic()
+        duration_s = ended_s - stages.started_s
         route = getattr(scope.get("route"), "path", UNMATCHED)
         self._metrics.request_ended(route=route, status=status or 0, code=context.code, duration_s=duration_s)
         fields: dict[str, object] = {
@@ -272,17 +240,16 @@ class RequestContextMiddleware:
             self._metrics.key_used(key=context.key, code=context.code)
         if context.images is not None:
             fields["images"] = context.images
-        if context.stages_s and context.code == "ok":
-            self._metrics.request_inferred(context.stages_s)
-            fields["timings_ms"] = in_ms(context.stages_s)
+        if stages.durations_s and context.code == "ok":  # a thread may have made an answer that nobody waited for
+            self._metrics.request_inferred(stages.durations_s)
+            fields["timings_ms"] = stages.durations_ms
         _access_log.info("request", extra={"fields": fields})
-        if self._tracer is not None and context.stages is not None:
+        if self._tracer is not None:
             self._tracer.record(
                 scope,
-                context.stages,
+                stages,
                 route=None if route == UNMATCHED else route,
                 status=status,
                 code=context.code,
-                started_s=context.started_s,
                 ended_s=ended_s,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,15 +28,10 @@ class CallParameters(BaseModel):
     priority: Priority = "interactive"
     """`bulk` work fills what interactive work leaves."""
 
-    @property
+    @cached_property
     def engine_priority(self) -> EnginePriority:
         """The engine's word for `priority`."""
         return EnginePriority[self.priority.upper()]
-
-    @property
-    def skips_bad_images(self) -> bool:
-        """Whether good images are answered where others are bad."""
-        return False
 
 
 class InferenceParameters(CallParameters):
@@ -46,11 +42,6 @@ class InferenceParameters(CallParameters):
     on_error: OnError = "fail"
     """`fail`: if any image is bad nothing is inferred and every bad one is named. `skip`: the good ones are
     answered, and bad ones carry an `error` in their result."""
-
-    @property
-    def skips_bad_images(self) -> bool:
-        """Whether good images are answered where others are bad."""
-        return self.on_error == "skip"
 
 
 class ClassifyParameters(InferenceParameters):

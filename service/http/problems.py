@@ -8,15 +8,17 @@ with the problem's description; `code` is the same stable name by itself.
 from __future__ import annotations
 
 import inspect
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired
 
+import orjson
 from fastapi.exceptions import RequestValidationError
+from pydantic import with_config
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from service import errors
 from service.errors import BadImages, ImageFault, Overloaded, ServiceError
@@ -43,10 +45,9 @@ def _kind(error: type[ServiceError], status: int, title: str) -> tuple[type[Serv
 
 INTERNAL = Kind(500, "internal", "Internal error", "A fault of the service's own; the log has the details.")
 
-KINDS: Mapping[type[ServiceError], Kind] = dict(
+KINDS: Mapping[type[ServiceError], Kind] = dict(  # of all but RequestError, which is only raised as one of its kinds
     [
         (errors.ServiceError, INTERNAL),
-        _kind(errors.RequestError, 400, "Bad request"),
         _kind(errors.MalformedRequest, 400, "Malformed request"),
         _kind(errors.ReceiveTimeout, 408, "Request not received in time"),
         _kind(errors.Unauthorized, 401, "Not authorized"),
@@ -76,6 +77,41 @@ FRAMEWORK_KINDS: Mapping[int, Kind] = {
     404: Kind(404, "not_found", "Not found", "There is nothing at this path."),
     405: Kind(405, "method_not_allowed", "Method not allowed", "The path does not take this method."),
 }
+
+
+@with_config(extra="forbid", use_attribute_docstrings=True)
+@dataclass(frozen=True, slots=True)
+class ImageError:
+    """What is wrong with one image of a refused request."""
+
+    index: int
+    """The image's place in the request, from 0."""
+    code: str
+    """Stable name of the fault."""
+    detail: str
+    """A sentence for people."""
+
+
+@with_config(use_attribute_docstrings=True)
+class Problem(TypedDict):
+    """An error, as RFC 9457 has it."""
+
+    type: str
+    """Reference to a description of this kind of problem."""
+    title: str
+    """The kind of problem, for people."""
+    status: int
+    """The HTTP status."""
+    detail: str
+    """What happened here, for people."""
+    code: str
+    """Stable name of the kind of problem, for programs."""
+    request_id: str
+    """The request's id, as in the header X-Request-ID."""
+    errors: NotRequired[list[ImageError]]
+    """Where images are at fault: every bad one."""
+
+
 _HIDDEN = (errors.StartupError,)
 """Errors whose message is for the operator alone."""
 
@@ -101,25 +137,24 @@ class ProblemResponse(Response):
         *,
         detail: str,
         request_id: str,
-        faults: Sequence[ImageFault] = (),
+        faults: Mapping[int, ImageFault] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        document: dict[str, Any] = {
-            "type": f"/problems/{kind.code}",
-            "title": kind.title,
-            "status": kind.status,
-            "detail": detail,
-            "code": kind.code,
-            "request_id": request_id,
-        }
-        if faults:
-            document["errors"] = [
-                {"index": fault.index, "code": fault.code, "detail": fault.detail} for fault in faults
-            ]
-        super().__init__(json.dumps(document), status_code=kind.status, headers=headers)
+        problem = Problem(
+            type=f"/problems/{kind.code}",
+            title=kind.title,
+            status=kind.status,
+            detail=detail,
+            code=kind.code,
+            request_id=request_id,
+        )
+        errors = [ImageError(index, fault.code, fault.detail) for index, fault in (faults or {}).items()]
+        if errors:
+            problem["errors"] = errors
+        super().__init__(orjson.dumps(problem), status_code=kind.status, headers=headers)
         self.code = kind.code
-        self._document = document
-        self._sentences = [detail, *(f"Image {fault.index}: {fault.detail}" for fault in faults)]
+        self._problem = problem
+        self._sentences = [detail, *(f"Image {error.index}: {error.detail}" for error in errors)]
 
     def under(self, path: str, *, root_path: str = "") -> Response:
         """Return the answer as callers of `path` expect it: itself, or `{"error": ...}` in the inference protocol.
@@ -129,13 +164,13 @@ class ProblemResponse(Response):
         if path == PROTOCOL_ROOT or path.startswith(f"{PROTOCOL_ROOT}/"):
             return self._instead({"error": " ".join(self._sentences)}, "application/json")
         if root_path:
-            return self._instead({**self._document, "type": f"{root_path}{self._document['type']}"}, MEDIA_TYPE)
+            return self._instead({**self._problem, "type": f"{root_path}{self._problem['type']}"}, MEDIA_TYPE)
         return self
 
     def _instead(self, document: Mapping[str, Any], media_type: str) -> Response:
         """Return an answer with the same status and headers, and another body."""
         kept = [(name, value) for name, value in self.raw_headers if name not in (b"content-length", b"content-type")]
-        answer = Response(json.dumps(document), status_code=self.status_code, media_type=media_type)
+        answer = Response(orjson.dumps(document), status_code=self.status_code, media_type=media_type)
         answer.raw_headers += kept
         return answer
 
@@ -156,7 +191,7 @@ def problem_for(error: ServiceError, *, request_id: str) -> ProblemResponse:
         kind,
         detail="The service failed." if isinstance(error, _HIDDEN) else str(error),
         request_id=request_id,
-        faults=error.faults if isinstance(error, BadImages) else (),
+        faults=error.faults if isinstance(error, BadImages) else None,
         headers=headers,
     )
 

@@ -13,8 +13,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 def path_below_root(scope: Scope) -> str:
     """Return a request's path without the prefix, whether or not the server has left it there."""
-    path: str = scope["path"]
-    return _below(path, scope.get("root_path", ""))
+    return below(scope["path"], scope.get("root_path", ""))
+
+
+def below(path: str, root_path: str) -> str:
+    """Return a path without `root_path`, where it begins with that."""
+    rest = path.removeprefix(root_path)
+    return rest if rest == "" or rest.startswith("/") else path
 
 
 class RootPath:
@@ -27,11 +32,6 @@ class RootPath:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on with its prefix."""
         if scope["type"] == "http":
-            path = _below(path_below_root(scope), self._root_path)
+            path = below(path_below_root(scope), self._root_path)
             scope = {**scope, "root_path": self._root_path, "path": self._root_path + path}
         await self._app(scope, receive, send)
-
-
-def _below(path: str, root_path: str) -> str:
-    rest = path.removeprefix(root_path)
-    return rest if rest == "" or rest.startswith("/") else path

@@ -1,4 +1,4 @@
-"""What one image may be and cost, and how it is refused: as `UnusableImage`, with a code of its own.
+"""What one image may be and cost, and how it is refused: as `UnusableImage`, with the fault that it has.
 
 The costs are bounded by what a file's structure says, before anything is decoded. A decoder cannot be interrupted, and
 its work does not grow with the file's bytes: a progressive JPEG of 78 kB can go over 16 million pixels 1,500 times.
@@ -7,6 +7,8 @@ its work does not grow with the file's bytes: a progressive JPEG of 78 kB can go
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from service.errors import ImageFault
 
 MAX_PIXELS = 64_000_000
 MAX_SCAN_PIXELS = 1_280_000_000
@@ -19,11 +21,11 @@ MAX_SEGMENTS = 16_384
 
 
 class UnusableImage(Exception):
-    """One image cannot be used; `code` is stable, `str(error)` a sentence for the caller."""
+    """One image cannot be used; `fault` says why."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
-        self.code = code
+        self.fault = ImageFault(code, detail)
 
 
 def corrupt() -> UnusableImage:

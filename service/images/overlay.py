@@ -61,7 +61,7 @@ def draw(
 ) -> Image.Image:
     """Return the picture, RGB.
 
-    `points` (groups, points, 2) are (x, y), `seen` is (left, top, right, bottom) and `query` a place (x, y), all in
+    `points` (groups, points, 2) are (x, y), `seen` is (left, top, right, bottom) and `query` a point (x, y), all in
     continuous pixels of the image; `weights` (groups, points) are at least 0.
     """
     scale = picture_scale(image.width, image.height)
@@ -124,14 +124,14 @@ def _paint(
     drawing, level = ImageDraw.Draw(mask), round(255 * opacity)
     for radius, value in ((outer, level), (inner, 0)):
         if radius > 0:
-            box = [(place + sign * radius) * _FINE for sign in (-1, 1) for place in (x - left, y - top)]
+            box = [(centred + sign * radius) * _FINE for sign in (-1, 1) for centred in (x - left, y - top)]
             drawing.ellipse((box[0], box[1], box[2] - 1, box[3] - 1), fill=value)
     picture.paste(colour, (left, top), mask.resize((side, side), Image.Resampling.BOX))
 
 
-def _draw_cross(picture: Image.Image, place: tuple[float, float], length: float) -> None:
+def _draw_cross(picture: Image.Image, centre: tuple[float, float], length: float) -> None:
     """Mark the query: a white cross with a dark edge."""
-    drawing, (x, y) = ImageDraw.Draw(picture), place
+    drawing, (x, y) = ImageDraw.Draw(picture), centre
     width = max(round(length / 5), 1)
     for colour, more in ((_BLACK, 2), (_WHITE, 0)):
         drawing.line((x - length, y, x + length, y), fill=colour, width=width + more)

@@ -10,13 +10,13 @@ image, of which the crop begins at o, and s pixels of the image as sent, a posit
     as sent     x = z * s / r                          the resize undone; it scales each axis by itself
 
 All these are continuous coordinates: pixel k covers [k, k + 1), its centre is k + 1/2. A resize keeps such coordinates
-in proportion, which is what Pillow's does. The way back leads from a place on the image to the cell of a query.
+in proportion, which is what Pillow's does. The way back leads from a point on the image to the cell of a query.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from service.images.preprocessing import Preprocessing
 
 Floats = NDArray[np.float32]
+Point: TypeAlias = tuple[float, float]
+"""(x, y) in continuous pixels of the image as sent."""
 
 
 class QueryCell(NamedTuple):
@@ -34,7 +36,7 @@ class QueryCell(NamedTuple):
 
 
 class GroupedPoints(NamedTuple):
-    """What one layer tells: `points` (groups, points, 2) as (x, y) on the image as sent, `weights` (groups, points)."""
+    """Where one layer looked: `points` (groups, points, 2), (x, y) on the image as sent, `weights` (groups, points)."""
 
     points: Floats
     weights: Floats
@@ -49,7 +51,7 @@ class Box(NamedTuple):
     bottom: float
 
     def holds(self, x: float, y: float) -> bool:
-        """Tell whether a place is in it."""
+        """Tell whether a point is in it."""
         return self.left <= x < self.right and self.top <= y < self.bottom
 
 
@@ -81,12 +83,12 @@ class View:
         points: Floats = (pixels * self._scale)[..., ::-1].astype(np.float32)
         return points
 
-    def cell(self, place: tuple[float, float], map_size: tuple[int, int]) -> QueryCell:
-        """Return the cell of a map of (rows, columns) that holds a place (x, y) within `seen`."""
-        box, (rows, columns) = self.seen, map_size
-        row = int((place[1] - box.top) / (box.bottom - box.top) * rows)
-        column = int((place[0] - box.left) / (box.right - box.left) * columns)
-        return QueryCell(min(row, rows - 1), min(column, columns - 1))  # a place just inside may round to the border
+    def cell(self, point: Point, map_size: tuple[int, int]) -> QueryCell:
+        """Return the cell of a map of (rows, columns) that holds a point within `seen`."""
+        (x, y), box, (rows, columns) = point, self.seen, map_size
+        row = int((y - box.top) / (box.bottom - box.top) * rows)
+        column = int((x - box.left) / (box.right - box.left) * columns)
+        return QueryCell(min(row, rows - 1), min(column, columns - 1))  # a point just inside may round to the border
 
 
 def weights_of(attention: Floats, map_size: tuple[int, int], query: QueryCell | None) -> Floats:

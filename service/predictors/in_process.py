@@ -79,7 +79,9 @@ class InProcessPredictor:
         try:
             async with self._room:
                 return await self._infer(image, outputs)
-        except (UnusableImage, InferenceFailed) as error:
+        except UnusableImage as error:
+            return error.fault
+        except InferenceFailed as error:
             return Fault(error.code, str(error))
         except ServiceError as error:
             raise PredictorFailed(self._engine.failure or str(error)) from error

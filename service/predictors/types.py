@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
 from service.engine.types import Outputs
-from service.errors import StartupError
+from service.errors import ImageFault, StartupError
 from service.model.directory import Label
 from service.model.postprocess import softmax, top_k
+
+Fault: TypeAlias = ImageFault
+"""Why one image has no answer; other images are not affected."""
 
 
 class Prediction(NamedTuple):
@@ -18,14 +21,6 @@ class Prediction(NamedTuple):
     class_id: int
     label: str
     score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Why one image has no answer: a stable code, and a sentence for people. Other images are not affected."""
-
-    code: str
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)

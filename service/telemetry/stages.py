@@ -1,14 +1,15 @@
-"""What a request notes of its way for its trace, and the door to tracing; knows nothing of OpenTelemetry.
+"""Where a request's time went: the one home of it for its answer, the access line, the metrics and its trace.
 
-The packages of `service.telemetry.tracing` are an optional extra, and are imported only where the setting asks for
-them. A request that is not traced has no `Stages`, and pays for that with one comparison a stage.
+This module is the door to tracing too, and knows nothing of OpenTelemetry: the packages of `service.telemetry.tracing`
+are an optional extra, and are imported only where the setting asks for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 from service.engine.types import Answer
 from service.errors import SettingsError
@@ -19,14 +20,55 @@ if TYPE_CHECKING:
     from service.telemetry.tracing import Tracer
 
 
+class ImageRun(NamedTuple):
+    """What the engine's answer for one image says of its run, without the outputs."""
+
+    started_s: float
+    queue_s: float
+    inference_s: float
+    batch_size: int
+    bucket: int
+
+
 @dataclass(slots=True)
 class Stages:
     """When a request's images passed which stage, as far as they came; times on time.monotonic."""
 
+    started_s: float
+    """Arrival of the headers."""
     decoding: Collection[ImageTimings] = ()
-    answers: Collection[Answer] = ()
+    runs: Sequence[ImageRun] = ()
     postprocessed_s: tuple[float, float] | None = None
-    """From when to when the answer was made."""
+    """From when to when the answer was made; None where none was."""
+    durations_s: Mapping[str, float] = field(default_factory=dict)
+    """By the stage; empty until the answer is made."""
+    durations_ms: Mapping[str, float] = field(default_factory=dict)
+    """The same, rounded as answers and the log have them."""
+
+    def inferred(self, answers: Iterable[Answer]) -> None:
+        """Note what the engine's answers say of their runs; the outputs themselves may be large and are let go."""
+        self.runs = [
+            ImageRun(each.started_s, each.queue_s, each.inference_s, each.batch_size, each.bucket) for each in answers
+        ]
+
+    def postprocessed(self, began_s: float) -> None:
+        """Note that postprocessing lasted from a time until now, in any thread, and how long each stage took.
+
+        Images pass through decode, preprocess, queue and inference side by side: of each it is the longest time that
+        any of them spent there.
+        """
+        now_s = time.monotonic()
+        decoding, runs = self.decoding, self.runs
+        self.postprocessed_s = (began_s, now_s)
+        self.durations_s = {
+            "decode": max((image.decode_s for image in decoding), default=0.0),
+            "preprocess": max((image.preprocess_s for image in decoding), default=0.0),
+            "queue": max((run.queue_s for run in runs), default=0.0),
+            "inference": max((run.inference_s for run in runs), default=0.0),
+            "postprocess": now_s - began_s,
+            "total": now_s - self.started_s,
+        }
+        self.durations_ms = {stage: round(duration_s * 1000, 3) for stage, duration_s in self.durations_s.items()}
 
 
 def load_tracer(settings: Settings) -> Tracer | None:

@@ -35,8 +35,7 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import Scope
 
-from service.engine.types import Answer
-from service.telemetry.stages import Stages
+from service.telemetry.stages import ImageRun, Stages
 
 SERVICE_NAME = "dat-serve"
 BATCH_SIZE = "dat.batch.size"
@@ -75,7 +74,6 @@ class Tracer:
         route: str | None,
         status: int | None,
         code: str,
-        started_s: float,
         ended_s: float,
     ) -> None:
         """Make the spans of a request that has ended, called on the event loop; times on time.monotonic.
@@ -88,7 +86,7 @@ class Tracer:
             context=_PROPAGATOR.extract(_carrier(scope), context=Context()),
             kind=SpanKind.SERVER,
             attributes=_attributes(scope, route=route, status=status, code=code),
-            start_time=_ns(started_s, offset_ns),
+            start_time=_ns(stages.started_s, offset_ns),
         )
         if span.is_recording():
             if status is None or status >= 500:
@@ -119,13 +117,13 @@ class Tracer:
             began_s = min(each.started_s + each.decode_s for each in decoding)
             ended_s = max(each.started_s + each.decode_s + each.preprocess_s for each in decoding)
             child("preprocess", began_s, ended_s, images=len(decoding))
-        if answers := stages.answers:
-            began_s = min(answer.started_s - answer.queue_s for answer in answers)
-            child("queue", began_s, max(answer.started_s for answer in answers), images=len(answers))
-        runs: dict[float, list[Answer]] = {}
-        for answer in answers:
-            runs.setdefault(answer.started_s, []).append(answer)
-        for started_s, served in runs.items():
+        if runs := stages.runs:
+            began_s = min(run.started_s - run.queue_s for run in runs)
+            child("queue", began_s, max(run.started_s for run in runs), images=len(runs))
+        images_of: dict[float, list[ImageRun]] = {}
+        for image in runs:
+            images_of.setdefault(image.started_s, []).append(image)
+        for started_s, served in images_of.items():
             run = served[0]
             links = [Link(self._batch(run, len(served), parent, offset_ns))]
             ended_s = started_s + run.inference_s
@@ -135,7 +133,7 @@ class Tracer:
         if stages.postprocessed_s is not None:
             child("postprocess", *stages.postprocessed_s)
 
-    def _batch(self, run: Answer, images: int, request: Span, offset_ns: int) -> SpanContext:
+    def _batch(self, run: ImageRun, images: int, request: Span, offset_ns: int) -> SpanContext:
         """Return the span of a run, linked to one more request of which it served so many images."""
         batch = self._batches.get(run.started_s)
         if batch is None:

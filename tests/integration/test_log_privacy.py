@@ -37,17 +37,17 @@ BREAKS = "4"
 CUSTOMIZATION = f"""
 from service.http.routes import classify
 
-answer = classify._response
+answer = classify.json_answer
 
-def failing(request, service, inferred, k):
+async def failing(request, service, inferred, *rest, **named):
     if request.query_params.get("top_k") == "{BREAKS}":
         try:
             int(str(request.headers))
         except ValueError as error:
             raise RuntimeError(str(request.url), dict(request.headers), inferred.images) from error
-    return answer(request, service, inferred, k)
+    return await answer(request, service, inferred, *rest, **named)
 
-classify._response = failing
+classify.json_answer = failing
 """
 CLASSIFY = "/v1/classify"
 FORM = "multipart/form-data"

@@ -300,7 +300,7 @@ def _end_of(data: bytes, pixels: NDArray[np.uint8]) -> tuple[str, float]:
     try:
         timings = decode_into(data, pixels, PUBLISHED)
     except UnusableImage as error:
-        return f"{error.code}: {error}", 0.0
+        return f"{error.fault.code}: {error}", 0.0
     return "decoded", timings.width * timings.height / 1e6
 
 

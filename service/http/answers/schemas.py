@@ -1,26 +1,40 @@
-"""What answers look like: the models behind the JSON of `/v1` and of its documentation."""
+"""What answers look like: the records that the JSON of `/v1` is rendered from, and its documentation is read off.
+
+Records are standard dataclasses, which orjson renders as they are; nothing is validated when they are made. Large
+arrays are in them as JSON already, made piece by piece (`tensors.as_json`): one call for the whole of an answer would
+keep the interpreter from others too long.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.json_schema import SkipJsonSchema
+from orjson import Fragment
+from pydantic import ConfigDict, Field, GetPydanticSchema
 from typing_extensions import TypeAliasType
 
-from service.model.manifest import Manifest
+from service.errors import ImageFault
 
 DType = TypeAliasType("DType", Literal["float32", "float16"])
 """Type of the numbers of features."""
 
 
-class AnswerModel(BaseModel):
-    """What all answers have in common: nothing beyond their fields, and those are described by their docstrings."""
+def described_as(kind: Any) -> GetPydanticSchema:
+    """Return what has the documentation describe a value by the type that it has on the wire."""
+    return GetPydanticSchema(lambda _, handler: handler(kind))
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+class Record:
+    """What all records have in common: nothing beyond their fields, and those are described by their docstrings."""
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-class ModelReference(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class ModelReference(Record):
     """The model that answered."""
 
     name: str
@@ -28,13 +42,9 @@ class ModelReference(AnswerModel):
     version: int
     """Version in the model repository."""
 
-    @classmethod
-    def of(cls, manifest: Manifest) -> ModelReference:
-        """Return the reference to a manifest's model."""
-        return cls(name=manifest.name, version=manifest.version)
 
-
-class Timings(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class Timings(Record):
     """Where the time went, in milliseconds.
 
     `decode`, `preprocess`, `queue` and `inference` are the longest of any image of the request: images pass through
@@ -63,30 +73,37 @@ FaultCode = TypeAliasType(
 )
 
 
-class Fault(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class Fault(Record):
     """What is wrong with one image."""
 
-    code: FaultCode
+    code: Annotated[str, described_as(FaultCode)]
     """Stable name of the fault."""
     detail: str
     """A sentence for people."""
 
 
-class _ImageResult(AnswerModel):
-    index: int
-    """The image's place in the request, from 0."""
-    filename: str | None
-    """The file name of the multipart part, if it had one."""
+@dataclass(frozen=True, slots=True)
+class _ImageResult(Record):  # whose docstrings pydantic does not read for the records that inherit them
+    index: Annotated[int, Field(description="The image's place in the request, from 0.")]
+    filename: Annotated[str | None, Field(description="The file name of the multipart part, if it had one.")]
 
 
+@dataclass(frozen=True, slots=True)
 class FailedImage(_ImageResult):
     """The result of an image that could not be used, under `on_error=skip`."""
 
     error: Fault
     """What is wrong with it."""
 
+    @classmethod
+    def of(cls, fault: ImageFault, *, index: int, filename: str | None) -> FailedImage:
+        """Return the result of an image with a fault."""
+        return cls(index, filename, Fault(fault.code, fault.detail))
 
-class Prediction(AnswerModel):
+
+@dataclass(frozen=True, slots=True)
+class Prediction(Record):
     """One class of an image."""
 
     class_id: int
@@ -97,6 +114,7 @@ class Prediction(AnswerModel):
     """Softmax probability."""
 
 
+@dataclass(frozen=True, slots=True)
 class ClassifiedImage(_ImageResult):
     """The result of one image."""
 
@@ -110,7 +128,8 @@ ClassifyResult = TypeAliasType(
 )
 
 
-class ClassifyResponse(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class ClassifyResponse(Record):
     """The classes of every image of a request."""
 
     model: ModelReference
@@ -121,10 +140,11 @@ class ClassifyResponse(AnswerModel):
     timings_ms: Timings
 
 
-class EncodedTensor(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class EncodedTensor(Record):
     """One output under `encoding=base64`."""
 
-    dtype: DType
+    dtype: Annotated[str, described_as(DType)]
     """Type of the numbers."""
     shape: list[int]
     """Shape, without a batch axis."""
@@ -152,10 +172,11 @@ FeaturesByOutput = TypeAliasType(
 )
 
 
+@dataclass(frozen=True, slots=True)
 class ImageFeatures(_ImageResult):
     """The result of one image."""
 
-    features: FeaturesByOutput
+    features: Annotated[Mapping[str, Fragment | EncodedTensor], described_as(FeaturesByOutput)]
     """Each output asked for, by its name, without a batch axis."""
 
 
@@ -165,7 +186,8 @@ FeaturesResult = TypeAliasType(
 )
 
 
-class FeaturesResponse(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class FeaturesResponse(Record):
     """The features of every image of a request."""
 
     model: ModelReference
@@ -176,7 +198,8 @@ class FeaturesResponse(AnswerModel):
     timings_ms: Timings
 
 
-class Cell(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class Cell(Record):
     """One cell of a layer's map."""
 
     row: int
@@ -185,17 +208,19 @@ class Cell(AnswerModel):
     """From 0, to the right."""
 
 
-class PointGroup(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class PointGroup(Record):
     """Where one group of a layer's heads looked."""
 
-    points: list[tuple[float, float]]
+    points: Annotated[Fragment, described_as(list[tuple[float, float]])]
     """The sampled points, (x, y) in pixels of the image as sent: pixel (0, 0) reaches from 0 to 1 on both axes. A point
     may lie outside of what the model saw, where everything counts as 0."""
-    weights: list[float]
+    weights: Annotated[Fragment, described_as(list[float])]
     """The attention that each point received, averaged over the group's heads; they add up to 1."""
 
 
-class LayerExplanation(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class LayerExplanation(Record):
     """Where one deformable attention layer looked."""
 
     layer: int
@@ -216,6 +241,7 @@ class LayerExplanation(AnswerModel):
     """One entry a group."""
 
 
+@dataclass(frozen=True, slots=True)
 class ExplainedImage(_ImageResult):
     """The result of one image."""
 
@@ -233,7 +259,8 @@ ExplainResult = TypeAliasType(
 )
 
 
-class ExplainResponse(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class ExplainResponse(Record):
     """Where the model looked in every image of a request."""
 
     model: ModelReference
@@ -244,39 +271,8 @@ class ExplainResponse(AnswerModel):
     timings_ms: Timings
 
 
-class Health(AnswerModel):
+@dataclass(frozen=True, slots=True)
+class Health(Record):
     """The service is well."""
 
     status: Literal["alive", "ready"]
-
-
-class ImageError(AnswerModel):
-    """What is wrong with one image of a refused request."""
-
-    index: int
-    """The image's place in the request, from 0."""
-    code: str
-    """Stable name of the fault."""
-    detail: str
-    """A sentence for people."""
-
-
-class Problem(BaseModel):
-    """An error, as RFC 9457 has it."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    type: str
-    """Reference to a description of this kind of problem."""
-    title: str
-    """The kind of problem, for people."""
-    status: int
-    """The HTTP status."""
-    detail: str
-    """What happened here, for people."""
-    code: str
-    """Stable name of the kind of problem, for programs."""
-    request_id: str
-    """The request's id, as in the header X-Request-ID."""
-    errors: list[ImageError] | SkipJsonSchema[None] = None
-    """Where images are at fault: every bad one."""

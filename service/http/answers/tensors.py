@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from service.errors import InferenceFailed, InvalidParameter
+from service.http.answers.schemas import EncodedTensor
 
 Tensor: TypeAlias = NDArray[np.float32] | NDArray[np.float16]
 
-_DIGITS = {"float32": 9, "float16": 5}
-"""Significant decimal digits from which a number of that type is read back exactly."""
+_PIECE_VALUES = 32 * 1024
+"""About as many numbers are rendered in one call, which keeps the interpreter from others for a millisecond or two."""
+_FLOAT16_DIGITS = 5
+"""Significant decimal digits from which a float16 is read back exactly."""
 
 
 def narrowed(array: NDArray[np.float32], dtype: Literal["float32", "float16"]) -> Tensor:
@@ -46,22 +49,44 @@ def as_npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return archive.getvalue()
 
 
-def as_base64(array: Tensor) -> str:
-    """Return the JSON text of an array as base64, with what is needed to read it back."""
-    data = base64.b64encode(as_raw(array)).decode("ascii")
-    return json.dumps({"dtype": str(array.dtype), "shape": array.shape, "data": data})
+def as_base64(array: Tensor) -> EncodedTensor:
+    """Return an array as base64, with what is needed to read it back."""
+    return EncodedTensor(str(array.dtype), list(array.shape), base64.b64encode(as_raw(array)).decode("ascii"))
 
 
-def as_json_text(array: Tensor) -> str:
-    """Return the JSON text of an array as nested lists that read back exactly.
+def as_json(array: Tensor) -> orjson.Fragment:
+    """Return an array of one axis or more as JSON, nested lists that read back exactly; raises as `as_json_bytes`."""
+    return orjson.Fragment(as_json_bytes(array))
+
+
+def as_json_bytes(array: Tensor) -> bytes:
+    """Return the JSON of an array of one axis or more: nested lists of the shortest numbers that read back exactly.
 
     Raises InferenceFailed where a value is not a finite number, which JSON cannot hold.
     """
+    check_finite(array)
+    return b"[%b]" % b",".join(_pieces(array))
+
+
+def check_finite(array: Tensor) -> None:
+    """Raise InferenceFailed where a value is not a finite number: text has none for it."""
     if not np.isfinite(array).all():
         raise InferenceFailed("The model's answer holds values that are not finite numbers.")
-    return _nested(array, f"%.{_DIGITS[str(array.dtype)]}g")
 
 
-def _nested(array: NDArray[Any], number: str) -> str:
-    parts = [number % value for value in array.tolist()] if array.ndim == 1 else [_nested(row, number) for row in array]
-    return f"[{','.join(parts)}]"
+def _pieces(array: Tensor) -> Iterator[bytes]:
+    """Yield the JSON of an array's elements, as many at a time as make a piece; at most one row of a larger one."""
+    step = max(_PIECE_VALUES * len(array) // max(array.size, 1), 1)
+    for begin in range(0, len(array), step):
+        piece = array[begin : begin + step]
+        numbers = _shortened(piece) if piece.dtype == np.float16 else np.ascontiguousarray(piece)
+        yield orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+
+
+def _shortened(array: Tensor) -> NDArray[np.float64]:
+    """Return the numbers of few digits that stand for float16 ones; as float32 they would have half as many again."""
+    wide = array.astype(np.float64, order="C")
+    magnitude = np.floor(np.log10(np.maximum(np.abs(wide), np.finfo(np.float16).smallest_subnormal)))
+    scale = 10.0 ** (_FLOAT16_DIGITS - 1 - magnitude)  # a whole number that a float64 holds exactly
+    shortened: NDArray[np.float64] = np.rint(wide * scale) / scale
+    return shortened

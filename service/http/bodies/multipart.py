@@ -175,8 +175,17 @@ def _filename(disposition: bytes, plain: bytes | None) -> str | None:
         extended: list[tuple[str, Any]] = message.get_params([], "content-disposition")
         for key, value in extended:
             if key == "filename" and isinstance(value, tuple):
-                return collapse_rfc2231_value(value)
+                return _decoded(value)
     return None if plain is None else _text(plain)
+
+
+def _decoded(value: tuple[str | None, str | None, str]) -> str:
+    """Return an extended parameter's text; its charset is the caller's word, and may be any codec that Python has."""
+    try:
+        text = collapse_rfc2231_value(value)
+    except UnicodeError:  # of codecs that cannot replace what they do not know
+        text = value[2]
+    return text.encode("utf-8", "replace").decode("utf-8")  # without surrogates, which no answer can carry
 
 
 def _text(data: bytes) -> str:

@@ -57,8 +57,9 @@ class Upload:
         try:
             return decode_into(self.data, pixels, preprocessing)
         except UnusableImage as error:
-            if error.code == "unsupported_format" and _is_encoded(self.data):
-                raise UnusableImage(error.code, f"{error} It is base64, which is read as such in JSON only.") from error
+            if error.fault.code == "unsupported_format" and _is_encoded(self.data):
+                hint = "It is base64, which is read as such in JSON only."
+                raise UnusableImage("unsupported_format", f"{error} {hint}") from error
             raise
 
 

@@ -172,8 +172,8 @@ def error(status: int, *, protocol: bool) -> dict[str, Any]:
 def _error_answer(kind: problems.Kind, *, protocol: bool) -> Any:
     """Return a kind's answer, as it is sent."""
     if kind.code == BadImages.code:
-        fault = ImageFault(2, "empty_image", "The image holds no bytes.")
-        response = problems.problem_for(BadImages([fault]), request_id=EXAMPLE_REQUEST_ID)
+        fault = ImageFault("empty_image", "The image holds no bytes.")
+        response = problems.problem_for(BadImages({2: fault}), request_id=EXAMPLE_REQUEST_ID)
     else:
         response = problems.ProblemResponse(kind, detail=_first_line(kind), request_id=EXAMPLE_REQUEST_ID)
     return json.loads(bytes(response.under(problems.PROTOCOL_ROOT if protocol else "/").body))

@@ -21,10 +21,9 @@ from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 from starlette.routing import BaseRoute
 
-from service.http.answers.schemas import Problem
 from service.http.openapi import components as openapi
 from service.http.openapi.examples import example_answers
-from service.http.problems import PROTOCOL_ROOT
+from service.http.problems import PROTOCOL_ROOT, Problem
 from service.http.routes.v2 import openapi as v2_openapi
 
 Json = dict[str, Any]

@@ -84,7 +84,7 @@ def example_answers() -> dict[str, Any]:
 
 def _of_images(model: ModelDirectory) -> dict[str, Any]:
     """Return the answers of `/v1` for two images, of which one cannot be used."""
-    request = {
+    request: dict[str, Any] = {
         "model": v1.ModelReference(name=model.manifest.name, version=model.manifest.version),
         "request_id": EXAMPLE_REQUEST_ID,
         "timings_ms": v1.Timings(**_STAGES_MS),

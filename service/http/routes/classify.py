@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from service.http.answers.negotiation import negotiate
-from service.http.answers.schemas import ClassifiedImage, ClassifyResponse, FailedImage, ModelReference, Prediction
+from service.http.answers.schemas import ClassifiedImage, ClassifyResponse, Prediction
 from service.http.bodies.uploads import Upload
-from service.http.context import Service, ServiceDependency
 from service.http.direct import DirectRoute
-from service.http.inference import Inferred, infer
-from service.http.middleware import context_of
+from service.http.inference import infer
 from service.http.openapi import components as openapi
 from service.http.parameters import ClassifyParameters
-from service.http.responses import JSON, answer_headers, failed_image, in_thread_if_large, timings_ms
-from service.model.directory import Label
+from service.http.responses import JSON, json_answer
+from service.http.service import ServiceDependency
 from service.model.postprocess import softmax, top_k
 
 router = APIRouter(route_class=DirectRoute)
@@ -40,33 +36,14 @@ async def classify(
     """Answer with the `top_k` most likely classes of each image, their scores being softmax probabilities."""
     negotiate(request.headers.get("accept"), (JSON,))
     k = min(parameters.top_k or service.settings.top_k, service.model.manifest.num_classes)
-    inferred = await infer(request, service, parameters, outputs=frozenset({service.model.manifest.class_output}))
-    return await in_thread_if_large(len(inferred.answers) * k * 8, lambda: _response(request, service, inferred, k))
+    class_output = service.model.manifest.class_output
+    inferred = await infer(request, service, parameters, outputs=frozenset({class_output}))
+    labels = service.model.labels
 
+    def result(image: Upload) -> ClassifiedImage:
+        best = top_k(softmax(inferred.answers[image.index].outputs[class_output]), k)
+        predictions = [Prediction(class_id, labels[class_id].name, score) for class_id, score in best]
+        return ClassifiedImage(image.index, image.filename, predictions)
 
-def _response(request: Request, service: Service, inferred: Inferred[Upload], k: int) -> Response:
-    began_s = time.monotonic()
-    results = [_result(inferred, index, service.model.labels, k) for index in range(len(inferred.images))]
-    timings = timings_ms(request, inferred, postprocess_s=time.monotonic() - began_s)
-    body = ClassifyResponse(
-        model=ModelReference.of(service.model.manifest),
-        results=results,
-        request_id=context_of(request).request_id,
-        timings_ms=timings,
-    )
-    return Response(body.model_dump_json(), media_type=JSON, headers=answer_headers(service, timings))
-
-
-def _result(inferred: Inferred[Upload], index: int, labels: Sequence[Label], k: int) -> ClassifiedImage | FailedImage:
-    upload = inferred.images[index]
-    if index in inferred.faults:
-        return failed_image(upload, inferred.faults[index])
-    (logits,) = inferred.answers[index].outputs.values()
-    best = top_k(softmax(logits), k)
-    return ClassifiedImage(
-        index=index,
-        filename=upload.filename,
-        predictions=[
-            Prediction(class_id=class_id, label=labels[class_id].name, score=score) for class_id, score in best
-        ],
-    )
+    size_bytes = len(inferred.answers) * k * 8
+    return await json_answer(request, service, inferred, result, ClassifyResponse, size_bytes=size_bytes)

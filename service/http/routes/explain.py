@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated
 
@@ -15,29 +14,23 @@ from starlette.responses import Response
 from service.engine.types import Answer
 from service.errors import BadImages, ExplainUnavailable, InvalidParameter
 from service.http.answers.negotiation import negotiate
-from service.http.answers.tensors import as_json_text
+from service.http.answers.schemas import Cell, ExplainedImage, ExplainResponse, LayerExplanation, PointGroup
+from service.http.answers.tensors import as_json
 from service.http.bodies.uploads import Upload
-from service.http.context import Service, ServiceDependency
+from service.http.context import context_of
 from service.http.direct import DirectRoute
 from service.http.inference import Inferred, infer
 from service.http.openapi import components as openapi
 from service.http.parameters import QUERY_PATTERN, ExplainParameters
-from service.http.responses import (
-    JSON,
-    answer_headers,
-    failed_image,
-    in_thread_if_large,
-    rendered_answer,
-    timings_ms,
-)
+from service.http.responses import JSON, answer_headers, json_answer
+from service.http.service import Service, ServiceDependency
 from service.images import overlay
-from service.images.points import GroupedPoints, QueryCell, View, weights_of
+from service.images.points import GroupedPoints, Point, QueryCell, View, weights_of
 from service.images.preprocessing import ImageTimings, Preprocessing, decode
 from service.model.manifest import ExplainLayerRecord, ExplainRecord, attention_output, position_output
 
 PNG = "image/png"
 Layers = Mapping[int, ExplainLayerRecord]
-Place = tuple[float, float]
 
 _JSON_BYTES_A_POINT = 60
 
@@ -65,29 +58,32 @@ async def explain(
     form = negotiate(request.headers.get("accept"), (JSON, PNG))
     service.check_model(parameters.model)
     layers = _layers(_record(service), parameters, form)
-    place = _place(parameters.query)
+    query = _point(parameters.query)
     outputs = frozenset(name(layer) for layer in layers for name in (position_output, attention_output))
+    preprocessing = service.preprocessing
 
     def check(images: int, decoded: Mapping[int, ImageTimings]) -> None:
         if form == PNG and images != 1:
             raise InvalidParameter(f"Accept: {PNG} answers for exactly one image, and {images} were sent.")
         for index, image in decoded.items():
-            _check_place(place, index, _view(image, service.preprocessing))
+            _check_seen(query, index, _view(image, preprocessing))
 
     inferred = await infer(request, service, parameters, outputs=outputs, check=check)
     if form == JSON:
+
+        def result(image: Upload) -> ExplainedImage:
+            return _explained(inferred, image, layers, query, preprocessing)
+
         points = len(inferred.answers) * sum(layer.groups * layer.points for layer in layers.values())
-        return await in_thread_if_large(
-            points * _JSON_BYTES_A_POINT, lambda: _response(request, service, inferred, layers, place)
-        )
+        size_bytes = points * _JSON_BYTES_A_POINT
+        return await json_answer(request, service, inferred, result, ExplainResponse, size_bytes=size_bytes)
     if inferred.faults:
-        raise BadImages(list(inferred.faults.values()))
-    began_s = time.monotonic()
-    (explained,) = _explained(inferred, 0, layers, place, service.preprocessing).values()
-    drawing = partial(_picture, inferred, explained, place, service.preprocessing)
+        raise BadImages(inferred.faults)
+    began_s, stages = time.monotonic(), context_of(request).stages
+    drawing = partial(_picture, inferred, layers, query, preprocessing)
     picture = await service.decode_pool.run(parameters.engine_priority, drawing)
-    timings = timings_ms(request, inferred, postprocess_s=time.monotonic() - began_s)
-    return Response(picture, media_type=PNG, headers=answer_headers(service, timings))
+    stages.postprocessed(began_s)
+    return Response(picture, media_type=PNG, headers=answer_headers(service, stages))
 
 
 def _record(service: Service) -> ExplainRecord:
@@ -114,8 +110,8 @@ def _layers(record: ExplainRecord, parameters: ExplainParameters, form: str) -> 
     return {layer: record.layers[layer]}
 
 
-def _place(query: str | None) -> Place | None:
-    """Return the place (x, y) that a query parameter names; raises InvalidParameter."""
+def _point(query: str | None) -> Point | None:
+    """Return the point (x, y) that a query parameter names; raises InvalidParameter."""
     if query is None:
         return None
     if not re.fullmatch(QUERY_PATTERN, query):
@@ -127,13 +123,14 @@ def _place(query: str | None) -> Place | None:
     return float(x), float(y)
 
 
-def _check_place(place: Place | None, index: int, view: View) -> None:
+def _check_seen(query: Point | None, index: int, view: View) -> None:
+    """Raise InvalidParameter where the model did not see the point of an image that is asked for."""
     seen = view.seen
-    if place is not None and not seen.holds(*place):
+    if query is not None and not seen.holds(*query):
         raise InvalidParameter(
             f"query: the model saw x from {seen.left:.6g} up to {seen.right:.6g} and y from {seen.top:.6g} up to "
-            f"{seen.bottom:.6g} of image {index}, which is {view.width} x {view.height} pixels; {place[0]:.6g},"
-            f"{place[1]:.6g} is outside."
+            f"{seen.bottom:.6g} of image {index}, which is {view.width} x {view.height} pixels; {query[0]:.6g},"
+            f"{query[1]:.6g} is outside."
         )
 
 
@@ -141,69 +138,44 @@ def _view(image: ImageTimings, preprocessing: Preprocessing) -> View:
     return View(image.height, image.width, preprocessing)
 
 
-def _explained(
-    inferred: Inferred[Upload], index: int, layers: Layers, place: Place | None, preprocessing: Preprocessing
-) -> dict[int, tuple[GroupedPoints, QueryCell | None]]:
-    """Return, for each layer, where it looked in an image, and from which query."""
-    view = _view(inferred.decoding[index], preprocessing)
-    return {layer: _of_layer(inferred.answers[index], layer, record, view, place) for layer, record in layers.items()}
-
-
-def _of_layer(
-    answer: Answer, layer: int, record: ExplainLayerRecord, view: View, place: Place | None
+def _sampled(
+    answer: Answer, layer: int, record: ExplainLayerRecord, view: View, query: Point | None
 ) -> tuple[GroupedPoints, QueryCell | None]:
+    """Return where a layer looked in an image, and the cell of the query."""
     map_size = record.query_rows, record.query_columns
-    query = None if place is None else view.cell(place, map_size)
+    cell = None if query is None else view.cell(query, map_size)
     points = view.points(answer.outputs[position_output(layer)], map_size)
-    return GroupedPoints(points, weights_of(answer.outputs[attention_output(layer)], map_size, query)), query
+    return GroupedPoints(points, weights_of(answer.outputs[attention_output(layer)], map_size, cell)), cell
 
 
-def _picture(
-    inferred: Inferred[Upload],
-    explained: tuple[GroupedPoints, QueryCell | None],
-    place: Place | None,
-    preprocessing: Preprocessing,
-) -> bytes:
+def _picture(inferred: Inferred[Upload], layers: Layers, query: Point | None, preprocessing: Preprocessing) -> bytes:
     """Draw one layer's points on the one image; runs in a thread of the decoding pool."""
+    view = _view(inferred.decoding[0], preprocessing)
+    ((layer, record),) = layers.items()
+    (points, weights), _ = _sampled(inferred.answers[0], layer, record, view, query)
     image = decode(inferred.images[0].data, preprocessing)
-    (points, weights), _ = explained
-    seen = _view(inferred.decoding[0], preprocessing).seen
-    return overlay.as_png(overlay.draw(image, points=points, weights=weights, seen=seen, query=place))
+    return overlay.as_png(overlay.draw(image, points=points, weights=weights, seen=view.seen, query=query))
 
 
-def _response(
-    request: Request, service: Service, inferred: Inferred[Upload], layers: Layers, place: Place | None
-) -> Response:
-    began_s = time.monotonic()
-    results = list(_results(inferred, layers, place, service.preprocessing))
-    timings = timings_ms(request, inferred, postprocess_s=time.monotonic() - began_s)
-    return rendered_answer(request, service, results, timings)
+def _explained(
+    inferred: Inferred[Upload], image: Upload, layers: Layers, query: Point | None, preprocessing: Preprocessing
+) -> ExplainedImage:
+    answer, view = inferred.answers[image.index], _view(inferred.decoding[image.index], preprocessing)
+    explained = [_explained_layer(answer, layer, record, view, query) for layer, record in layers.items()]
+    return ExplainedImage(image.index, image.filename, view.width, view.height, explained)
 
 
-def _results(
-    inferred: Inferred[Upload], layers: Layers, place: Place | None, preprocessing: Preprocessing
-) -> Iterator[str]:
-    """Yield each image's result as JSON, as `ExplainResponse` has it."""
-    for upload in inferred.images:
-        if upload.index in inferred.faults:
-            yield failed_image(upload, inferred.faults[upload.index]).model_dump_json()
-            continue
-        image = inferred.decoding[upload.index]
-        explained = _explained(inferred, upload.index, layers, place, preprocessing)
-        rendered = ",".join(_layer_json(layer, layers[layer], *told) for layer, told in explained.items())
-        yield (
-            f'{{"index":{upload.index},"filename":{json.dumps(upload.filename)},"width":{image.width},'
-            f'"height":{image.height},"layers":[{rendered}]}}'
-        )
-
-
-def _layer_json(layer: int, record: ExplainLayerRecord, told: GroupedPoints, query: QueryCell | None) -> str:
-    cell = "null" if query is None else json.dumps(query._asdict())
-    groups = ",".join(
-        f'{{"points":{as_json_text(points)},"weights":{as_json_text(weights)}}}'
-        for points, weights in zip(told.points, told.weights, strict=True)
-    )
-    return (
-        f'{{"layer":{layer},"name":{json.dumps(record.name)},"stage":{record.stage},"block":{record.block},'
-        f'"query_rows":{record.query_rows},"query_columns":{record.query_columns},"query":{cell},"groups":[{groups}]}}'
+def _explained_layer(
+    answer: Answer, layer: int, record: ExplainLayerRecord, view: View, query: Point | None
+) -> LayerExplanation:
+    (points, weights), cell = _sampled(answer, layer, record, view, query)
+    return LayerExplanation(
+        layer=layer,
+        name=record.name,
+        stage=record.stage,
+        block=record.block,
+        query_rows=record.query_rows,
+        query_columns=record.query_columns,
+        query=None if cell is None else Cell(*cell),
+        groups=[PointGroup(as_json(each), as_json(share)) for each, share in zip(points, weights, strict=True)],
     )

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
 from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
-from numpy.typing import NDArray
 from starlette.responses import Response
 
+from service.engine.types import Answer
 from service.errors import BadImages, InvalidParameter
 from service.http.answers.negotiation import negotiate
-from service.http.answers.tensors import Tensor, as_base64, as_json_text, as_npz, as_raw, narrowed
+from service.http.answers.schemas import FeaturesResponse, ImageFeatures
+from service.http.answers.tensors import Tensor, as_base64, as_json, as_npz, as_raw, narrowed
 from service.http.bodies.uploads import Upload
-from service.http.context import Service, ServiceDependency
+from service.http.context import context_of
 from service.http.direct import DirectRoute
 from service.http.inference import Inferred, infer
 from service.http.openapi import components as openapi
 from service.http.parameters import FeaturesParameters
-from service.http.responses import (
-    JSON,
-    answer_headers,
-    failed_image,
-    in_thread_if_large,
-    rendered_answer,
-    timings_ms,
-)
-from service.model.manifest import Manifest
+from service.http.responses import JSON, answer_headers, in_thread_if_large, json_answer
+from service.http.service import Service, ServiceDependency
+from service.model.manifest import Manifest, unknown_outputs
 from service.model.postprocess import l2_normalized
+from service.telemetry.stages import Stages
 
 NPZ = "application/x-npz"
 RAW = "application/octet-stream"
@@ -62,70 +56,62 @@ async def features(
     form = negotiate(request.headers.get("accept"), (JSON, NPZ, RAW))
     _check_outputs(service.model.manifest, outputs, parameters, form)
     inferred = await infer(request, service, parameters, outputs=frozenset(outputs))
-    if form != JSON and not inferred.answers:
-        raise BadImages([inferred.faults[index] for index in sorted(inferred.faults)])
     size_bytes = sum(array.nbytes for answer in inferred.answers.values() for array in answer.outputs.values())
+    if form == JSON:
+        render = as_base64 if parameters.encoding == "base64" else as_json
+
+        def result(image: Upload) -> ImageFeatures:
+            tensors = _finished(inferred.answers[image.index], outputs, parameters)
+            rendered = {name: render(tensor) for name, tensor in tensors.items()}
+            return ImageFeatures(image.index, image.filename, rendered)
+
+        return await json_answer(request, service, inferred, result, FeaturesResponse, size_bytes=size_bytes)
+    if not inferred.answers:
+        raise BadImages(inferred.faults)
     return await in_thread_if_large(
-        size_bytes, lambda: _response(request, service, inferred, outputs, parameters, form)
+        size_bytes, lambda: _binary(context_of(request).stages, service, inferred, outputs, parameters, form)
     )
 
 
 def _check_outputs(manifest: Manifest, outputs: tuple[str, ...], parameters: FeaturesParameters, form: str) -> None:
-    known = [record.name for record in manifest.outputs]
-    unknown = [name for name in outputs if name not in known]
-    if unknown:
-        raise InvalidParameter(f"outputs: the model has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}.")
+    if lacking := unknown_outputs(outputs, manifest.output_names):
+        raise InvalidParameter(f"outputs: {lacking}.")
     if parameters.normalize and outputs != (EMBEDDING,):
         raise InvalidParameter(f"normalize: only possible where outputs is {EMBEDDING} alone.")
     if form == RAW and len(outputs) != 1:
         raise InvalidParameter(f"outputs: {RAW} carries exactly one output; {NPZ} carries several.")
 
 
-def _response(
-    request: Request,
+def _finished(answer: Answer, outputs: tuple[str, ...], parameters: FeaturesParameters) -> dict[str, Tensor]:
+    """Return the outputs of one image as they are asked for; raises InvalidParameter where float16 is too narrow."""
+    arrays = {name: answer.outputs[name] for name in outputs}
+    if parameters.normalize:
+        arrays = {name: l2_normalized(array) for name, array in arrays.items()}
+    return {name: narrowed(array, parameters.dtype) for name, array in arrays.items()}
+
+
+def _binary(
+    stages: Stages,
     service: Service,
     inferred: Inferred[Upload],
     outputs: tuple[str, ...],
     parameters: FeaturesParameters,
     form: str,
 ) -> Response:
+    """Return an archive of several outputs, or the bytes of one; the images that have answers are the batch."""
     began_s = time.monotonic()
-    tensors = {
-        index: {name: _finished(answer.outputs[name], parameters) for name in outputs}
-        for index, answer in inferred.answers.items()
-    }
-    postprocess_s = time.monotonic() - began_s
-    timings = timings_ms(request, inferred, postprocess_s=postprocess_s)
-    if form == JSON:
-        return rendered_answer(request, service, _results(inferred, tensors, parameters.encoding), timings)
-    headers = answer_headers(service, timings)
-    batches = {name: np.stack([named[name] for named in tensors.values()]) for name in outputs}
-    good = list(tensors)
+    tensors = [_finished(answer, outputs, parameters) for answer in inferred.answers.values()]
+    batches = {name: np.stack([named[name] for named in tensors]) for name in outputs}
+    good, skips = list(inferred.answers), parameters.on_error == "skip"
+    headers = {}
     if form == NPZ:
-        index = {"index": np.asarray(good, dtype="<i8")} if parameters.on_error == "skip" else {}
-        return Response(as_npz({**batches, **index}), media_type=NPZ, headers=headers)
-    (batch,) = batches.values()
-    headers["X-Tensor-Shape"] = ",".join(map(str, batch.shape))
-    headers["X-Tensor-Dtype"] = str(batch.dtype)
-    if parameters.on_error == "skip":
-        headers["X-Image-Index"] = ",".join(map(str, good))
-    return Response(as_raw(batch), media_type=RAW, headers=headers)
-
-
-def _finished(output: NDArray[np.float32], parameters: FeaturesParameters) -> Tensor:
-    return narrowed(l2_normalized(output) if parameters.normalize else output, parameters.dtype)
-
-
-def _results(inferred: Inferred[Upload], tensors: dict[int, dict[str, Tensor]], encoding: str) -> Iterator[str]:
-    """Yield each image's result as JSON, as `FeaturesResponse` has it.
-
-    The numbers are rendered row by row: one call for the whole would hold the interpreter for seconds where the
-    features are large.
-    """
-    render = as_base64 if encoding == "base64" else as_json_text
-    for upload in inferred.images:
-        if upload.index in inferred.faults:
-            yield failed_image(upload, inferred.faults[upload.index]).model_dump_json()
-        else:
-            named = ",".join(f'"{name}":{render(tensor)}' for name, tensor in tensors[upload.index].items())
-            yield f'{{"index":{upload.index},"filename":{json.dumps(upload.filename)},"features":{{{named}}}}}'
+        index = {"index": np.asarray(good, dtype="<i8")} if skips else {}
+        body = as_npz({**batches, **index})
+    else:
+        (batch,) = batches.values()
+        body = as_raw(batch)
+        headers = {"X-Tensor-Shape": ",".join(map(str, batch.shape)), "X-Tensor-Dtype": str(batch.dtype)}
+        if skips:
+            headers["X-Image-Index"] = ",".join(map(str, good))
+    stages.postprocessed(began_s)
+    return Response(body, media_type=form, headers={**answer_headers(service, stages), **headers})

@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends
 
 from service.http.answers.model_schemas import ModelDetails, ModelList, ModelSummary
-from service.http.context import ServiceDependency, authorized
+from service.http.authorization import authorized
 from service.http.openapi import components as openapi
+from service.http.service import ServiceDependency
 
 router = APIRouter(tags=["models"], responses=openapi.READING_PROBLEMS, dependencies=[Depends(authorized)])
 

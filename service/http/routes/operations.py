@@ -13,9 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
 from service.http.answers.schemas import Health
-from service.http.context import ServiceDependency
 from service.http.openapi import components as openapi
 from service.http.problems import all_kinds
+from service.http.service import ServiceDependency
 
 router = APIRouter(tags=["operations"])
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from service.commands.files import find_files
+from service.images.files import read_image
 from service.images.formats import FORMATS
 from service.images.names import SUFFIXES, LeftOut
-from service.predictors.files import read_image
 from service.predictors.types import Fault
 
 

@@ -225,7 +225,7 @@ def in_thread(form: str, *, of: str) -> Stage:
         async def to_thread(call: Callable[..., Any], *args: Any) -> Any:
             return await asyncio.get_running_loop().run_in_executor(None, hold.before(call), *args)
 
-        monkeypatch.setattr(f"service.http.{of}.LARGE_BYTES", 0, raising=False)
+        monkeypatch.setattr(f"service.http.{of}.THREAD_FROM_BYTES", 0, raising=False)
         monkeypatch.setattr(f"service.http.{of}.asyncio.to_thread", to_thread)
         exchange = whole(served, form)
         await hold.is_reached()

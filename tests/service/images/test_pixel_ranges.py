@@ -147,7 +147,7 @@ def test_tiff_is_taken_by_its_true_range_or_refused_by_name(
     try:
         pixels = rgb_of(data)
     except UnusableImage as error:
-        assert error.code == "unsupported_encoding"  # noqa: PT017
+        assert error.fault.code == "unsupported_encoding"  # noqa: PT017
         assert f"{len(depths)} x {bits} bits" in str(error)  # noqa: PT017
         is_odd = bits in (12, 32, 64) or form != UNSIGNED
         assert is_odd or photometric in (LAB, YCBCR) or kind in MORE_TIFF_KINDS
@@ -226,7 +226,7 @@ def test_every_mode_that_pillow_writes_comes_back_as_a_picture_or_is_refused_by_
     try:
         pixels = rgb_of(encoded(image, form, **({"lossless": True} if form == "WEBP" else {}))).astype(int)
     except UnusableImage as error:
-        assert error.code == "unsupported_encoding"  # noqa: PT017
+        assert error.fault.code == "unsupported_encoding"  # noqa: PT017
         assert (form, mode) in (("TIFF", "I"), ("TIFF", "F"), ("TIFF", "LAB"))
         return
     written = np.asarray(grey.convert("1").convert("L") if mode == "1" else grey).astype(int)
@@ -246,4 +246,4 @@ def test_float_picture_is_refused_in_a_sentence_that_names_it() -> None:
     Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(file, "TIFF")
     with pytest.raises(UnusableImage, match=r"1 x 32 bits a pixel, floating-point, grey") as caught:
         rgb_of(file.getvalue())
-    assert caught.value.code == "unsupported_encoding"
+    assert caught.value.fault.code == "unsupported_encoding"

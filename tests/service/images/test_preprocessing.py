@@ -137,14 +137,14 @@ def outcome_of(data: bytes, preprocessing: Preprocessing) -> str:
     try:
         prepared(data, preprocessing)
     except UnusableImage as error:
-        return error.code
+        return error.fault.code
     return "decoded"
 
 
 def fault_of(data: bytes, preprocessing: Preprocessing = PUBLISHED) -> str:
     with pytest.raises(UnusableImage) as caught:
         prepared(data, preprocessing)
-    return caught.value.code
+    return caught.value.fault.code
 
 
 def test_no_bytes_are_an_empty_image() -> None:

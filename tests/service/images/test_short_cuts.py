@@ -125,7 +125,7 @@ def outcome(data: bytes, *, short_cut: bool) -> tuple[str, str] | bytes:
     try:
         image = decode(data, ANY) if short_cut else decode_with_pillow(data, ANY)
     except UnusableImage as error:
-        return error.code, str(error)
+        return error.fault.code, str(error)
     return image.convert("RGB").tobytes()
 
 
@@ -163,7 +163,7 @@ def test_pixels_of_a_jpeg_are_limited_before_it_is_decoded(monkeypatch: pytest.M
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode_jpeg)
     with pytest.raises(UnusableImage, match="1001 x 1000 pixels; at most 1000000") as caught:
         decode(photo("JPEG", width=1001, height=1000, quality=10), ANY)
-    assert caught.value.code == "too_many_pixels"
+    assert caught.value.fault.code == "too_many_pixels"
 
 
 def test_memory_that_a_thread_keeps_is_bounded_and_images_above_it_are_decoded_all_the_same() -> None:

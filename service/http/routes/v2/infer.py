@@ -8,16 +8,17 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from service.http.context import Service, ServiceDependency
+from service.http.context import context_of
 from service.http.direct import DirectRoute
-from service.http.inference import ImageSource, Inferred, Terms, admit, infer_images
+from service.http.inference import ImageSource, Inferred, check_room, infer_images
 from service.http.parameters import CallParameters
-from service.http.responses import JSON, answer_headers, in_thread_if_large, timings_ms
+from service.http.responses import JSON, answer_headers, in_thread_if_large
 from service.http.routes.v2 import openapi
 from service.http.routes.v2.coding import IDENTITY, WORTHWHILE_BYTES, answer_coding, compressed
 from service.http.routes.v2.path import check_path
 from service.http.routes.v2.request import HEADER_LENGTH, Call, plan_request
 from service.http.routes.v2.response import render
+from service.http.service import Service, ServiceDependency
 
 RAW = "application/octet-stream"
 
@@ -43,16 +44,18 @@ async def infer(
 ) -> Response:
     """Answer with the outputs asked for, of the images in the input `image`."""
     check_path(request, service)
-    terms = Terms.of(request, parameters)
     plan = plan_request(request, service)
-    admit(service, terms)
+    context, priority = context_of(request), parameters.engine_priority
+    check_room(context, service, priority)
     call = await plan.read(request)
+    if call.timeout_s is not None:
+        context.answer_within(call.timeout_s * 1000)
     inferred = await infer_images(
-        request,
+        context,
         service,
         call.images,
-        terms=terms.narrowed(request, service, timeout_s=call.timeout_s, priority=call.priority),
         outputs=frozenset(wanted.name for wanted in call.wanted),
+        priority=priority if call.priority is None else call.priority,
     )
     size_bytes = sum(array.nbytes for answer in inferred.answers.values() for array in answer.outputs.values())
     return await in_thread_if_large(size_bytes, lambda: _response(request, service, call, inferred))
@@ -66,8 +69,9 @@ def _response(request: Request, service: Service, call: Call, inferred: Inferred
     coding = answer_coding(request.headers.get("accept-encoding"))
     coding = IDENTITY if len(rendered.body) < WORTHWHILE_BYTES else coding
     body = rendered.body if coding == IDENTITY else compressed(rendered.body, coding)
-    timings = timings_ms(request, inferred, postprocess_s=time.monotonic() - began_s)
-    headers = {**answer_headers(service, timings), "Vary": "Accept-Encoding"}
+    stages = context_of(request).stages
+    stages.postprocessed(began_s)
+    headers = {**answer_headers(service, stages), "Vary": "Accept-Encoding"}
     if coding != IDENTITY:
         headers["Content-Encoding"] = coding
     if rendered.json_bytes is not None:

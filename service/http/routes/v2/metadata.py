@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 
-from service.http.context import ServiceDependency, authorized
+from service.http.authorization import authorized
 from service.http.routes.v2 import openapi
 from service.http.routes.v2.images import BYTES, INPUT
 from service.http.routes.v2.path import CheckedService
@@ -25,6 +25,7 @@ from service.http.routes.v2.schemas import (
     ServerMetadata,
     TensorMetadata,
 )
+from service.http.service import ServiceDependency
 from service.model.manifest import Manifest, OutputRecord
 from service.settings import Settings
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.http.context import Service, ServiceDependency
+from service.http.service import Service, ServiceDependency
 
 
 def check_path(request: Request, service: Service) -> None:

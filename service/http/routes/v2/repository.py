@@ -6,11 +6,12 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from service.errors import MalformedRequest, NotReady
+from service.http.authorization import authorized
 from service.http.bodies.json_text import parsed_json
 from service.http.bodies.uploads import Limits, check_length, read_whole
-from service.http.context import Service, ServiceDependency, authorized
 from service.http.routes.v2 import openapi
 from service.http.routes.v2.schemas import IndexEntry, IndexRequest, RepositoryRequest
+from service.http.service import Service, ServiceDependency
 
 router = APIRouter(tags=["inference protocol"], dependencies=[Depends(authorized)])
 

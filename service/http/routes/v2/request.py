@@ -18,9 +18,8 @@ from service.engine.types import Priority
 from service.errors import MalformedRequest, UnsupportedMediaType
 from service.http.bodies.json_text import parsed_json
 from service.http.bodies.uploads import Limits, check_length, read_whole
-from service.http.context import Service
 from service.http.inference import ImageSource
-from service.http.responses import LARGE_BYTES
+from service.http.responses import THREAD_FROM_BYTES
 from service.http.routes.v2.coding import CODINGS, IDENTITY, decompressed, request_coding
 from service.http.routes.v2.images import (
     BYTES,
@@ -31,6 +30,7 @@ from service.http.routes.v2.images import (
     images_from_json,
 )
 from service.http.routes.v2.schemas import InferInput, InferRequest, ProtocolParameters, RequestedOutput
+from service.http.service import Service
 from service.model.manifest import Manifest, OutputRecord, unknown_outputs
 from service.settings import Settings
 
@@ -91,7 +91,7 @@ class RequestPlan:
         if self.coding != IDENTITY:
             body = await asyncio.to_thread(decompressed, body, self.coding, max_bytes=self.limits.max_bytes)
         json_bytes = len(body) if self.header_length is None else self.header_length
-        return self._parse(body) if json_bytes < LARGE_BYTES else await asyncio.to_thread(self._parse, body)
+        return self._parse(body) if json_bytes < THREAD_FROM_BYTES else await asyncio.to_thread(self._parse, body)
 
     def _parse(self, body: bytes) -> Call:
         if self.header_length == 0:

@@ -6,7 +6,7 @@ import asyncio
 
 from fastapi import APIRouter, Depends
 
-from service.http.context import authorized
+from service.http.authorization import authorized
 from service.http.routes.v2 import openapi
 from service.http.routes.v2.path import CheckedService
 from service.http.routes.v2.schemas import (

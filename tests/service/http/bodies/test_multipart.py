@@ -82,6 +82,8 @@ NAMES = {
     b"filename=\"a.jpg\"; filename*=utf-8''%E4%BD%A0.jpg": "你.jpg",
     b'filename="x; filename*=y.jpg"': "x; filename*=y.jpg",
     b"filename*=no-charset''a.jpg": "a.jpg",
+    b"filename*=undefined''a.jpg": "a.jpg",  # a codec that refuses everything
+    b"filename*=utf-7''a%2B2AA-.jpg": "a?.jpg",  # half of a surrogate pair
     b'filename="\xe4.jpg"': "\ufffd.jpg",
 }
 

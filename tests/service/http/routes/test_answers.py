@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from service.http.answers.schemas import ClassifyResponse, FeaturesResponse
 from service.http.problems import all_kinds
@@ -39,7 +40,7 @@ async def test_classify_names_the_most_likely_classes_highest_first(served: Serv
         assert [entry["class_id"] for entry in result["predictions"]] == order.tolist()
         assert [entry["label"] for entry in result["predictions"]] == [tiny_model.LABELS[i] for i in order]
         np.testing.assert_allclose([entry["score"] for entry in result["predictions"]], scores[order], atol=1e-4)
-    ClassifyResponse.model_validate(answer)
+    TypeAdapter(ClassifyResponse).validate_python(answer)
 
 
 async def test_top_k_is_five_by_default_and_no_more_than_there_are_classes(served: Served) -> None:
@@ -69,7 +70,7 @@ OUTPUTS = list(tiny_model.shapes())
 async def test_features_in_json_are_nested_lists_of_every_output_asked_for(served: Served) -> None:
     response = await served.http.post("/v1/features", params={"outputs": OUTPUTS}, files=FILES)
     answer = response.json()
-    FeaturesResponse.model_validate(answer)
+    TypeAdapter(FeaturesResponse).validate_python(answer)
     for result, data in zip(answer["results"], PHOTOS, strict=True):
         assert list(result["features"]) == OUTPUTS
         for name in OUTPUTS:
@@ -90,7 +91,7 @@ async def test_outputs_named_twice_are_given_once(served: Served) -> None:
 async def test_features_in_base64_are_little_endian_bytes_with_dtype_and_shape(served: Served, dtype: str) -> None:
     query = f"?outputs=stage4&outputs=logits&encoding=base64&dtype={dtype}"
     answer = (await served.http.post(f"/v1/features{query}", files=FILES)).json()
-    FeaturesResponse.model_validate(answer)
+    TypeAdapter(FeaturesResponse).validate_python(answer)
     for result, data in zip(answer["results"], PHOTOS, strict=True):
         for name, tensor in result["features"].items():
             assert (tensor["dtype"], tuple(tensor["shape"])) == (dtype, tiny_model.shapes()[name])
