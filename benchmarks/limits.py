@@ -23,7 +23,7 @@ from service.engine.runtime.session import DeviceOptions, OnnxSession
 from service.images.limits import DEFAULT_LIMITS
 from service.images.preprocessing import decode_into, decode_with_pillow, prepare_pillow
 from service.model.directory import ModelDirectory
-from service.model.loading import preprocessing_of
+from service.model.loading import preprocessing_of, vector_outputs
 
 JPEG_QUALITY = 90
 
@@ -57,7 +57,9 @@ class Limits:
         self._preprocessing = preprocessing_of(manifest, limits=DEFAULT_LIMITS, exif_orientation=False)
         self._session = OnnxSession.load(
             model.model_path,
-            DeviceOptions(device=device, buckets=(1,), precision=manifest.precision),
+            DeviceOptions(
+                device=device, graph_outputs=vector_outputs(manifest), buckets=(1,), precision=manifest.precision
+            ),
             input_shape=self._shape,
             output_names=tuple(output.name for output in manifest.outputs),
         )

@@ -47,7 +47,7 @@ class EngineThread:
         make_core: Callable[[], EngineCore],
         *,
         clock: Callable[[], float],
-        on_ready: Callable[[EngineCore], None],
+        on_ready: Callable[[], None],
         on_completions: Callable[[list[Completion]], None],
         on_end: Callable[[BaseException | None], None],
     ) -> None:
@@ -61,8 +61,6 @@ class EngineThread:
         self._ending = False
         # A daemon, so that a run that never returns cannot keep the process from ending.
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
-        self.busy_since_s: float | None = None
-        """When the present step began, None between steps; may be read by any thread."""
 
     def start(self) -> None:
         """Begin to load."""
@@ -89,7 +87,7 @@ class EngineThread:
         try:
             core = self._make_core()
             core.warm_up()
-            self._on_ready(core)
+            self._on_ready()
             self._drive(core)
         except BaseException as error:  # whatever it is, those who wait must hear that nobody works for them any more
             cause = error
@@ -105,9 +103,7 @@ class EngineThread:
                         core.submit(items)
                     case Cancel(tickets):
                         core.cancel(tickets)
-            self.busy_since_s = self._clock()
             completions = core.step()
-            self.busy_since_s = None
             if completions:
                 self._on_completions(completions)
 

@@ -152,9 +152,7 @@ async def infer_images(
         if check is not None:
             check(len(images), decoding)
         good = sorted(decoding)
-        answers = (
-            await reservation.infer(good, outputs=outputs, deadline_s=deadline_s, priority=priority) if good else []
-        )
+        answers = await reservation.infer(good, outputs)
         if stages is not None:
             stages.answers = answers
     service.metrics.images_ended("ok", len(answers))

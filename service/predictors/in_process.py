@@ -7,7 +7,6 @@ ready, so that as many images under way as fill a few batches keep it busy.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -20,13 +19,12 @@ from service.images.limits import UnusableImage
 from service.images.pool import DecodePool
 from service.images.preprocessing import decode_into, prepare_pillow
 from service.model.directory import ModelDirectory, select_model
-from service.model.loading import load_session, preprocessing_of
+from service.model.loading import in_process_engine, preprocessing_of
 from service.predictors.types import Fault, PredictorFailed, PredictorModel, Ranking, ranked
 from service.settings import Settings
 
 _BATCHES_UNDER_WAY = 4
 """One that runs, one that waits for the device, and two that are being read and decoded."""
-_NEVER_S = math.inf
 
 
 class InProcessPredictor:
@@ -86,9 +84,7 @@ class InProcessPredictor:
     async def _infer(self, image: bytes, outputs: Sequence[str]) -> Outputs:
         with self._engine.reserve(1, priority=Priority.BULK) as reservation:
             await self._pool.run(Priority.BULK, self._decode, image, reservation)
-            (answer,) = await reservation.infer(
-                [0], outputs=frozenset(outputs), deadline_s=_NEVER_S, priority=Priority.BULK
-            )
+            (answer,) = await reservation.infer([0], frozenset(outputs))
         return answer.outputs
 
     def _decode(self, image: bytes, reservation: Reservation) -> None:
@@ -106,19 +102,18 @@ async def open_predictor(settings: Settings, *, concurrency: int | None = None) 
     if settings.devices:
         raise SettingsError("one process runs on one device: give `device`, not `devices`, or ask a server")
     prepare_pillow()
-    settings = settings.model_copy(update={"explain": False})  # nobody asks for it here
     model = select_model(settings.repository, name=settings.model, version=settings.model_version)
     device = resolve_device(settings.device)
-    buckets = settings.buckets_for(device)
-    under_way = concurrency or _BATCHES_UNDER_WAY * max(buckets) + settings.decode_thread_count
-    engine = InProcessEngine(
-        lambda: load_session(model, device, settings),
-        buckets=buckets,
+    largest_batch = max(settings.buckets_for(device))
+    under_way = concurrency or _BATCHES_UNDER_WAY * largest_batch + settings.decode_thread_count
+    unlimited = {
+        "explain": False,  # nobody asks for it here
         # An image that was given up keeps its slot while a thread or a batch is still at it.
-        max_queued_images=under_way + settings.decode_thread_count + max(buckets),
-        max_delay_s=settings.max_delay_ms / 1000,
-        hang_after_s=settings.hang_timeout_ms / 1000,
-    )
+        "max_queued_images": under_way + settings.decode_thread_count + largest_batch,
+        "max_wait_ms": 0,
+    }
+    settings = settings.model_copy(update=unlimited)
+    engine = in_process_engine(settings, model, device=device)
     pool = DecodePool(settings.decode_thread_count)
     await engine.start()
     try:
