@@ -58,7 +58,7 @@ class Limits:
         self._session = OnnxSession.load(
             model.model_path,
             DeviceOptions(
-                device=device, graph_outputs=vector_outputs(manifest), buckets=(1,), precision=manifest.precision
+                device=device, cuda_graph_outputs=vector_outputs(manifest), buckets=(1,), precision=manifest.precision
             ),
             input_shape=self._shape,
             output_names=tuple(output.name for output in manifest.outputs),

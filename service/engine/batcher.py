@@ -171,7 +171,7 @@ class Batcher:
     def next_batch(self, now_s: float) -> Batch:
         """Decide what the free device does now.
 
-        Images whose deadline has passed come alone, without a batch, so that they are told before a run keeps the
+        Images whose deadline has passed come alone, without a batch, so that they end before a run keeps the
         caller busy; ask again for the batch.
         """
         expired = tuple(item for queue in self._queues.values() for item in queue.values() if item.deadline_s <= now_s)
@@ -208,7 +208,7 @@ class Batcher:
             priority = self._turns.next(
                 interactive=bool(joining[Priority.INTERACTIVE]), bulk=bool(joining[Priority.BULK])
             )
-            self._turns.took(priority, interactive=bool(interactive), bulk=bool(bulk))
+            self._turns.count(priority, interactive=bool(interactive), bulk=bool(bulk))
             item = joining[priority].popleft()
             del self._queues[priority][item.ticket]
             taken.append(item)

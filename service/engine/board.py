@@ -2,12 +2,12 @@
 
 All read all rows without locks, a number at a time. With several processes the rows lie in anonymous shared memory
 (memfd), which is handed over by descriptor and gone with the last process that holds it; an engine in this process has
-a board of this process's own.
+a board of this process's own. In every column 0 says that there is nothing: new memory is a board without processes.
 """
 
 from __future__ import annotations
 
-import math
+import ctypes
 import mmap
 import os
 from collections.abc import Sequence
@@ -15,74 +15,39 @@ from typing import Self
 
 from service.engine.types import EngineState
 
-_NUMBER_BYTES = 8
-_STATES = tuple(EngineState)
+_STATES = (EngineState.DEAD, EngineState.LOADING, EngineState.READY)
 _FAILURES_TO_BE_UNWELL = 3
 _UNWELL_S = 30.0
 """An engine that fails batch after batch is not well for this long, and then given another chance."""
 
 
-class _Number:
-    """A column: a number, or None where there is none, which the memory holds as NaN."""
-
-    def __init__(self, column: int) -> None:
-        self._column = column
-
-    def __get__(self, row: _Row, _: type[_Row]) -> float | None:
-        value = row.numbers[self._column]
-        return None if math.isnan(value) else value
-
-    def __set__(self, row: _Row, value: float | None) -> None:
-        row.numbers[self._column] = math.nan if value is None else value
-
-
-class _Count:
-    """A column: how many; 0 where there is no process."""
-
-    def __init__(self, column: int) -> None:
-        self._column = column
-
-    def __get__(self, row: _Row, _: type[_Row]) -> int:
-        value = row.numbers[self._column]
-        return 0 if math.isnan(value) else int(value)
-
-    def __set__(self, row: _Row, value: int) -> None:
-        row.numbers[self._column] = value
-
-
-class _Row:
-    """One process's numbers, float64."""
-
-    pid = _Number(0)
-    """The process that the row is of; None while there is none."""
-
-    def __init__(self, numbers: memoryview[float]) -> None:
-        self.numbers = numbers
-
-    def clear(self) -> None:
-        """Forget everything: the process is gone."""
-        for column in range(len(self.numbers)):
-            self.numbers[column] = math.nan
-
-
-class EngineRow(_Row):
+class EngineRow(ctypes.Structure):
     """How one engine is; times are on the monotonic clock, which all processes share."""
 
-    _state = _Number(1)
-    busy_since_s = _Number(2)
-    """When the present step began; None between steps."""
-    last_failure_s = _Number(3)
+    _fields_ = (
+        ("pid", ctypes.c_int64),
+        ("_state", ctypes.c_int64),
+        ("busy_since_s", ctypes.c_double),
+        ("last_failure_s", ctypes.c_double),
+        ("failures_in_a_row", ctypes.c_int64),
+        ("images_per_s", ctypes.c_double),
+    )
+    pid: int
+    """The process that the row is of."""
+    _state: int
+    busy_since_s: float
+    """When the present step began; 0 between steps."""
+    last_failure_s: float
     """When a run last failed."""
-    failures_in_a_row = _Count(4)
+    failures_in_a_row: int
     """Batches that failed since the last that did not."""
-    images_per_s = _Number(5)
-    """The best rate that it has shown; None before the first run."""
-    COLUMNS = 6
+    images_per_s: float
+    """The best rate that it has shown; 0 before the first run."""
 
     @property
     def state(self) -> EngineState:
         """Where the engine is in its life; DEAD while there is none."""
-        return EngineState.DEAD if self._state is None else _STATES[int(self._state)]
+        return _STATES[self._state]
 
     @state.setter
     def state(self, state: EngineState) -> None:
@@ -90,34 +55,43 @@ class EngineRow(_Row):
 
     def is_well(self, now_s: float, *, hang_after_s: float) -> bool:
         """Return whether the engine neither hangs in a step nor, until lately, failed batch after batch."""
-        busy_since_s, last_failure_s = self.busy_since_s, self.last_failure_s
-        if busy_since_s is not None and now_s - busy_since_s >= hang_after_s:
+        busy_since_s = self.busy_since_s
+        if busy_since_s and now_s - busy_since_s >= hang_after_s:
             return False
-        if last_failure_s is None or self.failures_in_a_row < _FAILURES_TO_BE_UNWELL:
-            return True
-        return now_s - last_failure_s >= _UNWELL_S
+        return self.failures_in_a_row < _FAILURES_TO_BE_UNWELL or now_s - self.last_failure_s >= _UNWELL_S
+
+    def clear(self) -> None:
+        """Forget everything: the process is gone."""
+        ctypes.memset(ctypes.addressof(self), 0, ctypes.sizeof(self))
 
 
-class WorkerRow(_Row):
+_ENGINE_BYTES = ctypes.sizeof(EngineRow)
+
+
+class WorkerRow(ctypes.Structure):
     """What one worker has at hand."""
 
-    admitted = _Count(1)
+    _fields_ = (
+        ("pid", ctypes.c_int64),
+        ("admitted", ctypes.c_int64),
+        ("admitted_bulk", ctypes.c_int64),
+        ("answered", ctypes.c_int64),
+    )
+    pid: int
+    """The process that the row is of."""
+    admitted: int
     """Images from being decoded to being answered."""
-    admitted_bulk = _Count(2)
+    admitted_bulk: int
     """Those of them that are bulk."""
-    answered = _Count(3)
+    answered: int
     """Images that it ever answered."""
-    COLUMNS = 4
-    """Then follows a column for each engine: how many images of this worker it has."""
+    waiting: ctypes.Array[ctypes.c_int64]
+    """For each engine, how many of the images are in its hands."""
 
-    def waiting(self, engine: int) -> int:
-        """Return how many of its images are in an engine's hands."""
-        value = self.numbers[self.COLUMNS + engine]
-        return 0 if math.isnan(value) else int(value)
-
-    def set_waiting(self, engine: int, images: int) -> None:
-        """Say how many of its images are in an engine's hands."""
-        self.numbers[self.COLUMNS + engine] = images
+    def clear(self) -> None:
+        """Forget everything: the process is gone."""
+        for part in (self, self.waiting):
+            ctypes.memset(ctypes.addressof(part), 0, ctypes.sizeof(part))
 
 
 class Board:
@@ -125,27 +99,21 @@ class Board:
 
     def __init__(self, *, workers: int, engines: int, descriptor: int | None = None) -> None:
         """Map what `create` made, whose descriptor may be closed afterwards; without one, be this process's own."""
-        columns = _columns(engines)
-        size = (workers + engines) * columns * _NUMBER_BYTES
-        memory = memoryview(bytearray(size) if descriptor is None else mmap.mmap(descriptor, size)).cast("d")
-        rows = [memory[at : at + columns] for at in range(0, len(memory), columns)]
-        self.workers: Sequence[WorkerRow] = [WorkerRow(numbers) for numbers in rows[:workers]]
-        self.engines: Sequence[EngineRow] = [EngineRow(numbers) for numbers in rows[workers:]]
-        if descriptor is None:
-            self._clear()
+        size = _bytes(workers, engines)
+        memory = bytearray(size) if descriptor is None else mmap.mmap(descriptor, size)
+        self.engines = [EngineRow.from_buffer(memory, at) for at in range(0, engines * _ENGINE_BYTES, _ENGINE_BYTES)]
+        self.workers: list[WorkerRow] = []
+        for at in range(engines * _ENGINE_BYTES, size, _worker_bytes(engines)):
+            row = WorkerRow.from_buffer(memory, at)
+            row.waiting = (ctypes.c_int64 * engines).from_buffer(memory, at + ctypes.sizeof(row))
+            self.workers.append(row)
 
     @classmethod
     def create(cls, *, workers: int, engines: int) -> tuple[Self, int]:
         """Return a new board without any process on it, and its descriptor."""
         descriptor = os.memfd_create("dat-serve-board", os.MFD_CLOEXEC)
-        os.ftruncate(descriptor, (workers + engines) * _columns(engines) * _NUMBER_BYTES)
-        board = cls(workers=workers, engines=engines, descriptor=descriptor)
-        board._clear()
-        return board, descriptor
-
-    def _clear(self) -> None:
-        for row in (*self.workers, *self.engines):
-            row.clear()
+        os.ftruncate(descriptor, _bytes(workers, engines))
+        return cls(workers=workers, engines=engines, descriptor=descriptor), descriptor
 
     @property
     def admitted(self) -> int:
@@ -165,20 +133,19 @@ class Board:
     @property
     def images_per_s(self) -> float | None:
         """The best rates that the engines have shown, together; None before the first run."""
-        rates = [row.images_per_s for row in self.engines]
-        return sum([rate for rate in rates if rate is not None]) or None
+        return sum([row.images_per_s for row in self.engines]) or None
 
     def waiting(self, engine: int) -> int:
         """Images in an engine's hands, of all workers."""
-        return sum([row.waiting(engine) for row in self.workers])
+        return sum([row.waiting[engine] for row in self.workers])
 
     def pids(self) -> dict[str, int]:
         """Return the processes that are there, by their names."""
-        named: Sequence[tuple[str, _Row]] = [
+        named: Sequence[tuple[str, EngineRow | WorkerRow]] = [
             *((worker_name(number), row) for number, row in enumerate(self.workers)),
             *((engine_name(number), row) for number, row in enumerate(self.engines)),
         ]
-        return {name: int(row.pid) for name, row in named if row.pid is not None}
+        return {name: row.pid for name, row in named if row.pid}
 
 
 def worker_name(number: int) -> str:
@@ -191,5 +158,9 @@ def engine_name(number: int) -> str:
     return f"engine-{number}"
 
 
-def _columns(engines: int) -> int:
-    return max(EngineRow.COLUMNS, WorkerRow.COLUMNS + engines)
+def _worker_bytes(engines: int) -> int:
+    return ctypes.sizeof(WorkerRow) + engines * ctypes.sizeof(ctypes.c_int64)
+
+
+def _bytes(workers: int, engines: int) -> int:
+    return engines * _ENGINE_BYTES + workers * _worker_bytes(engines)

@@ -262,7 +262,8 @@ class EngineClient(ABC):
         """Note that slots were taken or given back."""
         row = self._row
         row.admitted, row.admitted_bulk, row.answered = self._pool.in_use, len(self._bulk_slots), self._answered
-        self._admission.rate.observe(self._clock(), images=self.slots_in_use, answered=self.answered)
+        board = self._board
+        self._admission.rate.observe(self._clock(), images=board.admitted, answered=board.answered)
 
     def _post(self, callback: Callable[..., None], *args: object) -> None:
         """Have the loop call back, from any thread."""
@@ -275,7 +276,7 @@ class EngineClient(ABC):
             _log.debug("the event loop is closed: nobody waits for the engine any more")
 
     def _deliver(self, completions: Sequence[Completion]) -> None:
-        """Take slots back whose images have ended, and tell those who wait for them."""
+        """Take slots back whose images have ended, and give their callers the answers."""
         for ticket, slot, end in completions:
             call = self._calls.pop(ticket, None)
             if isinstance(end, Failure):
@@ -288,7 +289,7 @@ class EngineClient(ABC):
         self.release([completion.slot for completion in completions])
 
     def _fail_calls(self, tickets: Iterable[int]) -> None:
-        """Tell those who wait for these images that no engine works for them any more."""
+        """Fail the calls that wait for these images: no engine works for them any more."""
         calls = {call for ticket in tickets if (call := self._calls.pop(ticket, None)) is not None}
         for call in calls:
             call.fail(NotReady(_DEAD))

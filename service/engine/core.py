@@ -71,7 +71,7 @@ class EngineSlots(Protocol):
         ...
 
 
-class NoObserver:
+class _NoObserver:
     """Nobody watches."""
 
     def batch_ran(self, *, bucket: int, queue_s: Sequence[float], inference_s: float) -> None:
@@ -123,7 +123,7 @@ class EngineCore:
         self._slots = slots
         self._row = row
         self._clock = clock
-        self._observer = observer or NoObserver()
+        self._observer = observer or _NoObserver()
         self.batcher = Batcher({graph.key: BucketCosts(graph.buckets) for graph in graphs}, max_delay_s=max_delay_s)
         self._ended: list[Completion] = []
 
@@ -147,7 +147,7 @@ class EngineCore:
                     raise StartupError(
                         f"The model failed to run a batch of {bucket} while warming up: {error}"
                     ) from error
-        self._row.images_per_s = self.batcher.images_per_s
+        self._row.images_per_s = self.batcher.images_per_s or 0.0
 
     def _measure(self, runnable: _Runnable, bucket: int) -> float:
         """Return the shortest time of a few runs, in seconds."""
@@ -172,7 +172,7 @@ class EngineCore:
     def step(self) -> list[Completion]:
         """Do the next thing that is due, if any, and return the images that ended by it.
 
-        Dropped images are told in a step of their own, so that they do not wait for the next run to end.
+        Dropped images end in a step of their own, so that they do not wait for the next run to end.
         """
         self._row.busy_since_s = self._clock()
         batch = self.batcher.next_batch(self._clock())
@@ -181,7 +181,7 @@ class EngineCore:
         if batch.items:
             self._ended += self._run(batch)
         ended, self._ended = self._ended, []
-        self._row.busy_since_s = None
+        self._row.busy_since_s = 0.0
         return ended
 
     def _drop(self, items: Sequence[WorkItem], reason: DropReason, failure: Failure) -> None:
@@ -189,14 +189,14 @@ class EngineCore:
         self._ended += self._fail(items, failure)
 
     def _fail(self, items: Sequence[WorkItem], failure: Failure) -> list[Completion]:
-        self._slots.finish(item.slot for item in items)
+        self._slots.finish([item.slot for item in items])
         return [Completion(item.ticket, item.slot, failure) for item in items]
 
     def _run(self, batch: Batch) -> list[Completion]:
         """Run a batch, and where memory does not suffice for it, each half of it once."""
         items = batch.items
         costs, runnable = self.batcher.costs[items[0].graph], self._runnables[items[0].graph]
-        self._slots.start(item.slot for item in items)
+        self._slots.start([item.slot for item in items])
         try:
             return self._attempt(items, batch.bucket, runnable)
         except OutOfDeviceMemory as error:
@@ -235,9 +235,9 @@ class EngineCore:
         inference_s = ended_s - started_s
         queue_s = [started_s - item.enqueued_s for item in items]
         self.batcher.costs[graph.key].observe(bucket, inference_s)
-        self._row.failures_in_a_row, self._row.images_per_s = 0, self.batcher.images_per_s
+        self._row.failures_in_a_row, self._row.images_per_s = 0, self.batcher.images_per_s or 0.0
         self._observer.batch_ran(bucket=bucket, queue_s=queue_s, inference_s=inference_s)
-        self._slots.finish(item.slot for item in items)
+        self._slots.finish([item.slot for item in items])
         return [
             Completion(item.ticket, item.slot, Run(waited_s, inference_s, len(items), bucket, started_s))
             for item, waited_s in zip(items, queue_s, strict=True)

@@ -13,13 +13,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from service.engine.board import Board
 from service.engine.client import EngineClient
 from service.engine.core import EngineCore, EngineObserver
 from service.engine.graphs import Graph
 from service.engine.slots import SlotPool
-from service.engine.thread import Cancel, EngineThread, Submit
+from service.engine.thread import EngineThread
 from service.engine.types import EngineState, Session, WorkItem
 from service.errors import StartupError
 
@@ -64,9 +65,9 @@ class InProcessEngine(EngineClient):
         self._thread = EngineThread(
             self._make_core,
             clock=clock,
-            on_ready=lambda: self._post(self._become_ready),
-            on_completions=lambda completions: self._post(self._deliver, completions),
-            on_end=lambda cause: self._post(self._thread_ended, cause),
+            on_ready=partial(self._post, self._become_ready),
+            on_completions=partial(self._post, self._deliver),
+            on_end=partial(self._post, self._thread_ended),
         )
         self._watchdog: asyncio.TimerHandle | None = None
         self._ended = asyncio.Event()
@@ -101,11 +102,11 @@ class InProcessEngine(EngineClient):
         return (0,)
 
     def _submit(self, items: Sequence[WorkItem]) -> None:
-        self._thread.send(Submit(items))
+        self._thread.send(lambda core: core.submit(items))
         self._watch()
 
     def _cancel(self, tickets: Sequence[int]) -> None:
-        self._thread.send(Cancel(tickets))
+        self._thread.send(lambda core: core.cancel(tickets))
 
     # What the engine's thread reports; all called on the loop but the first, which the thread calls.
 
@@ -153,10 +154,10 @@ class InProcessEngine(EngineClient):
     def _look(self) -> None:
         self._watchdog = None
         since_s = self._engine.busy_since_s
-        busy_s = 0.0 if since_s is None else self._clock() - since_s
+        busy_s = self._clock() - since_s if since_s else 0.0
         if busy_s >= self._hang_after_s:
             _log.error("the engine's step has lasted %.1f s: it is taken for dead", busy_s)
             self._die(f"The engine hangs: one step has lasted more than {self._hang_after_s:g} s.")
-        elif since_s is not None or self._calls:
+        elif since_s or self._calls:
             loop = asyncio.get_running_loop()
             self._watchdog = loop.call_later(self._hang_after_s - busy_s, self._look)

@@ -95,26 +95,27 @@ class EngineProcess:
         self._max_delay_s = max_delay_s
         self._observer = observer
         self._clock = clock
+        self._core: EngineCore
         self._links: dict[int, _Link] = {}
         self._newest = 0
         self._selector = selectors.DefaultSelector()
         self._ending = False
 
     def run(self) -> int:
-        """Load the graphs and serve the links until told to end; returns the process's exit status.
+        """Load the graphs and serve the links until `End` comes; returns the process's exit status.
 
-        A model that cannot be loaded is told to the supervisor. Any other exception means that the engine is broken,
-        and leaves this method; the links end with it.
+        That a model cannot be loaded is reported to the supervisor. Any other exception means that the engine is
+        broken, and leaves this method; the links end with it.
         """
         self._row.pid, self._row.state = os.getpid(), EngineState.LOADING
         try:
-            core = self._make_core()
-            core.warm_up()
+            self._core = self._make_core()
+            self._core.warm_up()
         except StartupError as error:
             self._control.send(Failed(str(error)))
             return 1
         try:
-            self._serve(core)
+            self._serve()
         finally:
             for link in self._links.values():
                 link.socket.close()
@@ -133,20 +134,20 @@ class EngineProcess:
             observer=self._observer,
         )
 
-    def _serve(self, core: EngineCore) -> None:
-        self._selector.register(self._control, selectors.EVENT_READ, partial(self._read_control, core))
+    def _serve(self) -> None:
+        self._selector.register(self._control, selectors.EVENT_READ, self._read_control)
         self._row.state = EngineState.READY
         self._control.send(Ready())
         while not self._ending:
-            for key, _ in self._selector.select(self._wait_s(core)):
+            for key, _ in self._selector.select(self._wait_s()):
                 key.data()
-            self._reply(core.step())
+            self._reply(self._core.step())
 
-    def _wait_s(self, core: EngineCore) -> float | None:
-        due_s = core.ready_at_s
+    def _wait_s(self) -> float | None:
+        due_s = self._core.ready_at_s
         return None if due_s is None else max(due_s - self._clock(), 0.0)
 
-    def _read_control(self, core: EngineCore) -> None:
+    def _read_control(self) -> None:
         received = self._control.receive()
         if received is None:
             _log.error("the supervisor is gone: the engine ends")
@@ -157,23 +158,23 @@ class EngineProcess:
             case Ping():
                 self._control.send(Pong())
             case Attach(worker):
-                self._attach(core, worker, *descriptors)
+                self._attach(worker, *descriptors)
             case End():
                 self._ending = True
 
-    def _attach(self, core: EngineCore, worker: int, end: int, memory: int) -> None:
+    def _attach(self, worker: int, end: int, memory: int) -> None:
         for link in [link for link in self._links.values() if link.worker == worker]:
-            self._lose(core, link)  # its process has ended, though that may not have been read yet
+            self._lose(link)  # its process has ended, though that may not have been read yet
         slots = SharedSlots(self._geometry, memory)
         os.close(memory)
         self._newest += 1
         link = _Link(self._newest, worker, socket.socket(fileno=end), slots)
         self._links[link.number] = link
-        self._selector.register(link.socket, selectors.EVENT_READ, partial(self._on_link, core, link))
+        self._selector.register(link.socket, selectors.EVENT_READ, partial(self._on_link, link))
         self._send(link, [Reply(ReplyKind.READY)])
 
-    def _on_link(self, core: EngineCore, link: _Link) -> None:
-        if link.number not in self._links:  # it was replaced by what the supervisor said a moment ago
+    def _on_link(self, link: _Link) -> None:
+        if link.number not in self._links:  # it was replaced a moment ago
             return
         if link.socket.has_unsent:
             self._send(link, [])
@@ -188,13 +189,13 @@ class EngineProcess:
                 link.waiting.add(ticket)
                 slot = link.name(request.slot)
                 submitted.append(work_item(request, self._geometry.graphs, ticket=ticket, slot=slot))
-        core.submit(submitted)
-        core.cancel(cancelled)
+        self._core.submit(submitted)
+        self._core.cancel(cancelled)
         if not is_open:
-            self._lose(core, link)
+            self._lose(link)
 
-    def _lose(self, core: EngineCore, link: _Link) -> None:
-        core.cancel(link.waiting)
+    def _lose(self, link: _Link) -> None:
+        self._core.cancel(link.waiting)
         self._selector.unregister(link.socket)
         link.socket.close()
         del self._links[link.number]

@@ -89,7 +89,7 @@ def work_item(request: Request, graphs: Sequence[Graph], *, ticket: int, slot: i
 
 
 def reply_for(completion: Completion, *, ticket: int) -> Reply:
-    """Return the reply that tells an image's end, by the ticket that the worker has for it."""
+    """Return the reply for an image that has ended, by the ticket that the worker has for it."""
     match completion.end:
         case Failure(name=name):
             return Reply(ReplyKind[name], ticket)
@@ -133,7 +133,7 @@ class RecordSocket(Generic[RecordT]):
         self.flush()
 
     def flush(self) -> None:
-        """Send as much as the socket takes. Nothing is sent to an end that is gone: `receive` will tell."""
+        """Send as much as the socket takes. Nothing is sent to an end that is gone: `receive` will show it."""
         try:
             while self._unsent:
                 del self._unsent[: self._socket.send(self._unsent)]

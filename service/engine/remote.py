@@ -118,7 +118,7 @@ class RemoteEngine(EngineClient):
         link = self._links[engine]
         link.outstanding.update((item.ticket, item) for item in items)
         self._send(link, [request_for(item, self._graphs) for item in items])
-        self._row.set_waiting(engine, len(link.outstanding))
+        self._row.waiting[engine] = len(link.outstanding)
 
     def _cancel(self, tickets: Sequence[int]) -> None:
         for link in self._links.values():
@@ -158,7 +158,7 @@ class RemoteEngine(EngineClient):
             else:
                 self._slots.fetch(item.slot, item.outputs)
                 ended.append(completion)
-        self._row.set_waiting(link.engine, len(link.outstanding))
+        self._row.waiting[link.engine] = len(link.outstanding)
         if ended:
             self._deliver(ended)
         if slow:
@@ -175,7 +175,7 @@ class RemoteEngine(EngineClient):
             return [completion for _, completion in slow]
 
         fetching = asyncio.get_running_loop().run_in_executor(None, fetch)
-        fetching.add_done_callback(lambda fetched: self._deliver(fetched.result()))
+        fetching.add_done_callback(lambda done: self._deliver(done.result()))
 
     def _become_ready(self, link: _Link) -> None:
         link.is_ready = True
@@ -194,7 +194,7 @@ class RemoteEngine(EngineClient):
         if self._state is EngineState.READY and not any(other.is_ready for other in self._links.values()):
             self._state, self._failure = EngineState.DEAD, f"The process of engine {link.engine} has ended."
         items, link.outstanding = list(link.outstanding.values()), {}
-        self._row.set_waiting(link.engine, 0)
+        self._row.waiting[link.engine] = 0
         if not self._stopped:  # one that leaves a living engine must not use these slots again, and never does
             for item in items:
                 self._slots.discard(item.slot, item.outputs)

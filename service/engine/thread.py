@@ -8,31 +8,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TypeAlias
 
 from service.engine.core import EngineCore
-from service.engine.types import Completion, WorkItem
+from service.engine.types import Completion
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Images that wait from now on; their slots are QUEUED."""
-
-    items: Sequence[WorkItem]
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Images that nobody waits for any more; those that run or have ended are not affected."""
-
-    tickets: Sequence[int]
-
-
-Command: TypeAlias = Submit | Cancel
+Command: TypeAlias = Callable[[EngineCore], None]
+"""What the core is to do before its next step: take work, or take it back."""
 
 
 class EngineThread:
@@ -67,7 +53,7 @@ class EngineThread:
         self._thread.start()
 
     def send(self, command: Command) -> None:
-        """Give the core work, or take it back; any thread."""
+        """Have the core do something before its next step; any thread."""
         with self._wake:
             self._inbox.append(command)
             self._wake.notify()
@@ -98,11 +84,7 @@ class EngineThread:
     def _drive(self, core: EngineCore) -> None:
         while (commands := self._next_commands(core)) is not None:
             for command in commands:
-                match command:
-                    case Submit(items):
-                        core.submit(items)
-                    case Cancel(tickets):
-                        core.cancel(tickets)
+                command(core)
             completions = core.step()
             if completions:
                 self._on_completions(completions)

@@ -97,7 +97,7 @@ def load_session(
         threads=settings.threads if threads is None else threads,
         provider_options=settings.provider_options,
         cuda_graphs=settings.cuda_graphs,
-        graph_outputs=vector_outputs(manifest),
+        cuda_graph_outputs=vector_outputs(manifest),
         strict_device=settings.strict_device,
         shrink_arena_above=settings.shrink_arena_above,
         self_check=settings.self_check,
@@ -126,7 +126,7 @@ def explain_options(options: DeviceOptions) -> DeviceOptions:
         device=options.device.replace("tensorrt", "cuda"),
         provider_options={} if to_cuda else options.provider_options,
         cuda_graphs=False,
-        graph_outputs=(),
+        cuda_graph_outputs=(),
         shrink_arena_above=0,
         precision="fp32",
     )

@@ -1,4 +1,4 @@
-"""The roles that the supervisor keeps filled: what a process in each is told, and how long it may show no life.
+"""The roles that the supervisor keeps filled: what a process in each is started with, and how long it may show no life.
 
 An engine that loads is inside the runtime for minutes and can answer nobody, not even from a thread of its own where
 the runtime keeps the interpreter's lock. What shows from outside is that its processor time grows. A load that goes
@@ -27,7 +27,7 @@ _STARTING_S = 60.0
 
 
 class Child:
-    """A process and what it has told. `missed` counts the heartbeats since it last showed life."""
+    """A process and what it has reported. `missed` counts the heartbeats since it last showed life."""
 
     def __init__(self, process: asyncio.subprocess.Process, control: ControlSocket) -> None:
         self.process = process
@@ -63,7 +63,7 @@ class Role(ABC):
 
     @abstractmethod
     def begin(self) -> tuple[Start, list[int]]:
-        """Return what a new process is told first, and the descriptors that it gets."""
+        """Return the first message to a new process, and the descriptors that go with it."""
 
     def end(self) -> None:
         """Forget the process that has ended."""
@@ -95,7 +95,7 @@ class EngineRole(Role):
     def patience_s(self) -> float:
         """Return the time of a hung run while it loads or runs the model, and of a missing heartbeat otherwise."""
         settings = self._plan.settings
-        is_busy = self._is_loading or self.row.busy_since_s is not None
+        is_busy = self._is_loading or self.row.busy_since_s > 0
         return (settings.hang_timeout_ms if is_busy else settings.heartbeat_timeout_ms) / 1000
 
     def shows_life(self) -> bool:

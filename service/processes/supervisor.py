@@ -79,13 +79,13 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         keeping = [asyncio.create_task(self._keep(role)) for role in self._roles]
-        told = asyncio.create_task(self._ending.wait())
+        ending = asyncio.create_task(self._ending.wait())
         try:
-            done, _ = await asyncio.wait([*keeping, told], return_when=asyncio.FIRST_COMPLETED)
-            for task in (*keeping, told):
+            done, _ = await asyncio.wait([*keeping, ending], return_when=asyncio.FIRST_COMPLETED)
+            for task in (*keeping, ending):
                 task.cancel()
-            await asyncio.gather(*keeping, told, return_exceptions=True)
-            for task in done - {told}:
+            await asyncio.gather(*keeping, ending, return_exceptions=True)
+            for task in done - {ending}:
                 task.result()  # a keeper ends by its failure only
             await self._drain()
         finally:
@@ -117,7 +117,7 @@ class Supervisor:
             started_s = loop.time()
             status = await self._watch(role, child)
             self._forget(role, child)
-            how = child.failure or _said(status)
+            how = child.failure or _how_it_ended(status)
             if not role.was_ready:
                 raise StartupError(child.sentence or f"{role.name} {how} before it was ready")
             if loop.time() - started_s >= _HEALTHY_S:
@@ -151,7 +151,7 @@ class Supervisor:
             for worker in self._workers:
                 if role in (engine, worker) and engine.child and worker.child and worker.memory is not None:
                     for_engine, for_worker = socket.socketpair()
-                    with for_engine, for_worker:  # only the two must hold them: the end of one tells the other
+                    with for_engine, for_worker:  # only the two must hold them, so that each sees the other end
                         engine.child.control.send(Attach(worker.number), [for_engine.fileno(), worker.memory])
                         worker.child.control.send(Attach(engine.number), [for_worker.fileno()])
 
@@ -227,5 +227,5 @@ class Supervisor:
         await asyncio.gather(*endings)
 
 
-def _said(status: int) -> str:
+def _how_it_ended(status: int) -> str:
     return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"

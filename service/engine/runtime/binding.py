@@ -92,7 +92,7 @@ class _Bucket:
 class BoundRunner:
     """Every run goes through buffers that stay; see the module's drawing.
 
-    `graph_outputs` get a CUDA graph in each bucket, captured by the second run that asks for none but these, and
+    `cuda_graph_outputs` get a CUDA graph in each bucket, captured by the second run that asks for none but these, and
     replayed from the third; empty for no graphs.
     """
 
@@ -103,13 +103,13 @@ class BoundRunner:
         *,
         input_name: str,
         input_shape: tuple[int, int, int],
-        graph_outputs: tuple[str, ...] = (),
+        cuda_graph_outputs: tuple[str, ...] = (),
     ) -> None:
         self._session = session
         self._memory = memory
         self._input_name = input_name
         self._input_shape = input_shape
-        self._graph_outputs = graph_outputs
+        self._cuda_graph_outputs = cuda_graph_outputs
         self._buckets: dict[int, _Bucket] = {}
         self._graph_numbers: dict[int, int] = {}
         """By batch size."""
@@ -122,17 +122,17 @@ class BoundRunner:
         # The upload below compares the number of elements alone.
         if images.dtype != np.uint8 or images.shape[1:] != self._input_shape:
             raise ValueError(f"a batch is uint8 (images, {self._input_shape}), not {images.dtype} {images.shape}")
-        size, graph_outputs = len(images), self._graph_outputs
+        size, cuda_graph_outputs = len(images), self._cuda_graph_outputs
         if size not in self._buckets:
             self._buckets[size] = _Bucket(self._session, self._memory, self._input_name, images.shape)
         bucket = self._buckets[size]
         bucket.input.update_inplace(images)
         # A captured graph works on the very addresses that shrinking would free.
         config = self._memory.shrinkage if shrink_arena and not self._graph_numbers else {}
-        if not set(outputs) <= set(graph_outputs):
+        if not set(outputs) <= set(cuda_graph_outputs):
             self._execute(bucket, tuple(outputs), config)
-        elif config or not bucket.outputs.keys() >= set(graph_outputs):
-            self._execute(bucket, graph_outputs, config)
+        elif config or not bucket.outputs.keys() >= set(cuda_graph_outputs):
+            self._execute(bucket, cuda_graph_outputs, config)
         else:
             self._execute_graph(bucket, size)
         return {name: bucket.outputs[name].read() for name in outputs}
@@ -142,14 +142,14 @@ class BoundRunner:
 
         A graph that cannot be captured is done without, and so are all others from then on.
         """
-        names, number = self._graph_outputs, self._graph_numbers.get(size)
+        names, number = self._cuda_graph_outputs, self._graph_numbers.get(size)
         try:
             self._execute(bucket, names, graph=number or len(self._graph_numbers) + 1)
         except Exception as error:
             if number is not None or is_out_of_memory(error):
                 raise
             _log.warning("running without CUDA graphs, since one could not be captured: %s", error)
-            self._graph_outputs = ()
+            self._cuda_graph_outputs = ()
             self._execute(bucket, names)
         else:
             self._graph_numbers.setdefault(size, len(self._graph_numbers) + 1)

@@ -194,7 +194,7 @@ def _runner(
         memory,
         input_name=INPUT,
         input_shape=input_shape,
-        graph_outputs=options.graph_outputs if records_graphs(session, device) else (),
+        cuda_graph_outputs=options.cuda_graph_outputs if records_graphs(session, device) else (),
     )
 
 

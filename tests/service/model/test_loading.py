@@ -32,14 +32,14 @@ def test_explanations_run_in_float32_without_graphs_or_engines(
     model = DeviceOptions(
         device=device,
         provider_options={"a": "1"},
-        graph_outputs=("logits",),
+        cuda_graph_outputs=("logits",),
         precision="int8",
         buckets=(1, 8),
         strict_device=True,
     )
     explain = explain_options(model)
     assert (explain.device, explain.provider_options, explain.precision) == (runs_on, options, "fp32")
-    assert (explain.cuda_graphs, explain.graph_outputs) == (False, ())
+    assert (explain.cuda_graphs, explain.cuda_graph_outputs) == (False, ())
     assert (explain.buckets, explain.strict_device) == ((1, 8), True)
 
 

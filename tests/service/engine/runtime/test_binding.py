@@ -52,17 +52,17 @@ def spy(session: Any) -> Spy:
     return Spy(session)
 
 
-def bound(session: Any, graph_outputs: tuple[str, ...] = ()) -> BoundRunner:
-    return BoundRunner(session, CPU, input_name=INPUT, input_shape=SHAPE, graph_outputs=graph_outputs)
+def bound(session: Any, cuda_graph_outputs: tuple[str, ...] = ()) -> BoundRunner:
+    return BoundRunner(session, CPU, input_name=INPUT, input_shape=SHAPE, cuda_graph_outputs=cuda_graph_outputs)
 
 
 def run(runner: BoundRunner, batch: Pixels, outputs: tuple[str, ...] = BOTH, *, shrink: bool = False) -> Outputs:
     return runner.run(batch, outputs, shrink_arena=shrink)
 
 
-@pytest.mark.parametrize("graph_outputs", [(), BOTH, ("logits",)])
-def test_bound_runs_give_what_plain_runs_give(session: Any, graph_outputs: tuple[str, ...]) -> None:
-    plain, runner = PlainRunner(session, CPU, input_name=INPUT), bound(session, graph_outputs)
+@pytest.mark.parametrize("cuda_graph_outputs", [(), BOTH, ("logits",)])
+def test_bound_runs_give_what_plain_runs_give(session: Any, cuda_graph_outputs: tuple[str, ...]) -> None:
+    plain, runner = PlainRunner(session, CPU, input_name=INPUT), bound(session, cuda_graph_outputs)
     order = np.random.default_rng(1)
     for seed in range(60):
         batch = images(int(order.choice([1, 2, 4, 8])), seed)

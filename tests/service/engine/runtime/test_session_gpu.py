@@ -39,7 +39,7 @@ pytestmark = [
 def load(path: Path, **settings: Any) -> OnnxSession:
     return OnnxSession.load(
         path,
-        DeviceOptions(**{"device": "cuda", "graph_outputs": OUTPUTS, **settings}),
+        DeviceOptions(**{"device": "cuda", "cuda_graph_outputs": OUTPUTS, **settings}),
         input_shape=SHAPE,
         output_names=OUTPUTS,
     )
