@@ -183,7 +183,7 @@ def _onnxruntime(subject: Subject, name: str) -> Contender:
     graph = subject.graphs[name]
     session = OnnxSession.load(
         graph.path,
-        DeviceOptions(device=subject.device, buckets=tuple(subject.batches), graph_profiles=((_OUTPUT,),)),
+        DeviceOptions(device=subject.device, buckets=tuple(subject.batches), cuda_graph_outputs=(_OUTPUT,)),
         input_shape=(*subject.image_size, 3),
         output_names=(_OUTPUT,),
     )

@@ -58,7 +58,9 @@ class Limits:
         self._preprocessing = preprocessing_of(manifest, limits=DEFAULT_LIMITS, exif_orientation=False)
         self._session = OnnxSession.load(
             model.model_path,
-            DeviceOptions(device=device, buckets=(1,), precision=manifest.precision),
+            DeviceOptions(
+                device=device, cuda_graph_outputs=manifest.vectors, buckets=(1,), precision=manifest.precision
+            ),
             input_shape=self._shape,
             output_names=manifest.output_names,
         )

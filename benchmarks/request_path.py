@@ -21,10 +21,9 @@ import httpx
 
 from benchmarks import null_model
 from benchmarks.limits import photos
-from service.engine.in_process import InProcessEngine
 from service.http.app import create_app
 from service.model.directory import open_model
-from service.model.loading import load_session
+from service.model.loading import in_process_engine
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
@@ -87,13 +86,11 @@ def _module_of(frame: FrameType) -> str:
 async def count_calls(root: Path) -> CallCounter:
     """Return the calls of one request, after a few that are not counted; a model is written below `root`."""
     model = open_model(null_model.write(root))
-    settings = Settings(threads=1, decode_threads=1, explain=False)
+    settings = Settings(threads=1, decode_threads=1, batch_buckets=(1,), explain=False)
     metrics = Metrics(buckets=(1,))
     counter = CallCounter()
     with counter.installed():
-        engine = InProcessEngine(
-            lambda: load_session(model, "cpu", settings), buckets=(1,), max_queued_images=8, observer=metrics
-        )
+        engine = in_process_engine(settings, model, device="cpu", observer=metrics)
         app = create_app(settings, model, engine, metrics=metrics, on_failed_start=_raise)
         async with app.router.lifespan_context(app):
             await engine.wait_ready()

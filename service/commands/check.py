@@ -10,7 +10,7 @@ import numpy as np
 from service.commands.options import settings_from
 from service.engine.runtime.session import resolve_device
 from service.model.directory import ModelDirectory, select_model
-from service.model.loading import load_session
+from service.model.loading import graphs_of, input_shape, load_session
 from service.settings import Settings, add_options
 from service.telemetry.logs import configure_logging
 
@@ -34,13 +34,15 @@ def run(options: argparse.Namespace) -> int:
 
 def _check_device(settings: Settings, model: ModelDirectory, device: str) -> None:
     manifest = model.manifest
-    session = load_session(model, device, settings)
+    graphs = graphs_of(model, settings, buckets=settings.buckets_for(device))
+    session, *_ = [load_session(model, graph, device=device, settings=settings) for graph in graphs]
+    outputs = tuple(graphs[0].outputs)
     print(f"device    {device}")
     print(f"input     {manifest.input.height} x {manifest.input.width}")
-    print(f"outputs   {', '.join(session.output_names)}")
+    print(f"outputs   {', '.join(outputs)}")
     for bucket in settings.buckets_for(device):
-        images = np.zeros((bucket, *session.input_shape), np.uint8)
-        session.run(images, session.output_names)
+        images = np.zeros((bucket, *input_shape(manifest)), np.uint8)
+        session.run(images, outputs)
         began_s = time.perf_counter()
         session.run(images, (manifest.class_output,))
         print(f"bucket    {bucket:<4} {(time.perf_counter() - began_s) * 1000:.2f} ms")

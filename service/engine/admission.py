@@ -7,8 +7,8 @@ The rate is measured where it means something, while there is enough to do to ke
 answers that waits for its callers says how many they are, and not what it could do. Until it has been measured, the
 rate of the device's own runs stands in for it.
 
-Invariants: with nothing ahead everything is taken that could be answered in time at all; a caller who is told to come
-back is told when, at the present rate, the work would be taken.
+Invariants: with nothing ahead everything is taken that could be answered in time at all; a caller who is refused learns
+when, at the present rate, the work would be taken.
 """
 
 from __future__ import annotations
@@ -131,12 +131,12 @@ class Admission:
         return Refusal(reason, retry_after_s(max(late_s, over_s)))  # when neither is in the way any more
 
     def time_for_s(self, images: float, *, device_images_per_s: float | None) -> float:
-        """Return the time in which so many images are answered, as it is told to callers."""
+        """Return the time in which so many images are answered, as a refusal gives it."""
         rate = self.rate.images_per_s or device_images_per_s
         return retry_after_s(images / rate if rate else 0.0)
 
 
 def retry_after_s(wait_s: float) -> float:
-    """Return a wait as it is told to callers: neither a rush nor for ever."""
+    """Return a wait as a refusal gives it: neither a rush nor for ever."""
     least_s, most_s = _RETRY_AFTER_S
     return min(max(wait_s, least_s), most_s)

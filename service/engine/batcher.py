@@ -4,8 +4,8 @@ The batcher is work-conserving. It is asked for a batch when the device is free,
 that batches grow with the load and nobody waits on an idle device (unless `max_delay_s` asks for that).
 
 A batch is of one graph: that of the image at the head of the line, which is the oldest of the priority whose turn it
-is. Others of that graph join it past those of the other, who lose nothing: they were not to run in this batch anyway,
-and are nearer to the head after it. Since every batch takes the head, neither graph can starve the other.
+is. Others of that graph join it past those of other graphs, who lose nothing: they were not to run in this batch
+anyway, and are nearer to the head after it. Since every batch takes the head, no graph can starve another.
 
 Invariants: an image that was added leaves exactly once, in a batch, as expired, or by `cancel`; a batch is never
 larger than its bucket; within a priority and a graph images leave in the order they came, and the oldest of a
@@ -17,28 +17,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from service.engine.turns import BULK_EVERY, Turns
-from service.engine.types import Graph, Priority, WorkItem
+from service.engine.types import Priority, WorkItem
 
 _NEWEST_WEIGHT = 0.2
 """Weight of the newest run in a bucket's average; about the last ten runs count."""
-EXPLAIN_LARGEST_BATCH = 8
-"""Where the model looked is asked for one image at a time, and larger batches would hold up the rest for long."""
 _CAUTIOUS_RUNS = 1000
 """Runs after one that ran out of memory, during which none of its size is chosen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What `next_batch` decided: either `expired` images to turn away, or `items` to run as `bucket`, or nothing."""
+    """What `next_batch` decided: `expired` images to turn away, `items` of one graph to run as `bucket`, or nothing."""
 
     items: tuple[WorkItem, ...] = ()
     bucket: int = 0
-    graph: Graph = Graph.MODEL
     expired: tuple[WorkItem, ...] = ()
 
 
@@ -126,33 +123,27 @@ class BucketCosts:
 class Batcher:
     """Two queues and the rules by which images leave them.
 
-    `costs` are those of the model's graph. `explain_outputs` are computed by a graph of their own, in batches of the
-    same sizes up to `EXPLAIN_LARGEST_BATCH`, whose times are kept apart. `max_delay_s` lets the oldest image wait that
-    long for company while neither graph has its largest bucket waiting.
+    `costs` has the times of each graph's runs, by its key. `max_delay_s` lets the oldest image wait that long for
+    company while no graph has its largest bucket waiting.
     """
 
     def __init__(
-        self,
-        costs: BucketCosts,
-        *,
-        explain_outputs: Collection[str] = (),
-        max_delay_s: float = 0.0,
-        bulk_every: int = BULK_EVERY,
+        self, costs: Mapping[str, BucketCosts], *, max_delay_s: float = 0.0, bulk_every: int = BULK_EVERY
     ) -> None:
         self.costs = costs
-        self._costs = {Graph.MODEL: costs, Graph.EXPLAIN: BucketCosts(explain_buckets(costs.buckets))}
-        self._explain_outputs = frozenset(explain_outputs)
         self._max_delay_s = max_delay_s
         self._turns = Turns(bulk_every)
         self._queues: dict[Priority, OrderedDict[int, WorkItem]] = {priority: OrderedDict() for priority in Priority}
-        self._waiting = Counter[Graph]()
+        self._waiting = Counter[str]()
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
 
-    def costs_of(self, graph: Graph) -> BucketCosts:
-        """Return the times of a graph's runs."""
-        return self._costs[graph]
+    @property
+    def images_per_s(self) -> float | None:
+        """The best rate of any graph's runs; None before the first."""
+        rates = [costs.images_per_s for costs in self.costs.values()]
+        return max((rate for rate in rates if rate is not None), default=None)
 
     @property
     def ready_at_s(self) -> float | None:
@@ -160,27 +151,27 @@ class Batcher:
         oldest = [next(iter(queue.values())).enqueued_s for queue in self._queues.values() if queue]
         if not oldest:
             return None
-        is_full = any(self._waiting[graph] >= costs.largest for graph, costs in self._costs.items())
+        is_full = any(self._waiting[graph] >= costs.largest for graph, costs in self.costs.items())
         return min(oldest) + (0.0 if is_full else self._max_delay_s)
 
     def add(self, item: WorkItem) -> None:
         """Let an image wait; tickets are never used twice."""
         self._queues[item.priority][item.ticket] = item
-        self._waiting[self._graph_of(item)] += 1
+        self._waiting[item.graph] += 1
 
     def cancel(self, ticket: int) -> WorkItem | None:
         """Take an image out; None where it waits no more."""
         for queue in self._queues.values():
             item = queue.pop(ticket, None)
             if item is not None:
-                self._waiting[self._graph_of(item)] -= 1
+                self._waiting[item.graph] -= 1
                 return item
         return None
 
     def next_batch(self, now_s: float) -> Batch:
         """Decide what the free device does now.
 
-        Images whose deadline has passed come alone, without a batch, so that they are told before a run keeps the
+        Images whose deadline has passed come alone, without a batch, so that they end before a run keeps the
         caller busy; ask again for the batch.
         """
         expired = tuple(item for queue in self._queues.values() for item in queue.values() if item.deadline_s <= now_s)
@@ -191,12 +182,9 @@ class Batcher:
         ready_at_s = self.ready_at_s
         if ready_at_s is None or now_s < ready_at_s:
             return Batch()
-        graph = self._graph_of(self._head())
-        bucket = self._costs[graph].choose(self._waiting[graph])
-        return Batch(self._take(graph, bucket), bucket, graph)
-
-    def _graph_of(self, item: WorkItem) -> Graph:
-        return Graph.MODEL if self._explain_outputs.isdisjoint(item.outputs) else Graph.EXPLAIN
+        graph = self._head().graph
+        bucket = self.costs[graph].choose(self._waiting[graph])
+        return Batch(self._take(graph, bucket), bucket)
 
     def _head(self) -> WorkItem:
         """Return the image that must be in the next batch."""
@@ -204,7 +192,7 @@ class Batcher:
         priority = self._turns.next(interactive=bool(interactive), bulk=bool(bulk))
         return next(iter(self._queues[priority].values()))
 
-    def _take(self, graph: Graph, bucket: int) -> tuple[WorkItem, ...]:
+    def _take(self, graph: str, bucket: int) -> tuple[WorkItem, ...]:
         """Take up to `bucket` images of a graph, by turns; all that wait count for the turns, of whatever graph.
 
         Where one priority has none of the graph left the other goes on, since the batch would otherwise run with
@@ -212,7 +200,7 @@ class Batcher:
         """
         interactive, bulk = self._queues[Priority.INTERACTIVE], self._queues[Priority.BULK]
         joining = {
-            priority: deque(islice((item for item in queue.values() if self._graph_of(item) is graph), bucket))
+            priority: deque(islice((item for item in queue.values() if item.graph == graph), bucket))
             for priority, queue in self._queues.items()
         }
         taken: list[WorkItem] = []
@@ -220,14 +208,9 @@ class Batcher:
             priority = self._turns.next(
                 interactive=bool(joining[Priority.INTERACTIVE]), bulk=bool(joining[Priority.BULK])
             )
-            self._turns.took(priority, interactive=bool(interactive), bulk=bool(bulk))
+            self._turns.count(priority, interactive=bool(interactive), bulk=bool(bulk))
             item = joining[priority].popleft()
             del self._queues[priority][item.ticket]
             taken.append(item)
         self._waiting[graph] -= len(taken)
         return tuple(taken)
-
-
-def explain_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
-    """Return the batch sizes of the graph that says where the model looked, of those of the model's own."""
-    return tuple(bucket for bucket in buckets if bucket <= EXPLAIN_LARGEST_BATCH) or (min(buckets),)

@@ -1,10 +1,10 @@
 """The event loop's side of an engine, wherever the engine runs: free slots, calls that wait, and deadlines.
 
-What differs between an engine in this process (`in_process`) and engines in others (`remote`) is carriage alone: how
-images are submitted and taken back, and how their ends arrive. All else is here, so that both shapes behave alike.
+What differs between an engine in this process (`in_process`) and engines in others (`remote`) is transport alone: how
+images are sent and taken back, and how their ends arrive. All else is here, so that both shapes behave alike.
 
-Invariants: every `infer` ends, by an answer, an error or its deadline, whatever becomes of the engine; a slot is free
-again exactly once, and only when neither a decoding thread nor an engine can touch it.
+Invariants: every `infer` of a reservation ends, by an answer, an error or its deadline, whatever becomes of the engine;
+a slot is free again exactly once, and only when neither a decoding thread nor an engine can touch it.
 """
 
 from __future__ import annotations
@@ -15,25 +15,22 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 
 from service.engine.admission import Admission, Backlog
+from service.engine.board import Board
+from service.engine.graphs import Graph, graph_of
 from service.engine.reservation import Reservation
 from service.engine.slots import SlotPool
-from service.engine.types import Answer, Completion, EngineState, Pixels, Priority, WorkItem
-from service.errors import DeadlineExceeded, InvalidParameter, NotReady, Overloaded, StartupError
+from service.engine.types import Answer, Completion, EngineState, Failure, Priority, WorkItem
+from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, StartupError
 
 _log = logging.getLogger(__name__)
 
-_FAILURES_TO_BE_UNHEALTHY = 3
-_UNHEALTHY_S = 30.0
-"""An engine that fails batch after batch is unhealthy for this long, and then given another chance."""
 _LATE = "The deadline passed before the answer was there."
-REFUSALS = {
-    EngineState.LOADING: "The model is still being loaded.",
-    EngineState.READY: "The engine is ready.",
-    EngineState.DEAD: "The inference engine is not running.",
-}
+_LOADING = "The model is still being loaded."
+_DEAD = "The inference engine is not running."
 
 
 class _Call:
@@ -41,45 +38,51 @@ class _Call:
 
     def __init__(self, tickets: Sequence[int]) -> None:
         self.answered: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
-        self._tickets = tickets
+        self.tickets = tickets
         self._answers: dict[int, Answer] = {}
 
-    def end_one(self, completion: Completion) -> None:
-        if self.answered.done():
-            return
-        if completion.error is not None:
-            self.answered.set_exception(completion.error)
-        elif completion.answer is not None:
-            self._answers[completion.ticket] = completion.answer
-            if len(self._answers) == len(self._tickets):
-                self.answered.set_result([self._answers[ticket] for ticket in self._tickets])
+    def answer(self, ticket: int, answer: Answer) -> None:
+        self._answers[ticket] = answer
+        if len(self._answers) == len(self.tickets) and not self.answered.done():
+            self.answered.set_result([self._answers[ticket] for ticket in self.tickets])
 
-    def fail(self, error: NotReady) -> None:
+    def fail(self, error: ServiceError) -> None:
         if not self.answered.done():
             self.answered.set_exception(error)
 
 
-def is_failing(failures_in_a_row: float, last_failure_s: float | None, now_s: float) -> bool:
-    """Return whether an engine fails batch after batch, and did so only lately."""
-    if last_failure_s is None or failures_in_a_row < _FAILURES_TO_BE_UNHEALTHY:
-        return False
-    return now_s - last_failure_s < _UNHEALTHY_S
-
-
 class EngineClient(ABC):
-    """What the HTTP layer knows of an engine; every method belongs to one event loop, except where said."""
+    """What the HTTP layer knows of an engine; every method belongs to one event loop, except where said.
+
+    `graphs` are those that the engine runs, `pool` has the slots of this process, which is worker `worker` on the
+    board. `max_wait_s`, above 0, bounds the time that images are predicted to wait for their turn. An engine whose
+    step lasts `hang_after_s` hangs.
+    """
 
     def __init__(
-        self, *, largest_batch: int, max_wait_s: float = 0.0, clock: Callable[[], float] = time.monotonic
+        self,
+        graphs: Sequence[Graph],
+        pool: SlotPool,
+        board: Board,
+        *,
+        worker: int,
+        max_wait_s: float = 0.0,
+        hang_after_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._graphs = graphs
+        self._pool = pool
+        self._board = board
+        self._row = board.workers[worker]
+        self._hang_after_s = hang_after_s
         self._clock = clock
+        largest_batch = max(bucket for graph in graphs for bucket in graph.buckets)
         self._admission = Admission(largest_batch=largest_batch, max_wait_s=max_wait_s)
         self._bulk_slots: set[int] = set()
         self._answered = 0
         self._state = EngineState.LOADING
         self._failure: str | None = None
         self._cause: BaseException | None = None
-        self._pool: SlotPool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls: dict[int, _Call] = {}
         self._tickets = itertools.count()
@@ -102,39 +105,33 @@ class EngineClient(ABC):
         """The state of each engine."""
 
     @property
-    @abstractmethod
-    def input_shape(self) -> tuple[int, int, int] | None:
-        """Height, width and 3 of an image; None until it is known."""
-
-    @property
-    @abstractmethod
-    def output_names(self) -> tuple[str, ...]:
-        """Every output that can be asked for; none until they are known."""
-
-    @property
-    @abstractmethod
-    def explain_names(self) -> tuple[str, ...]:
-        """Every output that says where the model looked; none where the model has no graph for it."""
-
-    @property
-    @abstractmethod
     def healthy(self) -> bool:
         """Whether to send it work: READY, not hanging, and not failing batch after batch."""
+        return self._state is EngineState.READY and any(map(self._is_well, self._ready_engines()))
 
-    @property
-    @abstractmethod
-    def images_per_s(self) -> float | None:
-        """The best rate that the engine has shown, or several have together; None before the first run."""
+    def _is_well(self, engine: int) -> bool:
+        return self._board.engines[engine].is_well(self._clock(), hang_after_s=self._hang_after_s)
 
     @property
     def slots_in_use(self) -> int:
-        """Images in the service, from being decoded to being answered."""
-        return self._pool.in_use if self._pool else 0
+        """Images in the service, of all workers, from being decoded to being answered."""
+        return self._board.admitted
 
     @property
     def queue_depth(self) -> int:
         """Images that wait for their batch or run in it, and whose caller still waits."""
         return len(self._calls)
+
+    @property
+    def backlog(self) -> Backlog:
+        """Images in the service, of all workers, from being decoded to being answered, by priority."""
+        bulk = self._board.admitted_bulk
+        return Backlog(self._board.admitted - bulk, bulk)
+
+    @property
+    def answered(self) -> int:
+        """Images that were ever answered, by all workers that live."""
+        return self._board.answered
 
     @abstractmethod
     async def start(self) -> None:
@@ -152,32 +149,23 @@ class EngineClient(ABC):
         if self._state is not EngineState.READY:
             raise StartupError(self._failure or "The service was stopped before its model was loaded.")
 
-    @property
-    def backlog(self) -> Backlog:
-        """Images in the service, from being decoded to being answered, by priority."""
-        return Backlog(self.slots_in_use - len(self._bulk_slots), len(self._bulk_slots))
-
-    @property
-    def answered(self) -> int:
-        """Images that were ever answered."""
-        return self._answered
-
     def check_room(
         self, n: int = 1, *, priority: Priority = Priority.INTERACTIVE, deadline_s: float = math.inf
     ) -> None:
         """Raise what `reserve` would raise, taking nothing: to be asked before a body is read."""
-        pool = self._require(EngineState.READY)
+        self._check_ready()
+        pool, images_per_s = self._pool, self._board.images_per_s
         if n > pool.free:
             raise Overloaded(
                 f"The queue is full: {pool.in_use} of {pool.slots} places are taken, and {n} would be needed.",
-                retry_after_s=self._admission.time_for_s(n - pool.free, device_images_per_s=self.images_per_s),
+                retry_after_s=self._admission.time_for_s(n - pool.free, device_images_per_s=images_per_s),
             )
         refusal = self._admission.refusal(
             n,
             priority=priority,
             left_s=deadline_s - self._clock(),
             backlog=self.backlog,
-            device_images_per_s=self.images_per_s,
+            device_images_per_s=images_per_s,
         )
         if refusal is not None:
             raise Overloaded(refusal.reason, retry_after_s=refusal.retry_after_s)
@@ -191,71 +179,76 @@ class EngineClient(ABC):
         or dead.
         """
         self.check_room(n, priority=priority, deadline_s=deadline_s)
-        slots = self._require(EngineState.READY).acquire(n)
+        slots = self._pool.acquire(n)
         if priority is Priority.BULK:
             self._bulk_slots.update(slots)
         self._room_changed()
-        return Reservation(self, slots)
+        return Reservation(
+            self._pool,
+            slots,
+            infer=partial(self.infer, priority=priority, deadline_s=deadline_s),
+            release=self.release,
+            release_from_thread=partial(self._post, self.release),
+        )
 
-    def _require(self, *states: EngineState) -> SlotPool:
-        if self._pool is not None and self._state in states:
-            return self._pool
-        raise NotReady(REFUSALS[self._state])
+    def _check_ready(self) -> None:
+        match self._state:
+            case EngineState.LOADING:
+                raise NotReady(_LOADING)
+            case EngineState.DEAD:
+                raise NotReady(_DEAD)
 
-    # What a reservation asks for, as reservation.SlotKeeper says.
-
-    def pixels(self, slot: int) -> Pixels:
-        """Return a slot's image; any thread."""
-        return self._require(*EngineState).pixels(slot)
+    # What a reservation asks for.
 
     def release(self, slots: Sequence[int]) -> None:
         """Take back slots that are FILLING or DONE."""
-        pool = self._require(*EngineState)
-        pool.release(slots)
+        self._pool.release(slots)
         self._bulk_slots.difference_update(slots)
         self._room_changed()
 
-    def release_from_thread(self, slots: Sequence[int]) -> None:
-        """Take back slots that are FILLING; any thread."""
-        self._post(self.release, slots)
+    def _reclaim(self, slots: Iterable[int] | None = None) -> None:
+        """Take back those of the slots (of all, by default) that an engine had which is gone."""
+        self._bulk_slots.difference_update(self._pool.reclaim(slots))
+        self._room_changed()
 
-    def check_call(self, outputs: frozenset[str], deadline_s: float) -> None:
-        """Raise what `infer` would raise at once."""
-        self._require(EngineState.READY)
-        known = self.output_names if outputs.isdisjoint(self.explain_names) else self.explain_names
-        if not outputs or not outputs <= set(known):
-            asked = ", ".join(sorted(outputs)) or "nothing"
-            raise InvalidParameter(f"The model's outputs are {', '.join(known)}; asked for was {asked}.")
-        if deadline_s <= self._clock():
-            raise DeadlineExceeded(_LATE)
+    def infer(
+        self, slots: Sequence[int], outputs: frozenset[str], *, priority: Priority, deadline_s: float
+    ) -> Coroutine[object, object, list[Answer]]:
+        """Take slots over that are FILLING, and return what gives their answers, to be awaited at once.
 
-    async def infer(
-        self, slots: Sequence[int], *, outputs: frozenset[str], priority: Priority, deadline_s: float
-    ) -> list[Answer]:
-        """Take the slots over, FILLING, and return their answers; `check_call` has just passed."""
-        pool = self._require(EngineState.READY)
-        if not slots:
-            return []
+        Raises NotReady, InvalidParameter or DeadlineExceeded, and then takes none.
+        """
+        self._check_ready()
+        graph = graph_of(outputs, self._graphs)
         now_s = self._clock()
-        items = [WorkItem(next(self._tickets), slot, outputs, priority, deadline_s, now_s) for slot in slots]
+        if deadline_s <= now_s:
+            raise DeadlineExceeded(_LATE)
+        items = [WorkItem(next(self._tickets), slot, graph.key, outputs, priority, deadline_s, now_s) for slot in slots]
         call = _Call([item.ticket for item in items])
-        pool.submit(slots)
-        self._calls.update((item.ticket, call) for item in items)
+        self._pool.submit(slots)
+        self._calls.update(dict.fromkeys(call.tickets, call))
         self._submit(items)
+        return self._answers(call, deadline_s)
+
+    async def _answers(self, call: _Call, deadline_s: float) -> list[Answer]:
         expired = False
         try:
-            async with asyncio.timeout(deadline_s - now_s):
+            async with asyncio.timeout(deadline_s - self._clock()):
                 return await call.answered
         except TimeoutError:
             expired = True
             raise DeadlineExceeded(_LATE) from None
         finally:
-            unended = [item.ticket for item in items if self._calls.pop(item.ticket, None)]
+            unended = [ticket for ticket in call.tickets if self._calls.pop(ticket, None)]
             # The batcher drops the expired by itself, whoever noticed first that they are.
             if unended and not expired and self._clock() < deadline_s:
                 self._cancel(unended)
 
-    # Carriage: what the shapes provide, and what they tell.
+    # Transport: what the shapes provide, and what they report.
+
+    @abstractmethod
+    def _ready_engines(self) -> Sequence[int]:
+        """Return the numbers of the engines that take work."""
 
     @abstractmethod
     def _submit(self, items: Sequence[WorkItem]) -> None:
@@ -267,7 +260,10 @@ class EngineClient(ABC):
 
     def _room_changed(self) -> None:
         """Note that slots were taken or given back."""
-        self._admission.rate.observe(self._clock(), images=self.slots_in_use, answered=self.answered)
+        row = self._row
+        row.admitted, row.admitted_bulk, row.answered = self._pool.in_use, len(self._bulk_slots), self._answered
+        board = self._board
+        self._admission.rate.observe(self._clock(), images=board.admitted, answered=board.answered)
 
     def _post(self, callback: Callable[..., None], *args: object) -> None:
         """Have the loop call back, from any thread."""
@@ -280,15 +276,20 @@ class EngineClient(ABC):
             _log.debug("the event loop is closed: nobody waits for the engine any more")
 
     def _deliver(self, completions: Sequence[Completion]) -> None:
-        self._answered += sum(completion.error is None for completion in completions)
-        self.release([completion.slot for completion in completions])
-        for completion in completions:
-            call = self._calls.pop(completion.ticket, None)
+        """Take slots back whose images have ended, and give their callers the answers."""
+        for ticket, slot, end in completions:
+            call = self._calls.pop(ticket, None)
+            if isinstance(end, Failure):
+                if call is not None:
+                    call.fail(end.error())
+                continue
+            self._answered += 1
             if call is not None:
-                call.end_one(completion)
+                call.answer(ticket, Answer(self._pool.collect(slot), *end))
+        self.release([completion.slot for completion in completions])
 
     def _fail_calls(self, tickets: Iterable[int]) -> None:
-        """Tell those who wait for these images that no engine works for them any more."""
+        """Fail the calls that wait for these images: no engine works for them any more."""
         calls = {call for ticket in tickets if (call := self._calls.pop(ticket, None)) is not None}
         for call in calls:
-            call.fail(NotReady(REFUSALS[EngineState.DEAD]))
+            call.fail(NotReady(_DEAD))

@@ -1,4 +1,4 @@
-"""What the supervisor and its processes tell each other, over one socket for each process.
+"""The messages between the supervisor and its processes, over one socket for each process.
 
 Messages are whole (SOCK_SEQPACKET) and may carry descriptors. They are pickled: both ends are the same program, and
 nobody else can reach the socket. To whoever holds one end, the end of the socket means that the other process is gone.

@@ -17,24 +17,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-import numpy as np
-
-from service.engine.batcher import Batcher, BucketCosts
+from service.engine.board import EngineRow
 from service.engine.control import Attach, ControlSocket, End, Failed, Ping, Pong, Ready
 from service.engine.core import EngineCore, EngineObserver
-from service.engine.records import REPLY, REQUEST, RecordSocket, Reply, Request, reply_for
-from service.engine.shared import EngineRow, Geometry, SlotMemory
-from service.engine.types import (
-    Completion,
-    EngineState,
-    ExplainingSession,
-    Graph,
-    Outputs,
-    Pixels,
-    Priority,
-    Session,
-    WorkItem,
-)
+from service.engine.graphs import Graph
+from service.engine.records import RecordSocket, Reply, ReplyKind, Request, RequestKind, reply_for, work_item
+from service.engine.shared import Geometry, SharedSlots
+from service.engine.types import Completion, EngineState, Outputs, Pixels, Session, WorkItem
 from service.errors import StartupError
 
 _log = logging.getLogger(__name__)
@@ -45,14 +34,13 @@ _OWN = (1 << _LINK_SHIFT) - 1
 
 
 class _Link:
-    """The way to one worker process, and what lies in its memory."""
+    """The way to one worker process, and its slots."""
 
-    def __init__(self, number: int, worker: int, end: socket.socket, memory: SlotMemory) -> None:
+    def __init__(self, number: int, worker: int, end: socket.socket, slots: SharedSlots) -> None:
         self.number = number
         self.worker = worker
-        self.socket = RecordSocket(end, REQUEST)
-        self.memory = memory
-        self.pool = memory.pool()
+        self.socket = RecordSocket(end, Request)
+        self.slots = slots
         self.waiting: set[int] = set()
         """Tickets, as the core has them, that wait for their end."""
 
@@ -68,123 +56,98 @@ class _LinkedSlots:
         self._links = links
 
     def pixels(self, slot: int) -> Pixels:
-        return self._links[slot >> _LINK_SHIFT].pool.pixels(slot & _OWN)
+        return self._links[slot >> _LINK_SHIFT].slots.pixels(slot & _OWN)
 
     def start(self, slots: Iterable[int]) -> None:
         for slot in slots:
-            self._links[slot >> _LINK_SHIFT].pool.start((slot & _OWN,))
+            self._links[slot >> _LINK_SHIFT].slots.start((slot & _OWN,))
 
-    def keep(self, slot: int, outputs: Outputs) -> Outputs:
-        """Write results where their worker will read them."""
-        self._links[slot >> _LINK_SHIFT].memory.write(slot & _OWN, outputs)
-        return {}
+    def deliver(self, slot: int, outputs: Outputs) -> None:
+        self._links[slot >> _LINK_SHIFT].slots.deliver(slot & _OWN, outputs)
 
     def finish(self, slots: Iterable[int]) -> None:
         for slot in slots:
-            self._links[slot >> _LINK_SHIFT].pool.finish((slot & _OWN,))
+            self._links[slot >> _LINK_SHIFT].slots.finish((slot & _OWN,))
 
 
 class EngineProcess:
     """One engine, to be run in one thread, usually a process's only one.
 
-    `control` leads to the supervisor, `row` is the engine's on the board. Workers' memory has the shape that
-    `geometry` says.
+    `load` gives the session of each graph that `geometry` lists, which is also the shape of the workers' memory.
+    `control` leads to the supervisor, `row` is the engine's on the board.
     """
 
     def __init__(
         self,
-        load_session: Callable[[], Session],
+        load: Callable[[Graph], Session],
         *,
         control: ControlSocket,
         row: EngineRow,
         geometry: Geometry,
-        buckets: Sequence[int],
         max_delay_s: float = 0.0,
         observer: EngineObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._load_session = load_session
+        self._load = load
         self._control = control
         self._row = row
         self._geometry = geometry
-        self._batcher = Batcher(BucketCosts(buckets), explain_outputs=geometry.explain_names, max_delay_s=max_delay_s)
+        self._max_delay_s = max_delay_s
         self._observer = observer
         self._clock = clock
+        self._core: EngineCore
         self._links: dict[int, _Link] = {}
         self._newest = 0
         self._selector = selectors.DefaultSelector()
         self._ending = False
 
     def run(self) -> int:
-        """Load the model and serve the links until told to end; returns the process's exit status.
+        """Load the graphs and serve the links until `End` comes; returns the process's exit status.
 
-        A model that cannot be loaded is told to the supervisor. Any other exception means that the engine is broken,
-        and leaves this method; the links end with it.
+        That a model cannot be loaded is reported to the supervisor. Any other exception means that the engine is
+        broken, and leaves this method; the links end with it.
         """
         self._row.pid, self._row.state = os.getpid(), EngineState.LOADING
         try:
-            core = self._load()
+            self._core = self._make_core()
+            self._core.warm_up()
         except StartupError as error:
             self._control.send(Failed(str(error)))
             return 1
         try:
-            self._serve(core)
+            self._serve()
         finally:
             for link in self._links.values():
                 link.socket.close()
             self._selector.close()
         return 0
 
-    def _load(self) -> EngineCore:
-        session = self._load_session()
-        if session.input_shape != self._geometry.input_shape:
-            raise StartupError(
-                f"The model takes images of {session.input_shape}; its directory promises {self._geometry.input_shape}."
-            )
-        core = EngineCore(session, _LinkedSlots(self._links), self._batcher, clock=self._clock, observer=self._observer)
-        core.warm_up()
-        self._check_outputs(session)
-        self._publish(core)
-        return core
+    def _make_core(self) -> EngineCore:
+        graphs = self._geometry.graphs
+        return EngineCore(
+            graphs,
+            {graph.key: self._load(graph) for graph in graphs},
+            _LinkedSlots(self._links),
+            self._row,
+            clock=self._clock,
+            max_delay_s=self._max_delay_s,
+            observer=self._observer,
+        )
 
-    def _check_outputs(self, session: Session) -> None:
-        """Raise StartupError unless the results fit the places that the workers' memory has for them."""
-        names = [(session.output_names, Graph.MODEL)]
-        if isinstance(session, ExplainingSession):
-            names.append((session.explain_names, Graph.EXPLAIN))
-        shapes: dict[str, tuple[int, ...]] = {}
-        for outputs, graph in names:
-            bucket = self._batcher.costs_of(graph).buckets[0]
-            results = session.run(np.zeros((bucket, *session.input_shape), np.uint8), outputs)
-            shapes |= {name: result.shape[1:] for name, result in results.items()}
-        promised = dict(self._geometry.outputs + self._geometry.explain)
-        if shapes != promised:
-            raise StartupError(f"The model's outputs are {shapes}; its directory promises {promised}.")
-
-    def _serve(self, core: EngineCore) -> None:
-        self._selector.register(self._control, selectors.EVENT_READ, partial(self._read_control, core))
+    def _serve(self) -> None:
+        self._selector.register(self._control, selectors.EVENT_READ, self._read_control)
         self._row.state = EngineState.READY
         self._control.send(Ready())
         while not self._ending:
-            for key, _ in self._selector.select(self._wait_s(core)):
+            for key, _ in self._selector.select(self._wait_s()):
                 key.data()
-            self._row.busy_since_s = self._clock()
-            completions = core.step()
-            if completions:
-                self._publish(core)
-                self._reply(completions)
-            self._row.busy_since_s = None
+            self._reply(self._core.step())
 
-    def _wait_s(self, core: EngineCore) -> float | None:
-        due_s = core.ready_at_s
+    def _wait_s(self) -> float | None:
+        due_s = self._core.ready_at_s
         return None if due_s is None else max(due_s - self._clock(), 0.0)
 
-    def _publish(self, core: EngineCore) -> None:
-        row = self._row
-        row.last_failure_s, row.failures_in_a_row = core.last_failure_s, core.failures_in_a_row
-        row.images_per_s = self._batcher.costs.images_per_s
-
-    def _read_control(self, core: EngineCore) -> None:
+    def _read_control(self) -> None:
         received = self._control.receive()
         if received is None:
             _log.error("the supervisor is gone: the engine ends")
@@ -195,78 +158,62 @@ class EngineProcess:
             case Ping():
                 self._control.send(Pong())
             case Attach(worker):
-                self._attach(core, worker, *descriptors)
+                self._attach(worker, *descriptors)
             case End():
                 self._ending = True
 
-    def _attach(self, core: EngineCore, worker: int, end: int, memory: int) -> None:
+    def _attach(self, worker: int, end: int, memory: int) -> None:
         for link in [link for link in self._links.values() if link.worker == worker]:
-            self._lose(core, link)  # its process has ended, though that may not have been read yet
-        mapped = SlotMemory(self._geometry, memory)
+            self._lose(link)  # its process has ended, though that may not have been read yet
+        slots = SharedSlots(self._geometry, memory)
         os.close(memory)
         self._newest += 1
-        link = _Link(self._newest, worker, socket.socket(fileno=end), mapped)
+        link = _Link(self._newest, worker, socket.socket(fileno=end), slots)
         self._links[link.number] = link
-        self._selector.register(link.socket, selectors.EVENT_READ, partial(self._on_link, core, link))
-        self._send(link, REPLY.pack(Reply.READY, 0, 0, 0, 0, 0, 0, 0))
+        self._selector.register(link.socket, selectors.EVENT_READ, partial(self._on_link, link))
+        self._send(link, [Reply(ReplyKind.READY)])
 
-    def _on_link(self, core: EngineCore, link: _Link) -> None:
-        if link.number not in self._links:  # it was replaced by what the supervisor said a moment ago
+    def _on_link(self, link: _Link) -> None:
+        if link.number not in self._links:  # it was replaced a moment ago
             return
         if link.socket.has_unsent:
-            self._send(link, b"")
-        records, is_open = link.socket.receive()
+            self._send(link, [])
+        requests, is_open = link.socket.receive()
         submitted: list[WorkItem] = []
         cancelled: list[int] = []
-        for kind, priority, slot, mask, own, deadline_s, enqueued_s in records:
-            ticket = link.name(own)
-            if kind == Request.CANCEL:
+        for request in requests:
+            ticket = link.name(request.ticket)
+            if request.kind == RequestKind.CANCEL:
                 cancelled.append(ticket)
             else:
                 link.waiting.add(ticket)
-                outputs = self._geometry.named(mask)
-                submitted.append(WorkItem(ticket, link.name(slot), outputs, Priority(priority), deadline_s, enqueued_s))
-        core.submit(submitted)
-        core.cancel(cancelled)
+                slot = link.name(request.slot)
+                submitted.append(work_item(request, self._geometry.graphs, ticket=ticket, slot=slot))
+        self._core.submit(submitted)
+        self._core.cancel(cancelled)
         if not is_open:
-            self._lose(core, link)
+            self._lose(link)
 
-    def _lose(self, core: EngineCore, link: _Link) -> None:
-        core.cancel(link.waiting)
+    def _lose(self, link: _Link) -> None:
+        self._core.cancel(link.waiting)
         self._selector.unregister(link.socket)
         link.socket.close()
         del self._links[link.number]
 
     def _reply(self, completions: Sequence[Completion]) -> None:
-        replies: dict[int, list[bytes]] = {}
+        replies: dict[int, list[Reply]] = {}
         for completion in completions:
             link = self._links.get(completion.ticket >> _LINK_SHIFT)
             if link is not None:  # else its worker is gone
                 link.waiting.discard(completion.ticket)
-                replies.setdefault(link.number, []).append(_reply(completion))
+                reply = reply_for(completion, ticket=completion.ticket & _OWN)
+                replies.setdefault(link.number, []).append(reply)
         for number, records in replies.items():
-            self._send(self._links[number], b"".join(records))
+            self._send(self._links[number], records)
 
-    def _send(self, link: _Link, records: bytes) -> None:
-        link.socket.send(records)
+    def _send(self, link: _Link, replies: Sequence[Reply]) -> None:
+        link.socket.send(replies)
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if link.socket.has_unsent else 0)
         key = self._selector.get_key(link.socket)
         if key.events != events:
             self._selector.modify(link.socket, events, key.data)
-
-
-def _reply(completion: Completion) -> bytes:
-    own, slot, answer = completion.ticket & _OWN, completion.slot & _OWN, completion.answer
-    if answer is not None:
-        return REPLY.pack(
-            Reply.ANSWERED,
-            slot,
-            answer.batch_size,
-            answer.bucket,
-            own,
-            answer.queue_s,
-            answer.inference_s,
-            answer.started_s,
-        )
-    assert completion.error is not None
-    return REPLY.pack(reply_for(completion.error), slot, 0, 0, own, 0, 0, 0)

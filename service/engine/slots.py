@@ -18,8 +18,8 @@ Every slot has one owner at a time, and only the owner touches its pixels or mov
     FREE      client   client: acquire
     FILLING   client   client: submit, when the pixels are written; release, when the work is given up
     QUEUED    engine   engine: start, in a batch; finish, when it is dropped unrun
-    RUNNING   engine   engine: finish, when the run has ended
-    DONE      client   client: release, on reading the completion
+    RUNNING   engine   engine: deliver its outputs, and finish, when the run has ended
+    DONE      client   client: collect the outputs, and release, on reading the completion
 
 The client is the one thread that acquires, submits and releases; the engine the one that starts and finishes. They
 meet on a slot only through the records that pass between them, so nothing here is locked. Any other transition
@@ -77,6 +77,7 @@ class SlotPool:
         self._states = np.full(slots, SlotState.FREE, np.uint8) if states is None else states
         # The last slot freed is the next one taken: its memory is warm, and rarely needed slots stay untouched.
         self._free = list(range(slots - 1, -1, -1))
+        self._delivered: dict[int, Outputs] = {}
 
     @property
     def slots(self) -> int:
@@ -118,31 +119,38 @@ class SlotPool:
         """Engine: the slots' batch begins, QUEUED to RUNNING."""
         self._move(slots, (SlotState.QUEUED,), SlotState.RUNNING)
 
-    def keep(self, slot: int, outputs: Outputs) -> Outputs:  # noqa: ARG002
-        """Engine: return copies of a RUNNING slot's outputs: the arrays are the session's, which may reuse them.
+    def deliver(self, slot: int, outputs: Outputs) -> None:
+        """Engine: leave a RUNNING slot's outputs with it; copies, since the arrays are the session's own.
 
         A view would, besides, keep the whole batch in memory for as long as one image of it is being answered: 38 MB
         for the first stage's features of a batch of 32, where the image's own are 1.2 MB.
         """
-        return {name: row.copy() for name, row in outputs.items()}
+        self._delivered[slot] = {name: row.copy() for name, row in outputs.items()}
 
     def finish(self, slots: Iterable[int]) -> None:
         """Engine: hand slots back, run or dropped, QUEUED or RUNNING to DONE."""
         self._move(slots, (SlotState.QUEUED, SlotState.RUNNING), SlotState.DONE)
 
+    def collect(self, slot: int) -> Outputs:
+        """Client: return the outputs that were delivered into a DONE slot, once."""
+        return self._delivered.pop(slot)
+
     def release(self, slots: Iterable[int]) -> None:
         """Client: give slots back to the pool, FILLING or DONE to FREE."""
         for slot in slots:
             self._move((slot,), (SlotState.FILLING, SlotState.DONE), SlotState.FREE)
+            self._delivered.pop(slot, None)
             self._free.append(slot)
 
-    def reclaim(self, slots: Iterable[int] | None = None) -> int:
-        """Client: take back the slots of an engine that is gone (all, by default), and return how many those were."""
+    def reclaim(self, slots: Iterable[int] | None = None) -> list[int]:
+        """Client: take back and return those of the slots (of all, by default) that an engine had which is gone."""
         candidates = range(self.slots) if slots is None else slots
         owned = [slot for slot in candidates if self._states[slot] > SlotState.FILLING]
         self._states[owned] = SlotState.FREE
         self._free.extend(owned)
-        return len(owned)
+        for slot in owned:
+            self._delivered.pop(slot, None)
+        return owned
 
     def _move(self, slots: Iterable[int], allowed: Sequence[SlotState], to: SlotState) -> None:
         for slot in slots:

@@ -8,31 +8,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TypeAlias
 
 from service.engine.core import EngineCore
-from service.engine.types import Completion, WorkItem
+from service.engine.types import Completion
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Images that wait from now on; their slots are QUEUED."""
-
-    items: Sequence[WorkItem]
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Images that nobody waits for any more; those that run or have ended are not affected."""
-
-    tickets: Sequence[int]
-
-
-Command: TypeAlias = Submit | Cancel
+Command: TypeAlias = Callable[[EngineCore], None]
+"""What the core is to do before its next step: take work, or take it back."""
 
 
 class EngineThread:
@@ -47,7 +33,7 @@ class EngineThread:
         make_core: Callable[[], EngineCore],
         *,
         clock: Callable[[], float],
-        on_ready: Callable[[EngineCore], None],
+        on_ready: Callable[[], None],
         on_completions: Callable[[list[Completion]], None],
         on_end: Callable[[BaseException | None], None],
     ) -> None:
@@ -61,15 +47,13 @@ class EngineThread:
         self._ending = False
         # A daemon, so that a run that never returns cannot keep the process from ending.
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
-        self.busy_since_s: float | None = None
-        """When the present step began, None between steps; may be read by any thread."""
 
     def start(self) -> None:
         """Begin to load."""
         self._thread.start()
 
     def send(self, command: Command) -> None:
-        """Give the core work, or take it back; any thread."""
+        """Have the core do something before its next step; any thread."""
         with self._wake:
             self._inbox.append(command)
             self._wake.notify()
@@ -89,7 +73,7 @@ class EngineThread:
         try:
             core = self._make_core()
             core.warm_up()
-            self._on_ready(core)
+            self._on_ready()
             self._drive(core)
         except BaseException as error:  # whatever it is, those who wait must hear that nobody works for them any more
             cause = error
@@ -100,14 +84,8 @@ class EngineThread:
     def _drive(self, core: EngineCore) -> None:
         while (commands := self._next_commands(core)) is not None:
             for command in commands:
-                match command:
-                    case Submit(items):
-                        core.submit(items)
-                    case Cancel(tickets):
-                        core.cancel(tickets)
-            self.busy_since_s = self._clock()
+                command(core)
             completions = core.step()
-            self.busy_since_s = None
             if completions:
                 self._on_completions(completions)
 

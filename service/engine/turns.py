@@ -11,8 +11,8 @@ BULK_EVERY = 8
 class Turns:
     """Interactive goes first, but of what is taken while both wait every `bulk_every`-th is bulk: neither starves.
 
-    Whoever takes something else than the turns say, because a batch must go on, tells `took`: what one priority had
-    beyond its share the other gets afterwards.
+    Whoever takes something else than the turns say, because a batch must go on, has it counted by `count`: what one
+    priority had beyond its share the other gets afterwards.
     """
 
     def __init__(self, bulk_every: int = BULK_EVERY) -> None:
@@ -25,7 +25,7 @@ class Turns:
     def take(self, *, interactive: bool, bulk: bool) -> Priority:
         """Return whose turn it is, of those that wait, and count it as taken; one of the two does wait."""
         priority = self.next(interactive=interactive, bulk=bulk)
-        self.took(priority, interactive=interactive, bulk=bulk)
+        self.count(priority, interactive=interactive, bulk=bulk)
         return priority
 
     def next(self, *, interactive: bool, bulk: bool) -> Priority:
@@ -33,7 +33,7 @@ class Turns:
         bulk_is_due = self._since_bulk >= self._interactive_a_bulk
         return Priority.BULK if bulk and (bulk_is_due or not interactive) else Priority.INTERACTIVE
 
-    def took(self, priority: Priority, *, interactive: bool, bulk: bool) -> None:
+    def count(self, priority: Priority, *, interactive: bool, bulk: bool) -> None:
         """Count one as taken, while the priorities waited that are named, this one included."""
         if priority is Priority.BULK:
             self._since_bulk = self._since_bulk - self._interactive_a_bulk if interactive else 0

@@ -9,12 +9,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import ServiceError
+from service.errors import Cancelled, DeadlineExceeded, InferenceFailed, ServiceError
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Outputs: TypeAlias = Mapping[str, NDArray[np.float32]]
@@ -27,14 +27,6 @@ class Priority(enum.IntEnum):
     BULK = 1
 
 
-class Graph(enum.IntEnum):
-    """What a run computes; every output belongs to one of them, and a batch is of one."""
-
-    MODEL = 0
-    EXPLAIN = 1
-    """Where the model looked: a graph beside the model's, which not every model has."""
-
-
 class EngineState(enum.Enum):
     """The life of an engine, in order; only READY takes work."""
 
@@ -45,24 +37,59 @@ class EngineState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """One image that waits: its pixels lie in `slot`, its answer is due by `deadline_s`."""
+    """One image that waits for a run of `graph`, a graph's key: its pixels lie in `slot`, it is due by `deadline_s`."""
 
     ticket: int
     slot: int
+    graph: str
     outputs: frozenset[str]
     priority: Priority
     deadline_s: float
     enqueued_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The engine's answer for one image: each asked output without its batch axis, and how it came about.
+class Run(NamedTuple):
+    """The run that an image was in.
 
-    `queue_s` is the time from entering the queue to the start of the run, `inference_s` the run's own.
+    `queue_s` is the image's time from entering the queue to the start of the run, `inference_s` the run's own.
     `batch_size` counts the images of the run, `bucket` the padded size that the session saw. `started_s` is when the
     run began, and tells the engine's runs apart: it does one at a time.
     """
+
+    queue_s: float
+    inference_s: float
+    batch_size: int
+    bucket: int
+    started_s: float
+
+
+class Failure(enum.Enum):
+    """Why an image has no answer."""
+
+    FAILED = (InferenceFailed, "The engine failed on the batch that this image was in.")
+    LATE = (DeadlineExceeded, "The deadline passed while the image was waiting.")
+    CANCELLED = (Cancelled, "The request was cancelled.")
+
+    def __init__(self, kind: type[ServiceError], sentence: str) -> None:
+        self._kind = kind
+        self._sentence = sentence
+
+    def error(self) -> ServiceError:
+        """Return the error to raise: a new one, since one that several tasks raise would mix their tracebacks."""
+        return self._kind(self._sentence)
+
+
+class Completion(NamedTuple):
+    """The end of one ticket. After a run its outputs have been delivered into the slot."""
+
+    ticket: int
+    slot: int
+    end: Run | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The engine's answer for one image: each asked output without its batch axis, and the fields of its `Run`."""
 
     outputs: Outputs
     queue_s: float
@@ -72,55 +99,20 @@ class Answer:
     started_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """The end of one ticket: exactly one of `answer` and `error` is set."""
-
-    ticket: int
-    slot: int
-    answer: Answer | None = None
-    error: ServiceError | None = None
-
-
 class Session(Protocol):
-    """What the core asks of a model on a device. Implemented by `session.OnnxSession`, and by fakes in tests."""
+    """What the core asks of a graph on a device: `runtime.session.OnnxSession`, or a fake in a test."""
 
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Height, width and 3."""
-        ...
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Every output that can be asked for."""
+    def staging(self, images: int) -> Pixels:
+        """Return zeroed memory to gather batches in, of the device's liking: uint8 (images, height, width, 3)."""
         ...
 
     def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
         """Run uint8 (batch, height, width, 3) and return the named outputs, float32, batch first.
 
-        The batch is always one of the buckets. The arrays may be the session's own, which its next run overwrites: the
-        caller copies what it keeps. OutOfDeviceMemory says that fewer images might run; any other exception fails
-        the batch, and it alone.
+        The batch is always one of the graph's buckets. The arrays may be the session's own, which its next run
+        overwrites: the caller copies what it keeps. OutOfDeviceMemory says that fewer images might run; any other
+        exception fails the batch, and it alone.
         """
-        ...
-
-
-@runtime_checkable
-class ExplainingSession(Session, Protocol):
-    """A session of two graphs; a run is asked for outputs of one of them."""
-
-    @property
-    def explain_names(self) -> tuple[str, ...]:
-        """Every output of the other graph; `output_names` are the model's alone."""
-        ...
-
-
-@runtime_checkable
-class StagingSession(Session, Protocol):
-    """A session that knows memory from which its device reads faster than from other."""
-
-    def staging(self, images: int) -> Pixels:
-        """Return such memory, zeroed, for the caller to gather batches in: uint8 (images, height, width, 3)."""
         ...
 
 

@@ -112,9 +112,7 @@ async def infer_images(
         if check is not None:
             check(len(images), decoding)
         good = sorted(decoding)
-        answers = (
-            await reservation.infer(good, outputs=outputs, deadline_s=deadline_s, priority=priority) if good else []
-        )
+        answers = await reservation.infer(good, outputs)
         context.stages.inferred(answers)
     service.metrics.images_ended("ok", len(answers))
     return Inferred(images, dict(zip(good, answers, strict=True)), faults, decoding)

@@ -1,17 +1,20 @@
-"""From a model directory and the settings to a session on a device, and to an engine in a thread of this process."""
+"""From a model directory and the settings to the graphs that an engine runs, and to their sessions on a device.
+
+A model has its own graph, and where it can say where it looked, and the settings want that, one that does.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from functools import partial
 
-from service.engine.batcher import explain_buckets
 from service.engine.core import EngineObserver
-from service.engine.explaining import ModelWithExplain
+from service.engine.graphs import Graph
 from service.engine.in_process import InProcessEngine
 from service.engine.runtime.options import Device, DeviceOptions
 from service.engine.runtime.session import OnnxSession
-from service.engine.types import StagingSession
+from service.errors import RepositoryError
 from service.images.limits import DecodeLimits
 from service.images.preprocessing import Preprocessing
 from service.model.directory import ModelDirectory
@@ -23,6 +26,12 @@ _log = logging.getLogger(__name__)
 
 ENGINE_CACHE = "tensorrt"
 """Folder of a model directory in which TensorRT keeps the engines that it has built."""
+MODEL = "model"
+"""Key of the model's own graph."""
+EXPLAIN = "explain"
+"""Key of the graph that says where the model looked."""
+_EXPLAIN_LARGEST_BATCH = 8
+"""Where the model looked is asked for one image at a time, and larger batches would hold up the rest for long."""
 
 
 def preprocessing_of(manifest: Manifest, *, limits: DecodeLimits, exif_orientation: bool) -> Preprocessing:
@@ -35,45 +44,57 @@ def preprocessing_of(manifest: Manifest, *, limits: DecodeLimits, exif_orientati
     )
 
 
-def explain_outputs(model: ModelDirectory, settings: Settings) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Return the outputs that say where the model looked, with their shapes; none where that is not served."""
-    explain = model.manifest.explain if settings.explain else None
-    return explain.outputs if explain else ()
+def graphs_of(model: ModelDirectory, settings: Settings, *, buckets: tuple[int, ...]) -> tuple[Graph, ...]:
+    """Return the graphs of a model that are served as the settings say, its own first, in batches of these sizes.
+
+    Raises RepositoryError where two graphs have an output of the same name.
+    """
+    manifest = model.manifest
+    outputs = manifest.shapes
+    # Most requests compute the classes only, but ask for everything of where the model looked.
+    graphs = [Graph(MODEL, outputs, buckets, timed=(manifest.class_output,))]
+    if settings.explain and manifest.explain is not None:
+        explain = dict(manifest.explain.outputs)
+        if common := outputs.keys() & explain:
+            raise RepositoryError(f"{model.path}: two graphs have an output {', '.join(sorted(common))}")
+        small = tuple(bucket for bucket in buckets if bucket <= _EXPLAIN_LARGEST_BATCH) or (min(buckets),)
+        graphs.append(Graph(EXPLAIN, explain, small, timed=tuple(explain)))
+    return tuple(graphs)
+
+
+def input_shape(manifest: Manifest) -> tuple[int, int, int]:
+    """Return height, width and 3 of the images that all graphs of the model take."""
+    return (manifest.input.height, manifest.input.width, 3)
 
 
 def load_session(
-    model: ModelDirectory, device: str, settings: Settings, *, threads: int | None = None
-) -> StagingSession:
-    """Load the model on a device as the settings say, but with `threads` where given; raises StartupError.
+    model: ModelDirectory, graph: Graph, *, device: str, settings: Settings, threads: int | None = None
+) -> OnnxSession:
+    """Load a model's graph on a device as the settings say, but with `threads` where given; raises StartupError.
 
-    Where the model can say where it looked, and the settings do not forbid it, the graph for that is loaded beside it.
     Warns of what makes the model slow on that device.
     """
     manifest = model.manifest
-    for drawback in drawbacks(manifest, device):
-        _log.warning(drawback)
     options = DeviceOptions(
         device=device,
         threads=settings.threads if threads is None else threads,
         provider_options=settings.provider_options,
         cuda_graphs=settings.cuda_graphs,
-        graph_profiles=(manifest.vectors,),
+        cuda_graph_outputs=manifest.vectors,  # they cost nearly nothing beside the rest of the graph
         strict_device=settings.strict_device,
         shrink_arena_above=settings.shrink_arena_above,
         self_check=settings.self_check,
         precision=manifest.precision,
-        buckets=settings.buckets_for(device),
+        buckets=graph.buckets,
         engine_cache=model.path / ENGINE_CACHE,
     )
-    input_shape = (manifest.input.height, manifest.input.width, 3)
-    session = OnnxSession.load(model.model_path, options, input_shape=input_shape, output_names=manifest.output_names)
-    explain_names = tuple(name for name, _ in explain_outputs(model, settings))
-    if not explain_names:
-        return session
-    explain = OnnxSession.load(
-        model.explain_path, explain_options(options), input_shape=input_shape, output_names=explain_names
-    )
-    return ModelWithExplain(session, explain)
+    if graph.key == EXPLAIN:
+        path, options = model.explain_path, explain_options(options)
+    else:
+        path = model.model_path
+        for drawback in drawbacks(manifest, device):
+            _log.warning(drawback)
+    return OnnxSession.load(path, options, input_shape=input_shape(manifest), output_names=tuple(graph.outputs))
 
 
 def explain_options(options: DeviceOptions) -> DeviceOptions:
@@ -89,20 +110,20 @@ def explain_options(options: DeviceOptions) -> DeviceOptions:
         device=str(Device("cuda", device.index) if to_cuda else device),
         provider_options={} if to_cuda else options.provider_options,
         cuda_graphs=False,
+        cuda_graph_outputs=(),
         shrink_arena_above=0,
         precision="fp32",
-        buckets=explain_buckets(options.buckets),
     )
 
 
 def in_process_engine(
     settings: Settings, model: ModelDirectory, *, device: str, observer: EngineObserver | None = None
 ) -> InProcessEngine:
-    """Return an engine, not started, that will load `model` on `device`, a resolved one."""
+    """Return an engine, not started, that will load `model` on `device`, a resolved one, in a thread."""
     return InProcessEngine(
-        lambda: load_session(model, device, settings),
-        buckets=settings.buckets_for(device),
-        explain_outputs=[name for name, _ in explain_outputs(model, settings)],
+        graphs_of(model, settings, buckets=settings.buckets_for(device)),
+        partial(load_session, model, device=device, settings=settings),
+        input_shape=input_shape(model.manifest),
         max_queued_images=settings.max_queued_images,
         max_wait_s=settings.max_wait_ms / 1000,
         max_delay_s=settings.max_delay_ms / 1000,

@@ -7,7 +7,6 @@ ready, so that as many images under way as fill a few batches keep it busy.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -26,7 +25,6 @@ from service.settings import Settings
 
 _BATCHES_UNDER_WAY = 4
 """One that runs, one that waits for the device, and two that are being read and decoded."""
-_NEVER_S = math.inf
 
 
 class InProcessPredictor:
@@ -89,9 +87,7 @@ class InProcessPredictor:
     async def _infer(self, image: bytes, outputs: Sequence[str]) -> Outputs:
         with self._engine.reserve(1, priority=Priority.BULK) as reservation:
             await self._pool.run(Priority.BULK, self._decode, image, reservation)
-            (answer,) = await reservation.infer(
-                [0], outputs=frozenset(outputs), deadline_s=_NEVER_S, priority=Priority.BULK
-            )
+            (answer,) = await reservation.infer([0], frozenset(outputs))
         return answer.outputs
 
     def _decode(self, image: bytes, reservation: Reservation) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 
+from service.engine.board import engine_name
 from service.engine.control import ControlSocket
 from service.engine.process import EngineProcess
-from service.engine.shared import engine_name
 from service.model.loading import load_session
 from service.processes.plan import Plan
 
@@ -23,11 +24,10 @@ def run_engine(control: ControlSocket, descriptors: Sequence[int], plan: Plan, n
     # Engines on the CPU share the cores out among them, unless a number was asked for.
     threads = settings.threads or (max((os.cpu_count() or 1) // engines, 1) if engines > 1 else 0)
     engine = EngineProcess(
-        lambda: load_session(plan.model, plan.devices[number], settings, threads=threads),
+        partial(load_session, plan.model, device=plan.devices[number], settings=settings, threads=threads),
         control=control,
         row=plan.board(board).engines[number],
         geometry=plan.geometry,
-        buckets=plan.buckets,
         max_delay_s=settings.max_delay_ms / 1000,
         observer=plan.metrics(),
     )

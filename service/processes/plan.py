@@ -6,10 +6,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.engine.shared import Board, Geometry
+from service.engine.board import Board
+from service.engine.shared import Geometry
 from service.errors import RepositoryError
 from service.model.directory import ModelDirectory
-from service.model.loading import explain_outputs
+from service.model.loading import graphs_of, input_shape
 from service.settings import Settings
 from service.telemetry.logs import configure_logging
 from service.telemetry.metrics import Metrics
@@ -29,13 +30,11 @@ class Plan:
     @property
     def geometry(self) -> Geometry:
         """The shape of each worker's memory; raises RepositoryError for a model that has none."""
-        manifest = self.model.manifest
         try:
             return Geometry(
                 slots=self.settings.slots_of_a_worker,
-                input_shape=(manifest.input.height, manifest.input.width, 3),
-                outputs=tuple(manifest.shapes.items()),
-                explain=explain_outputs(self.model, self.settings),
+                input_shape=input_shape(self.model.manifest),
+                graphs=graphs_of(self.model, self.settings, buckets=self.buckets),
             )
         except ValueError as error:
             raise RepositoryError(f"{self.model.path} cannot be served by several processes: {error}") from error
@@ -46,7 +45,7 @@ class Plan:
 
     def board(self, descriptor: int) -> Board:
         """Return the board that all processes share."""
-        board = Board(descriptor, workers=self.settings.workers, engines=len(self.devices))
+        board = Board(workers=self.settings.workers, engines=len(self.devices), descriptor=descriptor)
         os.close(descriptor)
         return board
 

@@ -1,4 +1,4 @@
-"""The places that the supervisor keeps filled: what a process in each is told, and how long it may show no life.
+"""The roles that the supervisor keeps filled: what a process in each is started with, and how long it may show no life.
 
 An engine that loads is inside the runtime for minutes and can answer nobody, not even from a thread of its own where
 the runtime keeps the interpreter's lock. What shows from outside is that its processor time grows. A load that goes
@@ -14,8 +14,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from service.access.key_limits import KeyLimits
+from service.engine.board import Board, EngineRow, WorkerRow, engine_name, worker_name
 from service.engine.control import ControlSocket, Start
-from service.engine.shared import Board, EngineRow, SlotMemory, WorkerRow, engine_name, worker_name
+from service.engine.shared import SharedSlots
 from service.engine.types import EngineState
 from service.processes.engine import run_engine
 from service.processes.plan import Plan
@@ -26,7 +27,7 @@ _STARTING_S = 60.0
 
 
 class Child:
-    """A process and what it has told. `missed` counts the heartbeats since it last showed life."""
+    """A process and what it has reported. `missed` counts the heartbeats since it last showed life."""
 
     def __init__(self, process: asyncio.subprocess.Process, control: ControlSocket) -> None:
         self.process = process
@@ -50,7 +51,7 @@ class Child:
         return self.processor_ticks > before
 
 
-class Place(ABC):
+class Role(ABC):
     """What a process of the service is for; whichever fills it now is `child`."""
 
     name: str
@@ -62,7 +63,7 @@ class Place(ABC):
 
     @abstractmethod
     def begin(self) -> tuple[Start, list[int]]:
-        """Return what a new process is told first, and the descriptors that it gets."""
+        """Return the first message to a new process, and the descriptors that go with it."""
 
     def end(self) -> None:
         """Forget the process that has ended."""
@@ -77,8 +78,8 @@ class Place(ABC):
         return False
 
 
-class EnginePlace(Place):
-    """The place of one engine."""
+class EngineRole(Role):
+    """The role of one engine."""
 
     row: EngineRow
 
@@ -94,7 +95,7 @@ class EnginePlace(Place):
     def patience_s(self) -> float:
         """Return the time of a hung run while it loads or runs the model, and of a missing heartbeat otherwise."""
         settings = self._plan.settings
-        is_busy = self._is_loading or self.row.busy_since_s is not None
+        is_busy = self._is_loading or self.row.busy_since_s > 0
         return (settings.hang_timeout_ms if is_busy else settings.heartbeat_timeout_ms) / 1000
 
     def shows_life(self) -> bool:
@@ -106,8 +107,8 @@ class EnginePlace(Place):
         return self.row.state is not EngineState.READY
 
 
-class WorkerPlace(Place):
-    """The place of one worker, and the memory of the process that fills it."""
+class WorkerRole(Role):
+    """The role of one worker, and the memory of the process that fills it."""
 
     row: WorkerRow
 
@@ -122,7 +123,7 @@ class WorkerPlace(Place):
 
     def begin(self) -> tuple[Start, list[int]]:
         """Return a worker's start, with the board, new memory of its own, the keys' account, and the socket."""
-        self.memory = SlotMemory.create(self._plan.geometry)
+        self.memory = SharedSlots.create(self._plan.geometry)
         descriptors = [self._board, self.memory, self._key_limits, self._listener.fileno()]
         return Start(run_worker, (self._plan, self.number)), descriptors
 

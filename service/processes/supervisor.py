@@ -30,11 +30,11 @@ from collections.abc import Sequence
 from prometheus_client.multiprocess import mark_process_dead
 
 from service.access.key_limits import KeyLimits
+from service.engine.board import Board
 from service.engine.control import Attach, ControlSocket, End, Failed, Ping, Pong, Ready
-from service.engine.shared import Board
 from service.errors import StartupError
 from service.processes.plan import Plan
-from service.processes.roles import Child, EnginePlace, Place, WorkerPlace
+from service.processes.roles import Child, EngineRole, Role, WorkerRole
 from service.telemetry.metrics_directory import VARIABLE
 
 _log = logging.getLogger(__name__)
@@ -59,9 +59,9 @@ class Supervisor:
         self._settings = plan.settings
         board, descriptor = Board.create(workers=self._settings.workers, engines=len(plan.devices))
         key_limits = KeyLimits.create_shared(self._settings.api_keys, workers=self._settings.workers)
-        self._engines = [EnginePlace(plan, number, board, descriptor) for number in range(len(plan.devices))]
+        self._engines = [EngineRole(plan, number, board, descriptor) for number in range(len(plan.devices))]
         self._workers = [
-            WorkerPlace(plan, number, board, descriptor, listener=listener, key_limits=key_limits)
+            WorkerRole(plan, number, board, descriptor, listener=listener, key_limits=key_limits)
             for number in range(self._settings.workers)
         ]
         self._ending: asyncio.Event
@@ -78,24 +78,24 @@ class Supervisor:
         self._ending = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        keeping = [asyncio.create_task(self._keep(place)) for place in self._places]
-        told = asyncio.create_task(self._ending.wait())
+        keeping = [asyncio.create_task(self._keep(role)) for role in self._roles]
+        ending = asyncio.create_task(self._ending.wait())
         try:
-            done, _ = await asyncio.wait([*keeping, told], return_when=asyncio.FIRST_COMPLETED)
-            for task in (*keeping, told):
+            done, _ = await asyncio.wait([*keeping, ending], return_when=asyncio.FIRST_COMPLETED)
+            for task in (*keeping, ending):
                 task.cancel()
-            await asyncio.gather(*keeping, told, return_exceptions=True)
-            for task in done - {told}:
+            await asyncio.gather(*keeping, ending, return_exceptions=True)
+            for task in done - {ending}:
                 task.result()  # a keeper ends by its failure only
             await self._drain()
         finally:
-            for place in self._places:
-                if place.child is not None:
-                    place.child.kill()
-                    await place.child.process.wait()
+            for role in self._roles:
+                if role.child is not None:
+                    role.child.kill()
+                    await role.child.process.wait()
 
     @property
-    def _places(self) -> Sequence[Place]:
+    def _roles(self) -> Sequence[Role]:
         return [*self._engines, *self._workers]
 
     def _on_signal(self, number: int) -> None:
@@ -104,32 +104,32 @@ class Supervisor:
             return
         _log.warning("a second signal: the service ends at once")
         self._cut_short_by = number
-        for place in self._places:
-            if place.child is not None:
-                place.child.kill()
+        for role in self._roles:
+            if role.child is not None:
+                role.child.kill()
 
-    async def _keep(self, place: Place) -> None:
-        """Have a process in its place for ever; raises StartupError where none was ever ready there."""
+    async def _keep(self, role: Role) -> None:
+        """Have a process in its role for ever; raises StartupError where none was ever ready there."""
         loop = asyncio.get_running_loop()
         delay_s = _FIRST_DELAY_S
         while True:
-            child = await self._start(place)
+            child = await self._start(role)
             started_s = loop.time()
-            status = await self._watch(place, child)
-            self._forget(place, child)
-            how = child.failure or _said(status)
-            if not place.was_ready:
-                raise StartupError(child.sentence or f"{place.name} {how} before it was ready")
+            status = await self._watch(role, child)
+            self._forget(role, child)
+            how = child.failure or _how_it_ended(status)
+            if not role.was_ready:
+                raise StartupError(child.sentence or f"{role.name} {how} before it was ready")
             if loop.time() - started_s >= _HEALTHY_S:
                 delay_s = _FIRST_DELAY_S
             _log.error(
                 "a process has ended, and is started again",
-                extra={"fields": {"name": place.name, "how": child.sentence or how, "delay_s": delay_s}},
+                extra={"fields": {"name": role.name, "how": child.sentence or how, "delay_s": delay_s}},
             )
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, max(self._settings.max_restart_delay_ms / 1000, _FIRST_DELAY_S))
 
-    async def _start(self, place: Place) -> Child:
+    async def _start(self, role: Role) -> Child:
         ours, theirs = ControlSocket.pair()
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "service.processes.child", str(theirs.fileno()), str(os.getpid()),
@@ -137,25 +137,25 @@ class Supervisor:
             env=os.environ | {VARIABLE: str(self._plan.metrics_directory)},
         )  # fmt: skip
         theirs.close()
-        child = place.child = Child(process, ours)
-        start, descriptors = place.begin()
+        child = role.child = Child(process, ours)
+        start, descriptors = role.begin()
         ours.send(start, descriptors)
-        asyncio.get_running_loop().add_reader(ours.fileno(), self._hear, place, child)
-        self._link(place)
-        _log.info("started", extra={"fields": {"name": place.name, "pid": process.pid}})
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._hear, role, child)
+        self._link(role)
+        _log.info("started", extra={"fields": {"name": role.name, "pid": process.pid}})
         return child
 
-    def _link(self, place: Place) -> None:
+    def _link(self, role: Role) -> None:
         """Give a new process its links to all of the other kind that are there."""
         for engine in self._engines:
             for worker in self._workers:
-                if place in (engine, worker) and engine.child and worker.child and worker.memory is not None:
+                if role in (engine, worker) and engine.child and worker.child and worker.memory is not None:
                     for_engine, for_worker = socket.socketpair()
-                    with for_engine, for_worker:  # only the two must hold them: the end of one tells the other
+                    with for_engine, for_worker:  # only the two must hold them, so that each sees the other end
                         engine.child.control.send(Attach(worker.number), [for_engine.fileno(), worker.memory])
                         worker.child.control.send(Attach(engine.number), [for_worker.fileno()])
 
-    def _hear(self, place: Place, child: Child) -> bool:
+    def _hear(self, role: Role, child: Child) -> bool:
         """Take in one message; false where there will be no more."""
         received = child.control.receive()
         if received is None:  # it has ended, or is about to
@@ -168,14 +168,14 @@ class Supervisor:
             case Failed(sentence):
                 child.sentence = sentence
             case Ready():
-                place.was_ready = True
-                _log.info("process ready", extra={"fields": {"name": place.name}})
-                if not self._is_up and all(each.was_ready for each in self._places):
+                role.was_ready = True
+                _log.info("process ready", extra={"fields": {"name": role.name}})
+                if not self._is_up and all(each.was_ready for each in self._roles):
                     self._is_up = True
                     _log.info("ready")
         return True
 
-    async def _watch(self, place: Place, child: Child) -> int:
+    async def _watch(self, role: Role, child: Child) -> int:
         """Return the status of a process when it has ended; kills one that hangs."""
         ended = asyncio.create_task(child.process.wait())
         heartbeat_s = min(
@@ -185,9 +185,9 @@ class Supervisor:
             while not (await asyncio.wait({ended}, timeout=heartbeat_s))[0]:
                 if child.missed == 0:
                     child.control.send(Ping())
-                child.missed = 1 if place.shows_life() else child.missed + 1
+                child.missed = 1 if role.shows_life() else child.missed + 1
                 # Heartbeats are counted, not timed: had the whole machine stood still, nobody would be to blame.
-                patience_s = place.patience_s()
+                patience_s = role.patience_s()
                 if (child.missed - 1) * heartbeat_s >= patience_s:
                     child.failure = f"did not answer for {patience_s:g} s"
                     child.kill()
@@ -195,13 +195,13 @@ class Supervisor:
         finally:
             ended.cancel()
 
-    def _forget(self, place: Place, child: Child) -> None:
-        while self._hear(place, child):  # its last words
+    def _forget(self, role: Role, child: Child) -> None:
+        while self._hear(role, child):  # its last words
             pass
         asyncio.get_running_loop().remove_reader(child.control.fileno())
         child.control.close()
-        place.child = None
-        place.end()
+        role.child = None
+        role.end()
         mark_process_dead(child.process.pid, str(self._plan.metrics_directory))  # type: ignore[no-untyped-call]
 
     async def _drain(self) -> None:
@@ -213,8 +213,8 @@ class Supervisor:
         await self._end(self._workers, until_s=drained_s - _LEAVING_S)
         await self._end(self._engines, until_s=min(drained_s, loop.time() + _MOST_LEAVING_S))
 
-    async def _end(self, places: Sequence[Place], *, until_s: float) -> None:
-        children = [place.child for place in places if place.child is not None]
+    async def _end(self, roles: Sequence[Role], *, until_s: float) -> None:
+        children = [role.child for role in roles if role.child is not None]
         for child in children:
             child.control.send(End())
         endings = {asyncio.create_task(child.process.wait()) for child in children}
@@ -227,5 +227,5 @@ class Supervisor:
         await asyncio.gather(*endings)
 
 
-def _said(status: int) -> str:
+def _how_it_ended(status: int) -> str:
     return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"

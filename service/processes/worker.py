@@ -13,9 +13,10 @@ from typing import Any
 from fastapi import FastAPI
 
 from service.access.key_limits import KeyLimits
+from service.engine.board import worker_name
 from service.engine.control import Attach, ControlSocket, End, Ping, Pong, Ready
 from service.engine.remote import RemoteEngine
-from service.engine.shared import SlotMemory, worker_name
+from service.engine.shared import SharedSlots
 from service.http.app import create_app
 from service.http.connection.server import Server
 from service.http.connection.tls import tls_context
@@ -29,14 +30,13 @@ def run_worker(control: ControlSocket, descriptors: Sequence[int], plan: Plan, n
     plan.configure_logging(worker_name(number))
     board_descriptor, memory_descriptor, key_limits, listener = descriptors
     board = plan.board(board_descriptor)
-    memory = SlotMemory(plan.geometry, memory_descriptor)
+    slots = SharedSlots(plan.geometry, memory_descriptor)
     os.close(memory_descriptor)
     settings = plan.settings
     engine = RemoteEngine(
-        memory,
+        slots,
         board,
         worker=number,
-        largest_batch=max(plan.buckets),
         max_wait_s=settings.max_wait_ms / 1000,
         hang_after_s=settings.hang_timeout_ms / 1000,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Iterable, Sequence
 
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine.graphs import Graph
 from service.engine.in_process import InProcessEngine
 from service.engine.types import EngineState
 from service.errors import (
@@ -32,6 +32,7 @@ from tests.service.engine.fakes import (
     classify,
     colour,
     in_s,
+    model_graph,
     paint,
     running_in_thread,
     until_idle,
@@ -117,7 +118,7 @@ async def test_a_dead_thread_fails_everything_at_once_and_for_good(session: Scri
                 with pytest.raises(NotReady, match="not running"):
                     await task
             with pytest.raises(NotReady):
-                await reservation.infer([0], outputs=LOGITS, deadline_s=math.inf)
+                await reservation.infer([0], LOGITS)
         assert engine.state is EngineState.DEAD
         assert not engine.healthy
         assert "Lethal" in (engine.failure or "")
@@ -196,10 +197,10 @@ async def test_a_thread_that_never_returns_does_not_keep_the_engine_from_stoppin
 
 @pytest.mark.parametrize("fault", [RepositoryError("no model there"), DeviceUnavailable("no GPU there")])
 async def test_a_model_that_cannot_be_loaded_is_said_as_it_is(fault: ServiceError) -> None:
-    def load() -> ScriptedSession:
+    def load(_: Graph) -> ScriptedSession:
         raise fault
 
-    engine = InProcessEngine(load, buckets=(1,))
+    engine = InProcessEngine([model_graph(1)], load, input_shape=ScriptedSession.input_shape)
     await engine.start()
     with pytest.raises(type(fault), match="there"):
         await engine.wait_ready()
@@ -211,10 +212,10 @@ async def test_a_model_that_cannot_be_loaded_is_said_as_it_is(fault: ServiceErro
 
 
 async def test_an_unforeseen_failure_to_load_is_death_with_a_sentence() -> None:
-    def load() -> ScriptedSession:
+    def load(_: Graph) -> ScriptedSession:
         raise KeyError("surprise")
 
-    engine = InProcessEngine(load, buckets=(1,))
+    engine = InProcessEngine([model_graph(1)], load, input_shape=ScriptedSession.input_shape)
     await engine.start()
     with pytest.raises(StartupError, match="KeyError"):
         await engine.wait_ready()
@@ -224,7 +225,7 @@ async def test_an_unforeseen_failure_to_load_is_death_with_a_sentence() -> None:
 
 async def test_a_failed_warm_up_is_never_ready(session: ScriptedSession) -> None:
     session.faults.append(RuntimeError("no such kernel"))
-    engine = InProcessEngine(lambda: session, buckets=(1, 2))
+    engine = InProcessEngine([model_graph(1, 2)], lambda _: session, input_shape=ScriptedSession.input_shape)
     await engine.start()
     with pytest.raises(StartupError, match="batch of 2 while warming up"):
         await engine.wait_ready()
@@ -255,11 +256,11 @@ async def test_slots_never_leak_and_answers_never_mix(
     session = ScriptedSession()
 
     async def ask(number: int, images: int, deadline_s: float, infers: str) -> None:
-        with engine.reserve(images) as reservation:
+        with engine.reserve(images, deadline_s=in_s(deadline_s)) as reservation:
             for index in range(images):
                 await asyncio.to_thread(paint, reservation, index, number * 10 + index)
             indices = {"all": range(images), "some": range(0, images, 2), "none": ()}[infers]
-            answers = await reservation.infer(indices, outputs=LOGITS, deadline_s=in_s(deadline_s))
+            answers = await reservation.infer(indices, LOGITS)
             assert [colour(answer) for answer in answers] == [number * 10 + index for index in indices]
 
     async with running(session, clock=time.monotonic) as engine:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,9 +115,9 @@ class Threaded:
         engine = self.parts.engine
         infer = engine.infer
 
-        async def watch(slots: Sequence[int], **arguments: Any) -> list[Answer]:
+        def watch(*images: Any, **terms: Any) -> Coroutine[object, object, list[Answer]]:
             queued.set()  # the images enter the queue in this same step of the event loop
-            return await infer(slots, **arguments)
+            return infer(*images, **terms)
 
         engine.infer = watch  # type: ignore[method-assign]
         return queued
@@ -149,7 +149,7 @@ def service_thread(model: ModelDirectory, **settings: object) -> Iterator[Thread
         ready.set()
         await serving
 
-    parts = make_parts(model, lambda: session, **settings)
+    parts = make_parts(model, lambda _: session, **settings)
     chosen = parts.app.state.service.settings
     server = Server(
         parts.app,

@@ -16,12 +16,13 @@ import pytest
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
+from service.engine.graphs import Graph
 from service.engine.in_process import InProcessEngine
 from service.engine.types import Session
 from service.errors import StartupError
 from service.http.app import create_app
 from service.model.directory import ModelDirectory, open_model
-from service.model.loading import explain_outputs, load_session
+from service.model.loading import graphs_of, load_session
 from service.settings import Settings, load_settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracer
@@ -48,10 +49,6 @@ def model(repository: Path) -> ModelDirectory:
 class GatedSession:
     """The tiny model in NumPy, whose runs wait while the gate is closed; it opens for the warm-up."""
 
-    input_shape = INPUT_SHAPE
-    output_names = OUTPUT_NAMES
-    explain_names = tuple(tiny_explain.shapes())
-
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
@@ -73,13 +70,16 @@ class GatedSession:
         """Return, in any thread, when a run has begun since the gate was closed."""
         assert self._began.acquire(timeout=PATIENCE_S)
 
+    def staging(self, images: int) -> NDArray[np.uint8]:
+        return np.zeros((images, *INPUT_SHAPE), np.uint8)
+
     def run(self, images: NDArray[np.uint8], outputs: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
         self.sizes.append(len(images))
         self._began.release()
         assert self.gate.wait(timeout=PATIENCE_S)
         if self.failure is not None:
             raise self.failure
-        answers = (tiny_explain if outputs[0] in self.explain_names else tiny_model).reference(images)
+        answers = (tiny_model if outputs[0] in OUTPUT_NAMES else tiny_explain).reference(images)
         return {name: answers[name] for name in outputs}
 
 
@@ -117,16 +117,15 @@ class Parts:
 
 
 def make_parts(
-    model: ModelDirectory, load_session: Callable[[], Session], tracer: Tracer | None = None, **settings: object
+    model: ModelDirectory, load: Callable[[Graph], Session], tracer: Tracer | None = None, **settings: object
 ) -> Parts:
     """Make an application of some settings; the engine gets them too."""
     chosen = load_settings({name: str(value) for name, value in settings.items()}, environment={})
-    buckets = chosen.buckets_for("cpu")
-    metrics = Metrics(buckets=buckets)
+    metrics = Metrics(buckets=chosen.buckets_for("cpu"))
     engine = InProcessEngine(
-        load_session,
-        buckets=buckets,
-        explain_outputs=[name for name, _ in explain_outputs(model, chosen)],
+        graphs_of(model, chosen, buckets=chosen.buckets_for("cpu")),
+        load,
+        input_shape=INPUT_SHAPE,
         max_queued_images=chosen.max_queued_images,
         max_wait_s=chosen.max_wait_ms / 1000,
         hang_after_s=chosen.hang_timeout_ms / 1000,
@@ -135,6 +134,11 @@ def make_parts(
     failed_starts: list[StartupError] = []
     app = create_app(chosen, model, engine, metrics=metrics, on_failed_start=failed_starts.append, tracer=tracer)
     return Parts(app, engine, metrics, failed_starts)
+
+
+def load_on_cpu(model: ModelDirectory, graph: Graph) -> Session:
+    """Load a graph as the service does."""
+    return load_session(model, graph, device="cpu", settings=Settings(threads=1))
 
 
 @contextlib.asynccontextmanager
@@ -147,8 +151,7 @@ async def serving(
     **settings: object,
 ) -> AsyncIterator[Served]:
     """Serve the tiny model (or a gated session) with some settings."""
-    loading = Settings(threads=1, explain=bool(settings.get("explain", True)))
-    parts = make_parts(model, lambda: session or load_session(model, "cpu", loading), tracer, **settings)
+    parts = make_parts(model, lambda graph: session or load_on_cpu(model, graph), tracer, **settings)
     async with parts.app.router.lifespan_context(parts.app):
         if wait_ready:
             await parts.engine.wait_ready()

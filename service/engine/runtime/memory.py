@@ -1,4 +1,4 @@
-"""Memory on a device and on the host beside it: where tensors lie, and how running out of it is told."""
+"""Memory on a device and on the host beside it: where tensors lie, and how running out of it is recognised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a session may be told about its device, and what each device is to the runtime: data, without the runtime.
+"""The options of a session on its device, and what each device is to the runtime: data, without the runtime.
 
 A device is named `cpu`, `cuda` or `tensorrt`, the latter two with `:1` and so on for all but the first GPU.
 """
@@ -19,7 +19,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 @dataclass(frozen=True, slots=True)
 class DeviceOptions:
-    """How to run a model: which device, and what it is told. Built from the settings, once."""
+    """How to run a model: which device, and with which options. Built from the settings, once."""
 
     device: str = "cpu"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `tensorrt` ..."""
@@ -29,9 +29,9 @@ class DeviceOptions:
     """Options of the device's execution provider, over the defaults in PROVIDERS."""
     cuda_graphs: bool = True
     """Record the kernels of each bucket once and launch them as one; device `cuda` alone."""
-    graph_profiles: tuple[tuple[str, ...], ...] = (("logits", "embedding"),)
-    """Output sets that get a graph. A graph always computes its whole set, so a set holds what costs nearly nothing
-    beside the rest of it; a run that asks for any other output goes without a graph."""
+    cuda_graph_outputs: tuple[str, ...] = ()
+    """Outputs that such a recording computes, always all of them: they should cost nearly nothing beside the rest of
+    it. A run that asks for any other output goes without a recording."""
     strict_device: bool = False
     """Refuse a model of which the device leaves compute nodes to the CPU; otherwise they are named in a warning."""
     io_binding: bool | None = None

@@ -10,13 +10,13 @@ import contextlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from service.engine.runtime.binding import BoundRunner, PlainRunner, Prepared, Runner
+from service.engine.runtime.binding import BoundRunner, PlainRunner, Runner
 from service.engine.runtime.library import runtime_version
 from service.engine.runtime.loading import INPUT, open_model, records_graphs, require_device
 from service.engine.runtime.memory import Memory, is_out_of_memory
@@ -26,7 +26,7 @@ from service.engine.runtime.selfcheck import TOLERANCES, check_images, differenc
 from service.engine.types import OutOfDeviceMemory, Outputs, Pixels
 from service.errors import DeviceUnavailable, RepositoryError
 
-__all__ = ["DeviceOptions", "OnnxSession", "Prepared", "resolve_device", "runtime_version"]
+__all__ = ["DeviceOptions", "OnnxSession", "resolve_device", "runtime_version"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def resolve_device(device: str) -> str:
 class OnnxSession:
     """A loaded model; made by `load`. Fulfils the engine's Session protocol.
 
-    One thread runs it, the same from the first run to the last; a second may prepare a batch meanwhile.
+    One thread runs it, the same from the first run to the last.
     """
 
     def __init__(
@@ -76,20 +76,16 @@ class OnnxSession:
     def load(
         cls,
         model_path: Path,
-        options: DeviceOptions | None = None,
+        options: DeviceOptions,
         *,
         input_shape: tuple[int, int, int],
         output_names: Sequence[str],
-        device: str = "cpu",
-        threads: int = 0,
     ) -> OnnxSession:
         """Load a model of (height, width, 3) images, and check on the device that it runs there, and runs right.
 
-        `device` and `threads` stand for options that hold no more than these. Raises DeviceUnavailable where the
-        device, or a part of the model on it, cannot be had; RepositoryError where the file is not the model that is
-        expected; SettingsError for provider options that are refused.
+        Raises DeviceUnavailable where the device, or a part of the model on it, cannot be had; RepositoryError where
+        the file is not the model that is expected; SettingsError for provider options that are refused.
         """
-        options = options or DeviceOptions(device=device, threads=threads)
         chosen = Device.parse(resolve_device(options.device))
         with _profile_folder(chosen) as folder:
             profile = Path(folder) / "run" if folder else None
@@ -97,7 +93,7 @@ class OnnxSession:
             _check_graph(model_path, session, input_shape, output_names)
             memory = Memory(chosen.provider.memory, chosen.index)
             loaded = cls(
-                _runner(session, memory, chosen, options, input_shape, output_names),
+                _runner(session, memory, chosen, options, input_shape),
                 memory,
                 device=chosen,
                 input_shape=input_shape,
@@ -113,16 +109,6 @@ class OnnxSession:
         """Its name, such as `cpu` or `cuda:1`."""
         return str(self._device)
 
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Height, width and 3."""
-        return self._input_shape
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Every output that can be asked for."""
-        return self._output_names
-
     def staging(self, images: int) -> Pixels:
         """Return zeroed memory that the device reads fastest from: uint8 (images, height, width, 3)."""
         return self._memory.staging((images, *self._input_shape))
@@ -133,37 +119,15 @@ class OnnxSession:
         The arrays may be overwritten by the next run: copy what you keep. Raises OutOfDeviceMemory where the batch is
         too large for what the device has left.
         """
-        return self.run_prepared(self.prepare(images), outputs)
-
-    def prepare(self, images: Pixels) -> Prepared:
-        """Upload a batch for `run_prepared`; another thread than the running one may. The images must stay as they are.
-
-        At most two batches of one size are prepared or running at a time. Raises OutOfDeviceMemory.
-        """
-        with self._telling_memory():
-            return self._runner.prepare(images)
-
-    def run_prepared(self, prepared: Prepared, outputs: tuple[str, ...]) -> Outputs:
-        """Run a prepared batch, once; otherwise as `run`."""
         above = self._shrink_arena_above
-        shrink = self._ran_out_of_memory or (above is not None and prepared.images > above)
+        shrink = self._ran_out_of_memory or (above is not None and len(images) > above)
         self._ran_out_of_memory = False
-        with self._telling_memory():
-            return self._runner.run(prepared, outputs, shrink_arena=shrink)
-
-    def discard(self, prepared: Prepared) -> None:
-        """Give a prepared batch up that will not be run."""
-        self._runner.discard(prepared)
-
-    @contextlib.contextmanager
-    def _telling_memory(self) -> Iterator[None]:
-        """Raise OutOfDeviceMemory for the runtime's ways to say it, and let the next run hand back what is spare."""
         try:
-            yield
+            return self._runner.run(images, outputs, shrink_arena=shrink)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            self._ran_out_of_memory = True
+            self._ran_out_of_memory = True  # the next run hands back what is spare
             raise OutOfDeviceMemory(str(error)) from error
 
     def _prove(self, model_path: Path, session: Any, options: DeviceOptions) -> None:
@@ -220,20 +184,17 @@ def _runner(
     device: Device,
     options: DeviceOptions,
     input_shape: tuple[int, int, int],
-    output_names: Sequence[str],
 ) -> Runner:
     """Return what runs the session: with buffers that stay where that is asked for, or is a gain."""
     binds = device.kind != "cpu" if options.io_binding is None else options.io_binding
-    graphs = records_graphs(session, device)
     if not binds:
         return PlainRunner(session, memory, input_name=INPUT)
-    profiles = [tuple(name for name in names if name in output_names) for names in options.graph_profiles]
     return BoundRunner(
         session,
         memory,
         input_name=INPUT,
         input_shape=input_shape,
-        graph_profiles=[names for names in profiles if names] if graphs else (),
+        cuda_graph_outputs=options.cuda_graph_outputs if records_graphs(session, device) else (),
     )
 
 

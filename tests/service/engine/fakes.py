@@ -17,24 +17,34 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from service.engine.board import Board
 from service.engine.client import EngineClient
 from service.engine.control import Attach, ControlSocket, End
 from service.engine.core import DropReason
+from service.engine.graphs import Graph
 from service.engine.in_process import InProcessEngine
 from service.engine.process import EngineProcess
 from service.engine.remote import RemoteEngine
 from service.engine.reservation import Reservation
-from service.engine.shared import Board, Geometry, SlotMemory
+from service.engine.shared import Geometry, SharedSlots
 from service.engine.types import Answer, Outputs, Pixels, Priority, WorkItem
 
 LOGITS = frozenset({"logits"})
-OUTPUTS = (("logits", (2,)), ("embedding", (24,)))
-"""The outputs of a ScriptedSession and their shapes."""
 FIRST = frozenset({"first"})
-EXPLAIN_OUTPUTS = (("first", (1,)),)
-"""What the second graph of an ExplainingScriptedSession gives."""
+MODEL, OTHER = "model", "other"
+"""Keys of the graphs that most tests have, and that tests of two graphs have besides."""
 PATIENCE_S = 30.0
 """How long a test waits for what must happen before it calls it a failure."""
+
+
+def model_graph(*buckets: int, **outputs: tuple[int, ...]) -> Graph:
+    """The graph of a ScriptedSession; `outputs` are shapes where it should have others."""
+    return Graph(MODEL, {"logits": (2,), "embedding": (24,)} | outputs, buckets or (1, 2, 4), timed=("logits",))
+
+
+def other_graph(*buckets: int) -> Graph:
+    """A second graph, which the same session runs."""
+    return Graph(OTHER, {"first": (1,)}, buckets or (1, 2, 4), timed=("first",))
 
 
 class FakeClock:
@@ -50,11 +60,11 @@ class FakeClock:
 class ScriptedSession:
     """A model whose answers are functions of each image's pixels alone, and whose runs a test can hold or fail.
 
-    `logits` of an image is (sum of its pixels, its first pixel), `embedding` its pixels as they are.
+    `logits` of an image is (sum of its pixels, its first pixel), `embedding` its pixels as they are, and `first`, which
+    is of a second graph, its first pixel. A run of both graphs is refused.
     """
 
     input_shape = (2, 4, 3)
-    output_names = ("logits", "embedding")
 
     def __init__(self) -> None:
         self.runs: list[tuple[int, tuple[str, ...]]] = []
@@ -68,7 +78,11 @@ class ScriptedSession:
         self._started = threading.Semaphore(0)
         self._go = threading.Semaphore(0)
 
+    def staging(self, images: int) -> Pixels:
+        return np.zeros((images, *self.input_shape), np.uint8)
+
     def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
+        assert FIRST.isdisjoint(outputs) or set(outputs) == FIRST, f"{outputs} are of two graphs"
         assert images.dtype == np.uint8
         assert images.shape[1:] == self.input_shape
         self.runs.append((len(images), outputs))
@@ -103,16 +117,6 @@ class ScriptedSession:
         self._go.release()
 
 
-class ExplainingScriptedSession(ScriptedSession):
-    """One with a second graph, whose only output is an image's first pixel; a run of both is refused."""
-
-    explain_names = ("first",)
-
-    def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
-        assert set(outputs) <= set(self.output_names) or outputs == self.explain_names, f"{outputs} are of two graphs"
-        return super().run(images, outputs)
-
-
 class RecordingObserver:
     """Remembers what it was told."""
 
@@ -142,12 +146,13 @@ _tickets = itertools.count()
 def item(
     *,
     slot: int = 0,
+    graph: str = MODEL,
     outputs: frozenset[str] = LOGITS,
     priority: Priority = Priority.INTERACTIVE,
     deadline_s: float = math.inf,
     enqueued_s: float = 0.0,
 ) -> WorkItem:
-    return WorkItem(next(_tickets), slot, outputs, priority, deadline_s, enqueued_s)
+    return WorkItem(next(_tickets), slot, graph, outputs, priority, deadline_s, enqueued_s)
 
 
 def in_s(seconds: float) -> float:
@@ -175,15 +180,10 @@ async def classify(
     priority: Priority = Priority.INTERACTIVE,
 ) -> list[Answer]:
     """One request, from reservation to answers."""
-    with engine.reserve(len(colours), priority=priority) as reservation:
+    with engine.reserve(len(colours), priority=priority, deadline_s=deadline_s) as reservation:
         for index, value in enumerate(colours):
             paint(reservation, index, value)
-        return await reservation.infer(
-            range(len(colours)),
-            outputs=outputs,
-            priority=priority,
-            deadline_s=deadline_s,
-        )
+        return await reservation.infer(range(len(colours)), outputs)
 
 
 async def until_queued(engine: EngineClient, images: int) -> None:
@@ -219,17 +219,19 @@ class Running(Protocol):
 
 
 def _options(session: ScriptedSession, options: dict[str, Any]) -> dict[str, Any]:
+    """What an engine is made with; `buckets` are those of its graphs, which `graphs` may say in their place."""
     if "clock" not in options:
         options["clock"] = session.clock = session.clock or FakeClock()
-    return {"buckets": (1, 2, 4), "max_queued_images": 16} | options
+    graphs = (model_graph(*options.pop("buckets", ())),)
+    return {"graphs": graphs, "max_queued_images": 16} | options
 
 
 @asynccontextmanager
 async def running_in_thread(session: ScriptedSession, **options: Any) -> AsyncIterator[InProcessEngine]:
     """The engine as a thread beside the event loop."""
-    if isinstance(session, ExplainingScriptedSession):
-        options["explain_outputs"] = ExplainingScriptedSession.explain_names
-    engine = InProcessEngine(lambda: session, **_options(session, options))
+    options = _options(session, options)
+    options = {"load": lambda _: session, "input_shape": session.input_shape} | options
+    engine = InProcessEngine(**options)
     await engine.start()
     await engine.wait_ready()
     session.runs.clear()
@@ -267,24 +269,21 @@ class Linked:
 async def linked(
     session: ScriptedSession,
     *,
-    load: Callable[[], ScriptedSession] | None = None,
-    outputs: tuple[tuple[str, tuple[int, ...]], ...] = OUTPUTS,
+    load: Callable[[Graph], ScriptedSession] | None = None,
     engines: int = 1,
     hang_after_s: float = 60.0,
     **options: Any,
 ) -> AsyncIterator[Linked]:
     """Engine 0 as its own process runs it, linked to worker 0; `engines` says how many there may be in all."""
     options = _options(session, options)
-    explain = EXPLAIN_OUTPUTS if isinstance(session, ExplainingScriptedSession) else ()
-    geometry = Geometry(options.pop("max_queued_images"), session.input_shape, outputs, explain)
+    geometry = Geometry(options.pop("max_queued_images"), session.input_shape, options.pop("graphs"))
     board, descriptor = Board.create(workers=1, engines=engines)
     os.close(descriptor)
-    memory = SlotMemory.create(geometry)
+    memory = SharedSlots.create(geometry)
     client = RemoteEngine(
-        SlotMemory(geometry, memory),
+        SharedSlots(geometry, memory),
         board,
         worker=0,
-        largest_batch=max(options["buckets"]),
         max_wait_s=options.pop("max_wait_s", 0.0),
         hang_after_s=hang_after_s,
         clock=options["clock"],
@@ -303,20 +302,18 @@ async def engine_for(
     served: Linked,
     session: ScriptedSession,
     *,
-    load: Callable[[], ScriptedSession] | None = None,
+    load: Callable[[Graph], ScriptedSession] | None = None,
     number: int = 0,
-    buckets: tuple[int, ...] = (1, 2, 4),
     clock: Callable[[], float] = time.monotonic,
     **options: Any,
 ) -> AsyncIterator[Linked]:
     """Run an engine, link the worker to it, and end it; engine 0's control socket becomes `served.control`."""
     ours, theirs = ControlSocket.pair()
     engine = EngineProcess(
-        load or (lambda: session),
+        load or (lambda _: session),
         control=theirs,
         row=served.board.engines[number],
         geometry=served.geometry,
-        buckets=buckets,
         clock=clock,
         **options,
     )

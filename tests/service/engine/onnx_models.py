@@ -10,7 +10,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from service.engine.types import Outputs, Pixels
+from service.engine.board import Board
+from service.engine.core import EngineCore
+from service.engine.graphs import Graph
+from service.engine.slots import SlotPool
+from service.engine.types import Outputs, Pixels, Session
+from tests.service.engine.fakes import MODEL
 
 SHAPE = (2, 4, 3)
 PIXELS = 24
@@ -95,3 +100,10 @@ def assert_right(results: Outputs, batch: Pixels) -> None:
     """Assert that these are the outputs of these images, whichever were asked for."""
     for name, values in results.items():
         np.testing.assert_array_equal(values, expected(batch)[name], err_msg=name)
+
+
+def core_of(session: Session, pool: SlotPool, *buckets: int) -> EngineCore:
+    """A core that runs the model of `write_model`, and whose clock moves by a second whenever it is looked at."""
+    graph = Graph(MODEL, {"logits": (1,), "embedding": (PIXELS,)}, buckets, timed=("logits",))
+    row = Board(workers=1, engines=1).engines[0]
+    return EngineCore([graph], {MODEL: session}, pool, row, clock=iter(range(1000)).__next__)

@@ -3,15 +3,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from functools import cache
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.engine.batcher import Batcher, BucketCosts, explain_buckets
-from service.engine.types import Graph, Priority, WorkItem
-from tests.service.engine.fakes import FIRST, LOGITS, item
+from service.engine.batcher import Batcher, BucketCosts
+from service.engine.types import Priority, WorkItem
+from tests.service.engine.fakes import MODEL, OTHER, item
 
 BULK_EVERY = 3
 
@@ -23,6 +24,11 @@ def measured(times_s: dict[int, float]) -> BucketCosts:
     return costs
 
 
+def batcher_of(*buckets: int, **options: Any) -> Batcher:
+    """A batcher of two graphs that are run in the same sizes."""
+    return Batcher({key: BucketCosts(buckets) for key in (MODEL, OTHER)}, **options)
+
+
 def tickets(items: tuple[WorkItem, ...]) -> list[int]:
     return [each.ticket for each in items]
 
@@ -30,20 +36,20 @@ def tickets(items: tuple[WorkItem, ...]) -> list[int]:
 class BatcherMachine(RuleBasedStateMachine):
     """Any order of arrivals, cancellations, waiting and batches, against a list of what must still be inside."""
 
-    outputs = (LOGITS,)
+    graphs = (MODEL,)
     most_in_a_row = BULK_EVERY
 
     def __init__(self) -> None:
         super().__init__()
-        self.batcher = Batcher(BucketCosts([1, 2, 4]), explain_outputs=FIRST, bulk_every=BULK_EVERY)
+        self.batcher = batcher_of(1, 2, 4, bulk_every=BULK_EVERY)
         self.now_s = 0.0
         self.inside: list[WorkItem] = []
         self.interactive_in_a_row_while_bulk_waits = 0
 
     @rule(priority=st.sampled_from(Priority), patience_s=st.sampled_from([0.0, 1.0, 2.0, math.inf]), data=st.data())
     def arrive(self, priority: Priority, patience_s: float, data: st.DataObject) -> None:
-        outputs = data.draw(st.sampled_from(self.outputs))
-        new = item(priority=priority, outputs=outputs, deadline_s=self.now_s + patience_s, enqueued_s=self.now_s)
+        graph = data.draw(st.sampled_from(self.graphs))
+        new = item(priority=priority, graph=graph, deadline_s=self.now_s + patience_s, enqueued_s=self.now_s)
         self.batcher.add(new)
         self.inside.append(new)
 
@@ -61,7 +67,7 @@ class BatcherMachine(RuleBasedStateMachine):
 
     @rule(run_s=st.floats(0.001, 10), bucket=st.sampled_from([1, 2, 4]))
     def measure(self, run_s: float, bucket: int) -> None:
-        self.batcher.costs.observe(bucket, run_s)
+        self.batcher.costs[MODEL].observe(bucket, run_s)
 
     @rule()
     def ask_for_a_batch(self) -> None:
@@ -71,11 +77,11 @@ class BatcherMachine(RuleBasedStateMachine):
         assert not (batch.expired and batch.items)
         assert bool(batch.items) == bool(self.inside and not late)
         assert len(batch.items) <= batch.bucket <= 4
-        assert len({taken.outputs for taken in batch.items}) <= 1  # of one graph
+        assert len({taken.graph for taken in batch.items}) <= 1
         heads = [self.oldest(priority) for priority in Priority]
         assert not batch.items or any(taken is head for taken in batch.items for head in heads)
         for taken in batch.items:
-            same = [each for each in self.inside if (each.priority, each.outputs) == (taken.priority, taken.outputs)]
+            same = [each for each in self.inside if (each.priority, each.graph) == (taken.priority, taken.graph)]
             assert taken is same[0]  # first come, first served
             bulk_waits = any(each.priority is Priority.BULK for each in self.inside)
             skipped = taken.priority is Priority.INTERACTIVE and bulk_waits
@@ -108,7 +114,7 @@ test_every_image_leaves_exactly_once_in_order_and_in_time = BatcherMachine.TestC
 class TwoGraphsMachine(BatcherMachine):
     """The same with two graphs."""
 
-    outputs = (LOGITS, FIRST)
+    graphs = (MODEL, OTHER)
     # Four bulk images of a batch, of which one was due, are made up for by three times two; a batch of four is never
     # cut short.
     most_in_a_row = 4 * (BULK_EVERY - 1) + 4
@@ -118,81 +124,70 @@ TwoGraphsMachine.TestCase.settings = settings(max_examples=60, stateful_step_cou
 test_every_image_of_two_graphs_leaves_exactly_once_in_order_and_in_time = TwoGraphsMachine.TestCase
 
 
-@pytest.mark.parametrize(("crowd", "lonely"), [(LOGITS, FIRST), (FIRST, LOGITS)], ids=["explain", "model"])
+@pytest.mark.parametrize(("crowd", "lonely"), [(MODEL, OTHER), (OTHER, MODEL)])
 @pytest.mark.parametrize("priority", Priority)
 def test_an_image_is_run_soon_however_many_of_the_other_graph_arrive(
-    crowd: frozenset[str], lonely: frozenset[str], priority: Priority
+    crowd: str, lonely: str, priority: Priority
 ) -> None:
-    batcher = Batcher(BucketCosts([1, 4]), explain_outputs=FIRST, bulk_every=BULK_EVERY)
+    batcher = batcher_of(1, 4, bulk_every=BULK_EVERY)
     for _ in range(10):
-        batcher.add(item(outputs=crowd, priority=priority, enqueued_s=0.0))
-    one = item(outputs=lonely, priority=priority, enqueued_s=1.0)
+        batcher.add(item(graph=crowd, priority=priority, enqueued_s=0.0))
+    one = item(graph=lonely, priority=priority, enqueued_s=1.0)
     batcher.add(one)
     batches = []
     while one not in (batches[-1].items if batches else ()):
         for _ in range(4):
-            batcher.add(item(outputs=crowd, priority=priority, enqueued_s=2.0))
+            batcher.add(item(graph=crowd, priority=priority, enqueued_s=2.0))
         batches.append(batcher.next_batch(3.0))
     assert [len(batch.items) for batch in batches] == [4, 4, 4, 1]  # those before it, with company, and then it
 
 
 def test_images_join_a_batch_past_those_of_the_other_graph() -> None:
-    batcher = Batcher(BucketCosts([1, 2, 4]), explain_outputs=FIRST)
-    waiting = [item(outputs=outputs, enqueued_s=number) for number, outputs in enumerate([LOGITS, FIRST] * 4)]
+    batcher = batcher_of(1, 2, 4)
+    waiting = [item(graph=graph, enqueued_s=number) for number, graph in enumerate([MODEL, OTHER] * 4)]
     for each in waiting:
         batcher.add(each)
     first, second = batcher.next_batch(9.0), batcher.next_batch(9.0)
-    assert (tickets(first.items), first.graph) == (tickets(tuple(waiting[0::2])), Graph.MODEL)
-    assert (tickets(second.items), second.graph) == (tickets(tuple(waiting[1::2])), Graph.EXPLAIN)
+    assert tickets(first.items) == tickets(tuple(waiting[0::2]))
+    assert tickets(second.items) == tickets(tuple(waiting[1::2]))
     assert batcher.next_batch(9.0).items == ()
 
 
-@pytest.mark.parametrize(("interactive", "bulk"), [(LOGITS, FIRST), (FIRST, LOGITS)], ids=["explain", "model"])
-def test_bulk_of_the_other_graph_keeps_its_share_of_an_endless_stream(
-    interactive: frozenset[str], bulk: frozenset[str]
-) -> None:
-    batcher = Batcher(BucketCosts([8]), explain_outputs=FIRST, bulk_every=BULK_EVERY)
+@pytest.mark.parametrize(("interactive", "bulk"), [(MODEL, OTHER), (OTHER, MODEL)])
+def test_bulk_of_the_other_graph_keeps_its_share_of_an_endless_stream(interactive: str, bulk: str) -> None:
+    batcher = batcher_of(8, bulk_every=BULK_EVERY)
     taken = Counter[Priority]()
     for _ in range(300):
         for _ in range(8):
-            batcher.add(item(outputs=interactive))
-            batcher.add(item(outputs=bulk, priority=Priority.BULK))
+            batcher.add(item(graph=interactive))
+            batcher.add(item(graph=bulk, priority=Priority.BULK))
         taken.update(each.priority for each in batcher.next_batch(0.0).items)
     assert taken.total() == 300 * 8  # no place is left empty
     assert taken[Priority.BULK] / taken.total() == pytest.approx(1 / BULK_EVERY, abs=0.01)
 
 
 def test_runs_of_one_graph_do_not_change_the_times_of_the_other() -> None:
-    batcher = Batcher(measured({1: 1.0, 4: 2.0}), explain_outputs=FIRST)
-    explain = batcher.costs_of(Graph.EXPLAIN)
-    explain.observe(1, 1.0)
-    explain.observe(4, 9.0)
-    for outputs in (LOGITS, FIRST):
+    batcher = Batcher({MODEL: measured({1: 1.0, 4: 2.0}), OTHER: measured({1: 1.0, 4: 9.0})})
+    for graph in (MODEL, OTHER):
         for _ in range(4):
-            batcher.add(item(outputs=outputs, enqueued_s=float(outputs == FIRST)))
+            batcher.add(item(graph=graph, enqueued_s=float(graph == OTHER)))
     batches = [batcher.next_batch(5.0) for _ in range(5)]
-    assert [(batch.graph, batch.bucket) for batch in batches] == [(Graph.MODEL, 4)] + [(Graph.EXPLAIN, 1)] * 4
-
-
-@pytest.mark.parametrize(
-    ("buckets", "explain"), [([1, 2, 4, 8], (1, 2, 4, 8)), ([1, 8, 16, 64], (1, 8)), ([16, 32], (16,))]
-)
-def test_explaining_takes_the_small_buckets(buckets: list[int], explain: tuple[int, ...]) -> None:
-    assert Batcher(BucketCosts(buckets)).costs_of(Graph.EXPLAIN).buckets == explain == explain_buckets(buckets)
+    assert [(batch.items[0].graph, batch.bucket) for batch in batches] == [(MODEL, 4)] + [(OTHER, 1)] * 4
+    assert batcher.images_per_s == 2.0
 
 
 def test_a_delay_ends_when_either_graph_has_a_full_batch() -> None:
-    batcher = Batcher(BucketCosts([1, 2]), explain_outputs=FIRST, max_delay_s=60.0)
+    batcher = batcher_of(1, 2, max_delay_s=60.0)
     batcher.add(item(enqueued_s=10.0))
-    batcher.add(item(outputs=FIRST, enqueued_s=10.0))
+    batcher.add(item(graph=OTHER, enqueued_s=10.0))
     assert batcher.next_batch(10.0).items == ()
-    batcher.add(item(outputs=FIRST, enqueued_s=10.0))
+    batcher.add(item(graph=OTHER, enqueued_s=10.0))
     assert [len(batcher.next_batch(10.0).items) for _ in range(1)] == [1]  # the oldest goes first
 
 
 @given(bulk=st.integers(1, 10), arrivals=st.integers(1, 8), largest=st.sampled_from([1, 2, 4, 8]))
 def test_bulk_goes_on_under_an_endless_interactive_stream(bulk: int, arrivals: int, largest: int) -> None:
-    batcher = Batcher(BucketCosts([largest]), bulk_every=BULK_EVERY)
+    batcher = batcher_of(largest, bulk_every=BULK_EVERY)
     for _ in range(bulk):
         batcher.add(item(priority=Priority.BULK))
     taken = bulk_left = 0
@@ -206,7 +201,7 @@ def test_bulk_goes_on_under_an_endless_interactive_stream(bulk: int, arrivals: i
 
 
 def test_interactive_goes_before_a_flood_of_bulk() -> None:
-    batcher = Batcher(BucketCosts([4]), bulk_every=4)
+    batcher = batcher_of(4, bulk_every=4)
     for _ in range(100):
         batcher.add(item(priority=Priority.BULK, enqueued_s=0.0))
     urgent = [item(enqueued_s=50.0) for _ in range(3)]
@@ -216,7 +211,7 @@ def test_interactive_goes_before_a_flood_of_bulk() -> None:
 
 
 def test_a_batch_takes_what_waits_without_delay() -> None:
-    batcher = Batcher(BucketCosts([1, 8]))
+    batcher = batcher_of(1, 8)
     waiting = [item(enqueued_s=5.0) for _ in range(3)]
     for each in waiting:
         batcher.add(each)
@@ -227,7 +222,7 @@ def test_a_batch_takes_what_waits_without_delay() -> None:
 
 
 def test_with_a_delay_the_oldest_image_waits_for_company_but_no_longer() -> None:
-    batcher = Batcher(BucketCosts([1, 4]), max_delay_s=0.5)
+    batcher = batcher_of(1, 4, max_delay_s=0.5)
     batcher.add(item(enqueued_s=10.0))
     batcher.add(item(enqueued_s=10.4, priority=Priority.BULK))
     assert batcher.ready_at_s == 10.5
@@ -236,14 +231,14 @@ def test_with_a_delay_the_oldest_image_waits_for_company_but_no_longer() -> None
 
 
 def test_a_full_batch_does_not_wait_out_the_delay() -> None:
-    batcher = Batcher(BucketCosts([1, 2]), max_delay_s=60.0)
+    batcher = batcher_of(1, 2, max_delay_s=60.0)
     batcher.add(item(enqueued_s=10.0))
     batcher.add(item(enqueued_s=10.0))
     assert len(batcher.next_batch(10.0).items) == 2
 
 
 def test_expired_images_are_told_before_a_batch_is_formed() -> None:
-    batcher = Batcher(BucketCosts([4]))
+    batcher = batcher_of(4)
     late, good = item(deadline_s=1.0), item(deadline_s=3.0)
     batcher.add(late)
     batcher.add(good)
@@ -321,7 +316,7 @@ def test_buckets_that_cannot_be_run_are_refused(buckets: list[int]) -> None:
 
 def test_a_share_that_would_put_bulk_first_is_refused() -> None:
     with pytest.raises(ValueError, match="bulk_every"):
-        Batcher(BucketCosts([1]), bulk_every=1)
+        batcher_of(1, bulk_every=1)
 
 
 def test_a_bucket_that_ran_out_of_memory_is_left_alone_for_a_thousand_runs() -> None:

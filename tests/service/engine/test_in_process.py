@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import pytest
 
 from service.engine.admission import Backlog
 from service.engine.core import DropReason
+from service.engine.graphs import Graph
 from service.engine.in_process import InProcessEngine
 from service.engine.slots import SlotStateError
 from service.engine.types import EngineState, Priority
@@ -24,6 +24,7 @@ from tests.service.engine.fakes import (
     classify,
     colour,
     in_s,
+    model_graph,
     paint,
     running_in_thread,
     until_idle,
@@ -36,7 +37,7 @@ async def test_answers_come_in_the_order_that_was_asked_for(session: ScriptedSes
         with engine.reserve(3) as reservation:
             for index, value in enumerate((10, 20, 30)):
                 paint(reservation, index, value)
-            answers = await reservation.infer([2, 0], outputs=LOGITS, deadline_s=math.inf)
+            answers = await reservation.infer([2, 0], LOGITS)
             assert [colour(answer) for answer in answers] == [30, 10]
             assert engine.slots_in_use == 1
         assert engine.slots_in_use == 0
@@ -236,7 +237,7 @@ async def test_an_unknown_output_is_refused_before_it_can_fail_a_batch(
     session: ScriptedSession, running: Running
 ) -> None:
     async with running(session) as engine:
-        with pytest.raises(InvalidParameter, match="outputs are logits, embedding; asked for was stage9"):
+        with pytest.raises(InvalidParameter, match="some of logits, embedding; asked for was stage9"):
             await classify(engine, 1, outputs=frozenset({"stage9"}))
         assert engine.slots_in_use == 0
 
@@ -277,10 +278,10 @@ async def test_pixels_belong_to_the_engine_once_they_are_inferred(session: Scrip
             for index in (0, 1):
                 paint(reservation, index, index)
             with pytest.raises(SlotStateError):
-                await reservation.infer([1, 1], outputs=LOGITS, deadline_s=math.inf)
+                await reservation.infer([1, 1], LOGITS)
             with reservation.writing(1), pytest.raises(SlotStateError):
-                await reservation.infer([0, 1], outputs=LOGITS, deadline_s=math.inf)
-            await reservation.infer([0], outputs=LOGITS, deadline_s=math.inf)
+                await reservation.infer([0, 1], LOGITS)
+            await reservation.infer([0], LOGITS)
             with pytest.raises(SlotStateError):
                 paint(reservation, 0, 1)
         assert engine.slots_in_use == 0
@@ -289,17 +290,17 @@ async def test_pixels_belong_to_the_engine_once_they_are_inferred(session: Scrip
 async def test_nothing_to_infer_is_answered_with_nothing(session: ScriptedSession, running: Running) -> None:
     async with running(session) as engine:
         with engine.reserve(1) as reservation:
-            assert await reservation.infer([], outputs=LOGITS, deadline_s=math.inf) == []
+            assert await reservation.infer([], LOGITS) == []
 
 
 async def test_a_loading_engine_refuses_until_its_warm_up_is_over(session: ScriptedSession) -> None:
     may_load = threading.Event()
 
-    def load() -> ScriptedSession:
+    def load(_: Graph) -> ScriptedSession:
         assert may_load.wait(PATIENCE_S)
         return session
 
-    engine = InProcessEngine(load, buckets=(1, 2))
+    engine = InProcessEngine([model_graph(1, 2)], load, input_shape=ScriptedSession.input_shape)
     await engine.start()
     before = engine.state, engine.healthy
     with pytest.raises(NotReady, match="still being loaded"):
@@ -339,11 +340,11 @@ async def test_stopping_fails_what_still_waits_and_frees_its_slots(session: Scri
 async def test_an_engine_stopped_while_loading_tells_those_who_wait_for_it(session: ScriptedSession) -> None:
     may_load = threading.Event()
 
-    def load() -> ScriptedSession:
+    def load(_: Graph) -> ScriptedSession:
         assert may_load.wait(PATIENCE_S)
         return session
 
-    engine = InProcessEngine(load, buckets=(1,))
+    engine = InProcessEngine([model_graph(1)], load, input_shape=ScriptedSession.input_shape)
     await engine.start()
     waiting = asyncio.create_task(engine.wait_ready())
     stopping = asyncio.create_task(engine.stop(PATIENCE_S))
@@ -351,7 +352,7 @@ async def test_an_engine_stopped_while_loading_tells_those_who_wait_for_it(sessi
         await waiting
     may_load.set()
     await stopping
-    assert engine.output_names == session.output_names  # its loading ended after all, and changes nothing
+    assert session.runs  # its loading ended after all, and changes nothing
     assert engine.state is EngineState.DEAD
 
 

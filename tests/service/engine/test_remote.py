@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import socket
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from service.engine.control import Failed, Ping, Pong
 from service.engine.core import DropReason
-from service.engine.records import REPLY, REQUEST, RecordSocket, Reply, Request
-from service.engine.shared import LARGE_BYTES, SlotMemory
+from service.engine.graphs import Graph
+from service.engine.records import LAYOUTS, RecordSocket, Reply, ReplyKind, Request, request_for
+from service.engine.shared import SLOW_COPY_BYTES, SharedSlots
 from service.engine.types import EngineState, Outputs, Pixels
 from service.errors import NotReady, RepositoryError
 from tests.service.engine.fakes import (
@@ -27,7 +28,9 @@ from tests.service.engine.fakes import (
     classify,
     colour,
     engine_for,
+    item,
     linked,
+    model_graph,
     paint,
     until_idle,
     until_queued,
@@ -41,8 +44,7 @@ class Lethal(BaseException):
 class Featured(ScriptedSession):
     """Has an output that is large."""
 
-    output_names = ("logits", "embedding", "stage1")
-    large = (2, LARGE_BYTES // 4)
+    large = (2, SLOW_COPY_BYTES // 4)
 
     def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
         results = dict(super().run(images, tuple(name for name in outputs if name != "stage1")))
@@ -87,7 +89,7 @@ async def test_engine_that_ends_fails_what_it_had_and_its_successor_serves_the_n
                 pass  # until the engine's process would be gone
             assert isinstance(served.failures[0], Lethal)
             with pytest.raises(NotReady):
-                await reservation.infer([0], outputs=LOGITS, deadline_s=math.inf)
+                await reservation.infer([0], LOGITS)
         assert (client.state, client.healthy, client.slots_in_use) == (EngineState.DEAD, False, 0)
         with pytest.raises(NotReady):
             client.check_room()
@@ -125,28 +127,29 @@ async def test_successor_of_a_worker_gets_answers_of_its_own_though_its_predeces
         await served.client.wait_ready()  # else a run of the warm-up would be held
         session.hold()
         for number, value in enumerate((5, 9)):
-            descriptor = SlotMemory.create(geometry)
-            memory = SlotMemory(geometry, descriptor)
-            pool = memory.pool()
-            assert pool.acquire(1) == [0]
-            memory.pixels[0] = value
-            pool.submit([0])
+            descriptor = SharedSlots.create(geometry)
+            slots = SharedSlots(geometry, descriptor)
+            assert slots.acquire(1) == [0]
+            slots.pixels(0)[...] = value
+            slots.submit([0])
             end = attach(served.control, 7, descriptor)
-            end.sendall(REQUEST.pack(Request.SUBMIT, 0, 0, geometry.mask(LOGITS), 0, math.inf, 0.0))
+            request = request_for(replace(item(), ticket=0), geometry.graphs)
+            end.sendall(LAYOUTS[Request].pack(*request))
             if number == 0:
                 await session.run_started()
             ends.append(end)
-            memories.append(memory)
+            memories.append(slots)
             os.close(descriptor)
         session.let_go()
         kinds: list[int] = []
-        records = RecordSocket(ends[1], REPLY)
+        records = RecordSocket(ends[1], Reply)
         while len(kinds) < 2:
             await readable(ends[1])
-            kinds += [record[0] for record in records.receive()[0]]
-        assert kinds == [Reply.READY, Reply.ANSWERED]
-        assert memories[1].read(0, LOGITS)["logits"].tolist() == [9 * 24, 9]
-        assert memories[0].read(0, LOGITS)["logits"].tolist() == [5 * 24, 5]
+            kinds += [record.kind for record in records.receive()[0]]
+        assert kinds == [ReplyKind.READY, ReplyKind.ANSWERED]
+        for slots, value in zip(memories, (5, 9), strict=True):
+            slots.fetch(0, LOGITS)
+            assert slots.collect(0)["logits"].tolist() == [value * 24, value]
         while ends[0].recv(4096):  # what its predecessor's link still had to say, and then its end
             pass
         ends[0].close()
@@ -166,7 +169,7 @@ async def readable(end: socket.socket) -> None:
 
 async def test_large_results_come_back_whole_and_leave_no_memory_behind() -> None:
     session = Featured()
-    async with linked(session, outputs=(("logits", (2,)), ("embedding", (24,)), ("stage1", Featured.large))) as served:
+    async with linked(session, graphs=(model_graph(stage1=Featured.large),)) as served:
         await served.client.wait_ready()
         for _ in range(3):
             answers = await classify(served.client, *range(16), outputs=frozenset({"stage1", "logits"}))
@@ -175,12 +178,12 @@ async def test_large_results_come_back_whole_and_leave_no_memory_behind() -> Non
                 assert (answer.outputs["stage1"] == value).all()
                 assert answer.outputs["stage1"].shape == Featured.large
         assert served.client.slots_in_use == 0
-        assert os.fstat(served.memory).st_blocks * 512 < LARGE_BYTES
+        assert os.fstat(served.memory).st_blocks * 512 < SLOW_COPY_BYTES
 
 
 async def test_large_results_that_nobody_waits_for_leave_no_memory_behind() -> None:
     session = Featured()
-    async with linked(session, outputs=(("logits", (2,)), ("embedding", (24,)), ("stage1", Featured.large))) as served:
+    async with linked(session, graphs=(model_graph(stage1=Featured.large),)) as served:
         await served.client.wait_ready()
         session.hold()
         gone = asyncio.create_task(classify(served.client, 1, outputs=frozenset({"stage1"})))
@@ -189,14 +192,14 @@ async def test_large_results_that_nobody_waits_for_leave_no_memory_behind() -> N
         await asyncio.gather(gone, return_exceptions=True)
         session.let_go()
         await until_idle(served.client)
-        assert os.fstat(served.memory).st_blocks * 512 < LARGE_BYTES
+        assert os.fstat(served.memory).st_blocks * 512 < SLOW_COPY_BYTES
 
 
 async def test_a_call_goes_to_the_engine_with_the_least_waiting() -> None:
     sessions = [ScriptedSession(), ScriptedSession()]
     async with AsyncExitStack() as stack:
         served = await stack.enter_async_context(linked(sessions[0], buckets=(1,), engines=2))
-        second = await stack.enter_async_context(engine_for(served, sessions[1], number=1, buckets=(1,)))
+        second = await stack.enter_async_context(engine_for(served, sessions[1], number=1))
         for each in (served, second):
             await answers_pings(each)
         for session in sessions:
@@ -216,7 +219,7 @@ async def test_a_call_goes_to_the_engine_with_the_least_waiting() -> None:
 
 
 async def test_model_that_cannot_be_loaded_is_told_to_the_supervisor(session: ScriptedSession) -> None:
-    def load() -> ScriptedSession:
+    def load(_: Graph) -> ScriptedSession:
         raise RepositoryError("no model there")
 
     async with linked(session, load=load) as served:
@@ -225,10 +228,10 @@ async def test_model_that_cannot_be_loaded_is_told_to_the_supervisor(session: Sc
 
 
 async def test_model_whose_results_have_no_place_in_the_memory_is_never_ready(session: ScriptedSession) -> None:
-    async with linked(session, outputs=(("logits", (3,)), ("embedding", (24,)))) as served:
+    async with linked(session, graphs=(model_graph(logits=(3,)),)) as served:
         failed = await heard(served, Failed)
         assert isinstance(failed, Failed)
-        assert "promises {'logits': (3,)" in failed.sentence
+        assert "logits is (4, 2) where (4, 3) was promised" in failed.sentence
 
 
 async def test_pings_are_answered_between_steps(session: ScriptedSession) -> None:
@@ -238,8 +241,8 @@ async def test_pings_are_answered_between_steps(session: ScriptedSession) -> Non
         call = asyncio.create_task(classify(served.client, 1))
         await session.run_started()
         served.control.send(Ping())
-        assert served.board.engines[0].busy_since_s is not None
+        assert served.board.engines[0].busy_since_s > 0
         session.let_go()
         await heard(served, Pong)
         assert colour((await call)[0]) == 1
-        assert served.board.engines[0].busy_since_s is None
+        assert served.board.engines[0].busy_since_s == 0

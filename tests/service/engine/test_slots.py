@@ -71,7 +71,7 @@ def test_reclaiming_takes_back_what_the_engine_owned_and_nothing_else() -> None:
     pool.submit([queued, started, done])
     pool.start([started])
     pool.finish([done])
-    assert pool.reclaim() == 3
+    assert pool.reclaim() == [queued, started, done]
     assert [pool.state(slot) for slot in (filling, queued, started, done)] == [
         SlotState.FILLING,
         SlotState.FREE,

@@ -81,7 +81,7 @@ async def test_prefix_itself_is_not_the_page_whose_addresses_are_relative(below:
 
 
 def test_no_prefix_can_be_a_path_of_the_services_own(model: ModelDirectory) -> None:
-    routes = make_parts(model, GatedSession).app.routes
+    routes = make_parts(model, lambda _: GatedSession()).app.routes
     paths = [route.path for route in routes if isinstance(route, Route | Mount)]
     assert {path.split("/")[1] for path in paths} - {""} == OWN_PLACES
     for place in OWN_PLACES:

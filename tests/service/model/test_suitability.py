@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.model.directory import open_model
-from service.model.loading import load_session
+from service.model.loading import graphs_of, load_session
 from service.model.manifest import Manifest
 from service.model.suitability import drawbacks
 from service.settings import Settings
@@ -41,12 +41,13 @@ def test_operators_that_tensorrt_lacks_are_named_there_alone(manifest: Manifest)
 
 def test_loading_warns_of_a_drawback(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = open_model(tiny_model.write(tmp_path))
-    load_session(model, "cpu", Settings(threads=1))
+    (graph, *_) = graphs_of(model, Settings(), buckets=(1,))
+    load_session(model, graph, device="cpu", settings=Settings(threads=1))
     assert not caplog.records
     path = model.path / "manifest.json"
     path.write_text(path.read_text().replace('"precision": "fp32"', '"precision": "fp16"'))
     with caplog.at_level(logging.WARNING):
-        load_session(open_model(model.path), "cpu", Settings(threads=1))
+        load_session(open_model(model.path), graph, device="cpu", settings=Settings(threads=1))
     assert "is float16, which the CPU computes as float32" in caplog.text
 
 

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -113,10 +113,10 @@ async def test_requests_that_share_a_batch_link_to_the_same_span(
         both_queued = asyncio.Event()
         calls, infer = itertools.count(1), served.engine.infer
 
-        async def watch(slots: Sequence[int], **arguments: Any) -> list[Answer]:
+        def watch(*images: Any, **terms: Any) -> Awaitable[list[Answer]]:
             if next(calls) == 2:
                 both_queued.set()  # the images enter the queue in this same step of the event loop
-            return await infer(slots, **arguments)
+            return infer(*images, **terms)
 
         monkeypatch.setattr(served.engine, "infer", watch)
         queued = [asyncio.create_task(served.http.post(CLASSIFY, content=photo(), headers=HEADERS)) for _ in range(2)]

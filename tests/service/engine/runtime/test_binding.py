@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from service.engine.runtime.binding import BoundRunner, PlainRunner
 from service.engine.runtime.loading import INPUT, open_session
 from service.engine.runtime.memory import Memory, is_out_of_memory
 from service.engine.types import Outputs, Pixels
-from tests.service.engine.fakes import PATIENCE_S
 from tests.service.engine.onnx_models import OUTPUTS, SHAPE, assert_right, images, write_model
 
 CPU = Memory("cpu", 0)
@@ -54,22 +52,22 @@ def spy(session: Any) -> Spy:
     return Spy(session)
 
 
-def bound(session: Any, *profiles: tuple[str, ...]) -> BoundRunner:
-    return BoundRunner(session, CPU, input_name=INPUT, input_shape=SHAPE, graph_profiles=profiles)
+def bound(session: Any, cuda_graph_outputs: tuple[str, ...] = ()) -> BoundRunner:
+    return BoundRunner(session, CPU, input_name=INPUT, input_shape=SHAPE, cuda_graph_outputs=cuda_graph_outputs)
 
 
 def run(runner: BoundRunner, batch: Pixels, outputs: tuple[str, ...] = BOTH, *, shrink: bool = False) -> Outputs:
-    return runner.run(runner.prepare(batch), outputs, shrink_arena=shrink)
+    return runner.run(batch, outputs, shrink_arena=shrink)
 
 
-@pytest.mark.parametrize("profiles", [(), (BOTH,), (("logits",),)])
-def test_bound_runs_give_what_plain_runs_give(session: Any, profiles: tuple[tuple[str, ...], ...]) -> None:
-    plain, runner = PlainRunner(session, CPU, input_name=INPUT), bound(session, *profiles)
+@pytest.mark.parametrize("cuda_graph_outputs", [(), BOTH, ("logits",)])
+def test_bound_runs_give_what_plain_runs_give(session: Any, cuda_graph_outputs: tuple[str, ...]) -> None:
+    plain, runner = PlainRunner(session, CPU, input_name=INPUT), bound(session, cuda_graph_outputs)
     order = np.random.default_rng(1)
     for seed in range(60):
         batch = images(int(order.choice([1, 2, 4, 8])), seed)
         outputs = [("logits",), ("embedding",), BOTH, BOTH[::-1]][order.integers(4)]
-        wanted = plain.run(plain.prepare(batch), outputs, shrink_arena=False)
+        wanted = plain.run(batch, outputs, shrink_arena=False)
         given = run(runner, batch, outputs)
         assert list(given) == list(outputs)
         for name in outputs:
@@ -98,7 +96,6 @@ def test_results_hold_until_the_next_run_of_that_size_and_no_longer(session: Any
     runner = bound(session)
     first = images(2, 1)
     results = run(runner, first)
-    runner.prepare(images(2, 2))
     run(runner, images(4, 3))
     assert_right(results, first)
     last = images(2, 4)
@@ -106,61 +103,7 @@ def test_results_hold_until_the_next_run_of_that_size_and_no_longer(session: Any
     assert_right(results, last)
 
 
-def test_two_batches_lie_ready_and_each_runs_on_its_own_images(session: Any) -> None:
-    runner = bound(session, BOTH)
-    for seed in range(4):
-        older, newer = images(4, seed), images(4, seed + 100)
-        prepared = [(runner.prepare(batch), batch) for batch in (older, newer)]
-        for batch_prepared, batch in prepared if seed % 2 else reversed(prepared):
-            assert_right(runner.run(batch_prepared, BOTH, shrink_arena=False), batch)
-
-
-def test_a_batch_is_prepared_while_another_runs(session: Any, spy: Spy) -> None:
-    runner = bound(spy)
-    running, go_on = threading.Event(), threading.Event()
-
-    def hold(graph: int) -> None:
-        running.set()
-        assert go_on.wait(PATIENCE_S)
-
-    spy.before_run = hold
-    present, following = images(2, 1), images(2, 2)
-    results: list[Outputs] = []
-    thread = threading.Thread(target=lambda: results.append(run(runner, present)))
-    thread.start()
-    assert running.wait(PATIENCE_S)
-    prepared = runner.prepare(following)
-    go_on.set()
-    thread.join(PATIENCE_S)
-    assert_right(results[0], present)
-    assert_right(runner.run(prepared, BOTH, shrink_arena=False), following)
-
-
-def test_a_third_batch_of_one_size_waits_for_a_lane(session: Any) -> None:
-    runner = bound(session)
-    first, second = runner.prepare(images(2, 1)), runner.prepare(images(2, 2))
-    with pytest.raises(RuntimeError, match="2 batches of 2 are prepared already"):
-        runner.prepare(images(2, 3))
-    runner.prepare(images(4, 3))
-    runner.discard(first)
-    third = images(2, 4)
-    assert_right(runner.run(runner.prepare(third), BOTH, shrink_arena=False), third)
-    assert_right(runner.run(second, BOTH, shrink_arena=False), images(2, 2))
-
-
-def test_a_prepared_batch_runs_once(session: Any) -> None:
-    runner = bound(session)
-    prepared, discarded = runner.prepare(images(2)), runner.prepare(images(2))
-    runner.run(prepared, BOTH, shrink_arena=False)
-    runner.discard(discarded)
-    for ended in (prepared, discarded):
-        with pytest.raises(ValueError, match="run or discarded before"):
-            runner.run(ended, BOTH, shrink_arena=False)
-    with pytest.raises(ValueError, match="run or discarded before"):
-        runner.discard(prepared)
-
-
-def test_a_run_that_fails_frees_its_lane_and_harms_no_later_one(session: Any, spy: Spy) -> None:
+def test_a_run_that_fails_harms_no_later_one(session: Any, spy: Spy) -> None:
     runner = bound(spy, BOTH)
     run(runner, images(2))
 
@@ -179,7 +122,7 @@ def test_a_run_that_fails_frees_its_lane_and_harms_no_later_one(session: Any, sp
 @pytest.mark.parametrize("batch", [images(2).astype(np.float32), images(2).reshape(2, 4, 2, 3), images(2)[0]])
 def test_a_batch_of_another_type_or_shape_is_refused(session: Any, batch: Pixels) -> None:
     with pytest.raises(ValueError, match="a batch is uint8"):
-        bound(session).prepare(batch)
+        run(bound(session), batch)
 
 
 def test_images_need_not_lie_in_one_piece(session: Any) -> None:
@@ -187,7 +130,7 @@ def test_images_need_not_lie_in_one_piece(session: Any) -> None:
     assert_right(run(bound(session), batch), batch)
 
 
-def test_each_bucket_and_lane_has_a_graph_of_its_own(session: Any, spy: Spy) -> None:
+def test_each_bucket_has_a_graph_of_its_own(session: Any, spy: Spy) -> None:
     runner = bound(spy, BOTH)
     for _ in range(3):
         run(runner, images(2), ("logits",))
@@ -195,13 +138,11 @@ def test_each_bucket_and_lane_has_a_graph_of_its_own(session: Any, spy: Spy) -> 
     for _ in range(3):
         run(runner, images(4), ("embedding",))
     assert spy.graphs[3:] == [-1, 2, 2]
-    lanes = [runner.prepare(images(2, seed)) for seed in (1, 2)]
-    for seed, prepared in enumerate(lanes, 1):
-        assert_right(runner.run(prepared, BOTH, shrink_arena=False), images(2, seed))
-    assert spy.graphs[6:] == [1, 3]
+    run(runner, images(2), BOTH)
+    assert spy.graphs[6:] == [1]
 
 
-def test_outputs_outside_the_profiles_go_without_a_graph(session: Any, spy: Spy) -> None:
+def test_outputs_that_have_no_graph_go_without(session: Any, spy: Spy) -> None:
     runner = bound(spy, ("logits",))
     for _ in range(3):
         run(runner, images(2), BOTH)
@@ -257,11 +198,9 @@ def test_the_arena_shrinks_when_asked_but_never_under_a_captured_graph(session: 
 
 def test_the_runtime_knows_the_arena_that_is_to_shrink(session: Any) -> None:
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="gpu:7"):
-        PlainRunner(session, Memory("cuda", 7), input_name=INPUT).run(
-            PlainRunner(session, CPU, input_name=INPUT).prepare(images(1)), OUTPUTS, shrink_arena=True
-        )
+        PlainRunner(session, Memory("cuda", 7), input_name=INPUT).run(images(1), OUTPUTS, shrink_arena=True)
     plain = PlainRunner(session, CPU, input_name=INPUT)
-    assert_right(plain.run(plain.prepare(images(1)), OUTPUTS, shrink_arena=True), images(1))
+    assert_right(plain.run(images(1), OUTPUTS, shrink_arena=True), images(1))
 
 
 @pytest.mark.parametrize(

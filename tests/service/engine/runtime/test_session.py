@@ -13,17 +13,23 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
-from service.engine.batcher import Batcher, BucketCosts
-from service.engine.core import EngineCore
 from service.engine.runtime import loading, options, tensorrt
 from service.engine.runtime import session as module
-from service.engine.runtime.binding import BoundRunner, Prepared
+from service.engine.runtime.binding import BoundRunner
 from service.engine.runtime.session import DeviceOptions, OnnxSession, resolve_device, runtime_version
 from service.engine.slots import SlotPool
-from service.engine.types import OutOfDeviceMemory, Outputs, StagingSession
+from service.engine.types import OutOfDeviceMemory, Outputs, Pixels
 from service.errors import DeviceUnavailable, RepositoryError, SettingsError
 from tests.service.engine.fakes import item
-from tests.service.engine.onnx_models import OUTPUTS, SHAPE, assert_right, images, write_insatiable_model, write_model
+from tests.service.engine.onnx_models import (
+    OUTPUTS,
+    SHAPE,
+    assert_right,
+    core_of,
+    images,
+    write_insatiable_model,
+    write_model,
+)
 
 
 def load(path: Path, *, output_names: tuple[str, ...] = OUTPUTS, **settings: Any) -> OnnxSession:
@@ -40,8 +46,6 @@ def test_a_model_runs_on_the_cpu(model_path: Path) -> None:
     images = np.arange(2 * 24, dtype=np.uint8).reshape(2, *SHAPE)
     results = session.run(images, OUTPUTS)
     assert session.device == "cpu"
-    assert session.input_shape == SHAPE
-    assert session.output_names == OUTPUTS
     assert results["embedding"].dtype == np.float32
     np.testing.assert_array_equal(results["embedding"], images.reshape(2, -1))
     np.testing.assert_array_equal(results["logits"], images.reshape(2, -1).sum(1, keepdims=True))
@@ -54,17 +58,12 @@ def test_only_the_outputs_asked_for_are_returned_in_their_order(model_path: Path
     assert list(session.run(images, ("embedding", "logits"))) == ["embedding", "logits"]
 
 
-def test_device_and_threads_may_be_given_alone(model_path: Path) -> None:
-    session = OnnxSession.load(model_path, device="cpu", threads=1, input_shape=SHAPE, output_names=OUTPUTS)
-    assert_right(session.run(images(2), OUTPUTS), images(2))
-
-
 @pytest.mark.parametrize("io_binding", [False, True])
 def test_the_core_warms_up_on_a_real_session(model_path: Path, io_binding: bool) -> None:
     session = load(model_path, io_binding=io_binding)
-    costs = BucketCosts([1, 2, 4])
-    EngineCore(session, SlotPool(4, SHAPE), Batcher(costs), clock=iter(range(1000)).__next__).warm_up()
-    assert costs.images_per_s == pytest.approx(4.0)
+    core = core_of(session, SlotPool(4, SHAPE), 1, 2, 4)
+    core.warm_up()
+    assert core.batcher.images_per_s == pytest.approx(4.0)
 
 
 def test_open_height_and_width_take_the_size_that_is_served(tmp_path: Path) -> None:
@@ -74,9 +73,7 @@ def test_open_height_and_width_take_the_size_that_is_served(tmp_path: Path) -> N
 
 def test_answers_outlive_the_buffers_that_they_were_read_from(model_path: Path) -> None:
     pool = SlotPool(4, SHAPE)
-    core = EngineCore(
-        load(model_path, io_binding=True), pool, Batcher(BucketCosts([1, 2])), clock=iter(range(1000)).__next__
-    )
+    core = core_of(load(model_path, io_binding=True), pool, 1, 2)
     answers, batches = [], [images(1, 1), images(2, 2), images(1, 3), images(2, 4)]
     for batch in batches:
         slots = pool.acquire(len(batch))
@@ -84,26 +81,15 @@ def test_answers_outlive_the_buffers_that_they_were_read_from(model_path: Path) 
             pool.pixels(slot)[...] = pixels
         pool.submit(slots)
         core.submit([item(slot=slot, outputs=frozenset(OUTPUTS)) for slot in slots])
-        answers.append([each.answer for each in core.step()])
+        answers.append([pool.collect(each.slot) for each in core.step()])
         pool.release(slots)
     for batch, ended in zip(batches, answers, strict=True):
-        for pixels, answer in zip(batch, ended, strict=True):
-            assert answer is not None
-            assert_right({name: values[None] for name, values in answer.outputs.items()}, pixels[None])
-
-
-@pytest.mark.parametrize("io_binding", [False, True])
-def test_a_batch_is_prepared_and_run_in_two_steps(model_path: Path, io_binding: bool) -> None:
-    session = load(model_path, io_binding=io_binding)
-    first, second, never = (session.prepare(images(2, 1)), session.prepare(images(4, 2)), session.prepare(images(2, 3)))
-    session.discard(never)
-    assert_right(session.run_prepared(second, OUTPUTS), images(4, 2))
-    assert_right(session.run_prepared(first, OUTPUTS), images(2, 1))
+        for pixels, outputs in zip(batch, ended, strict=True):
+            assert_right({name: values[None] for name, values in outputs.items()}, pixels[None])
 
 
 def test_a_session_offers_memory_to_gather_batches_in(model_path: Path) -> None:
     session = load(model_path)
-    assert isinstance(session, StagingSession)
     staging = session.staging(4)
     assert (staging.shape, staging.dtype, staging.any()) == ((4, *SHAPE), np.uint8, np.False_)
 
@@ -122,17 +108,11 @@ class RecordingRunner:
         self.shrunk: list[bool] = []
         self.fault: Exception | None = None
 
-    def prepare(self, batch: Any) -> Prepared:
-        return Prepared(len(batch), 0)
-
-    def run(self, prepared: Prepared, outputs: Sequence[str], *, shrink_arena: bool) -> Outputs:
+    def run(self, images: Pixels, outputs: Sequence[str], *, shrink_arena: bool) -> Outputs:
         self.shrunk.append(shrink_arena)
         if self.fault is not None:
             raise self.fault
         return {}
-
-    def discard(self, prepared: Prepared) -> None:
-        raise AssertionError
 
 
 def recorded(runner: RecordingRunner, **settings: Any) -> OnnxSession:
@@ -369,9 +349,9 @@ def test_tensorrt_is_tried_at_both_ends_of_its_range_with_engines_kept_apart(
     sizes: list[int] = []
     right = BoundRunner.run
 
-    def counted(self: BoundRunner, prepared: Prepared, *arguments: Any, **more: Any) -> Outputs:
-        sizes.append(prepared.images)
-        return right(self, prepared, *arguments, **more)
+    def counted(self: BoundRunner, batch: Pixels, *arguments: Any, **more: Any) -> Outputs:
+        sizes.append(len(batch))
+        return right(self, batch, *arguments, **more)
 
     monkeypatch.setattr(BoundRunner, "run", counted)
     load(model_path, device="tensorrt", buckets=(1, 2, 8), engine_cache=tmp_path / "engines", precision="fp16")

@@ -12,8 +12,6 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from service.engine.batcher import Batcher, BucketCosts
-from service.engine.core import EngineCore
 from service.engine.runtime.session import DeviceOptions, OnnxSession, resolve_device
 from service.engine.slots import SlotPool
 from service.engine.types import OutOfDeviceMemory
@@ -23,6 +21,7 @@ from tests.service.engine.onnx_models import (
     PIXELS,
     SHAPE,
     assert_right,
+    core_of,
     images,
     write_model,
     write_model_through,
@@ -39,7 +38,10 @@ pytestmark = [
 
 def load(path: Path, **settings: Any) -> OnnxSession:
     return OnnxSession.load(
-        path, DeviceOptions(**{"device": "cuda", **settings}), input_shape=SHAPE, output_names=OUTPUTS
+        path,
+        DeviceOptions(**{"device": "cuda", "cuda_graph_outputs": OUTPUTS, **settings}),
+        input_shape=SHAPE,
+        output_names=OUTPUTS,
     )
 
 
@@ -48,7 +50,8 @@ def model_path(tmp_path: Path) -> Path:
     return write_model(tmp_path / "model.onnx")
 
 
-def graphs_of(session: OnnxSession) -> dict[Any, int]:
+def graphs_of(session: OnnxSession) -> dict[int, int]:
+    """The numbers of the graphs that were captured, by batch size."""
     return session._runner._graph_numbers  # type: ignore[attr-defined]
 
 
@@ -61,16 +64,6 @@ def test_every_run_gives_its_own_images_outputs(model_path: Path, cuda_graphs: b
         outputs = [("logits",), ("embedding",), OUTPUTS][order.integers(3)]
         assert_right(session.run(batch, outputs), batch)
     assert len(graphs_of(session)) == (4 if cuda_graphs else 0)
-
-
-def test_two_prepared_batches_run_by_graphs_of_their_own(model_path: Path) -> None:
-    session = load(model_path)
-    session.run(images(8), OUTPUTS)
-    for seed in range(6):
-        prepared = [(session.prepare(batch), batch) for batch in (images(8, seed), images(8, seed + 50))]
-        for each, batch in prepared if seed % 2 else reversed(prepared):
-            assert_right(session.run_prepared(each, OUTPUTS), batch)
-    assert len(graphs_of(session)) == 2
 
 
 def test_gathering_memory_is_pinned_and_outlives_its_making(model_path: Path) -> None:
@@ -88,9 +81,8 @@ def test_gathering_memory_is_pinned_and_outlives_its_making(model_path: Path) ->
 
 def test_the_core_warms_up_and_captures_a_graph_for_every_bucket(model_path: Path) -> None:
     session = load(model_path)
-    costs = BucketCosts([1, 2, 8])
-    EngineCore(session, SlotPool(8, SHAPE), Batcher(costs), clock=iter(range(1000)).__next__).warm_up()
-    assert {size for size, _, _ in graphs_of(session)} == {1, 2, 8}
+    core_of(session, SlotPool(8, SHAPE), 1, 2, 8).warm_up()
+    assert graphs_of(session).keys() == {1, 2, 8}
 
 
 def test_operators_that_cuda_lacks_are_named_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -104,7 +104,7 @@ def test_the_document_says_what_it_is() -> None:
 
 
 async def test_every_route_that_answers_for_programs_is_described(model: ModelDirectory) -> None:
-    app = make_parts(model, GatedSession).app
+    app = make_parts(model, lambda _: GatedSession()).app
     prefixes = ("/v1/", "/v2", "/health/", "/metrics")
     served = {path for route in app.routes if (path := getattr(route, "path", "")).startswith(prefixes)}
     assert served <= set(DOCUMENT["paths"])

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import hashlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import httpx
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from service.engine.client import EngineClient
-from service.engine.reservation import Reservation
+from service.engine.graphs import Graph
 from service.engine.types import Answer, Priority
 from service.errors import Overloaded, RepositoryError
 from service.model.directory import ModelDirectory
@@ -212,7 +212,7 @@ async def test_engine_that_hangs_fails_what_it_held_and_is_not_ready_any_more(mo
 
 
 async def test_engine_that_cannot_load_is_reported_and_never_ready(model: ModelDirectory) -> None:
-    def load() -> GatedSession:
+    def load(_: Graph) -> GatedSession:
         raise RepositoryError("the graph is broken")
 
     parts = make_parts(model, load)
@@ -231,11 +231,11 @@ async def test_engine_that_cannot_load_is_reported_and_never_ready(model: ModelD
 
 async def test_priority_reaches_decoding_and_the_engine(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Priority] = []
-    infer = Reservation.infer
+    infer = served.engine.infer
 
-    async def spy(self: Reservation, indices: Sequence[int], *, priority: Priority, **arguments: Any) -> list[Answer]:
+    def spy(*images: Any, priority: Priority, **terms: Any) -> Awaitable[list[Answer]]:
         given.append(priority)
-        return await infer(self, indices, priority=priority, **arguments)
+        return infer(*images, priority=priority, **terms)
 
     pool = served.app.state.service.decode_pool
     decode = pool.run
@@ -245,7 +245,7 @@ async def test_priority_reaches_decoding_and_the_engine(served: Served, monkeypa
         future: asyncio.Future[Any] = decode(priority, *work)
         return future
 
-    monkeypatch.setattr(Reservation, "infer", spy)
+    monkeypatch.setattr(served.engine, "infer", spy)
     monkeypatch.setattr(pool, "run", decoding)
     for query in ("", "?priority=bulk", "?priority=interactive"):
         assert (await served.http.post(f"{CLASSIFY}{query}", **RAW)).status_code == 200

@@ -19,7 +19,7 @@ MEASURED = {"date", "server-timing", "x-request-id", "content-length"}
 def routes(model: ModelDirectory) -> dict[str, set[str]]:
     """Every path with the methods that it takes."""
     found: dict[str, set[str]] = {}
-    for route in make_parts(model, GatedSession).app.routes:
+    for route in make_parts(model, lambda _: GatedSession()).app.routes:
         if isinstance(route, Route):
             path = "/page/main.js" if route.path == "/page/{name}" else route.path.format(**VALUES)
             found.setdefault(path, set()).update(route.methods or ())

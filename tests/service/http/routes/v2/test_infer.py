@@ -8,7 +8,7 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Awaitable
 from typing import Any
 
 import httpx
@@ -292,9 +292,9 @@ async def test_priority_is_the_engines(
     seen: list[Priority] = []
     infer = served.engine.infer
 
-    async def watched(slots: Sequence[int], **arguments: Any) -> list[Answer]:
-        seen.append(arguments["priority"])
-        return await infer(slots, **arguments)
+    def watched(*images: Any, priority: Priority, **terms: Any) -> Awaitable[list[Answer]]:
+        seen.append(priority)
+        return infer(*images, priority=priority, **terms)
 
     monkeypatch.setattr(served.engine, "infer", watched)
     assert (await served.http.post(f"{PATH}?{query}", **binary(document(parameters=parameters)))).status_code == 200
@@ -368,9 +368,9 @@ async def test_earliest_of_all_deadlines_counts(
     seen: list[float] = []
     infer = served.engine.infer
 
-    async def watched(slots: Sequence[int], **arguments: Any) -> list[Answer]:
-        seen.append(arguments["deadline_s"])
-        return await infer(slots, **arguments)
+    def watched(*images: Any, deadline_s: float, **terms: Any) -> Awaitable[list[Answer]]:
+        seen.append(deadline_s)
+        return infer(*images, deadline_s=deadline_s, **terms)
 
     monkeypatch.setattr(served.engine, "infer", watched)
     earliest_s = time.monotonic()

@@ -1,43 +1,58 @@
-"""A model with a second graph: each run is of one of them, in the thread and in the process alike."""
+"""An engine of two graphs: each run is of one of them, in the thread and in the process alike."""
 
 from __future__ import annotations
 
 import asyncio
 
-import numpy as np
 import pytest
 
-from service.engine.explaining import ModelWithExplain
-from service.engine.types import Answer, ExplainingSession, OutOfDeviceMemory, Outputs, Pixels, StagingSession
+from service.engine.graphs import graph_of
+from service.engine.types import Answer, OutOfDeviceMemory, Outputs, Pixels
 from service.errors import InferenceFailed, InvalidParameter
 from tests.service.engine.fakes import (
     FIRST,
     LOGITS,
-    ExplainingScriptedSession,
+    MODEL,
+    OTHER,
     Running,
     ScriptedSession,
     classify,
     colour,
     linked,
+    model_graph,
+    other_graph,
     until_queued,
 )
 
-BOTH = LOGITS | FIRST
-
-
-@pytest.fixture
-def session() -> ExplainingScriptedSession:
-    return ExplainingScriptedSession()
+GRAPHS = (model_graph(), other_graph())
 
 
 def first(answer: Answer) -> float:
     return float(answer.outputs["first"][0])
 
 
-async def test_classifying_and_explaining_never_share_a_run(
-    session: ExplainingScriptedSession, running: Running
-) -> None:
-    async with running(session) as engine:
+@pytest.mark.parametrize(
+    ("outputs", "key"), [(LOGITS, MODEL), (LOGITS | {"embedding"}, MODEL), (FIRST, OTHER)], ids=["one", "all", "other"]
+)
+def test_outputs_are_of_one_graph(outputs: frozenset[str], key: str) -> None:
+    assert graph_of(outputs, GRAPHS).key == key
+
+
+@pytest.mark.parametrize(
+    ("outputs", "asked"),
+    [(LOGITS | FIRST, "first, logits"), (LOGITS | {"stage9"}, "logits, stage9"), (frozenset(), "nothing")],
+    ids=["both", "unknown", "none"],
+)
+def test_outputs_of_two_graphs_or_of_none_are_refused(outputs: frozenset[str], asked: str) -> None:
+    with pytest.raises(InvalidParameter) as refusal:
+        graph_of(outputs, GRAPHS)
+    assert str(refusal.value) == (
+        f"The outputs of one call are some of logits, embedding, or of first; asked for was {asked}."
+    )
+
+
+async def test_classifying_and_explaining_never_share_a_run(session: ScriptedSession, running: Running) -> None:
+    async with running(session, graphs=GRAPHS) as engine:
         session.hold()
         held = asyncio.create_task(classify(engine, 1))
         await session.run_started()
@@ -56,25 +71,21 @@ async def test_classifying_and_explaining_never_share_a_run(
     assert [set(answer.outputs) for answer in answers] == [{"logits"}, {"first"}] * 4
 
 
-async def test_outputs_of_both_graphs_at_once_are_refused(session: ExplainingScriptedSession, running: Running) -> None:
-    async with running(session) as engine:
-        assert (engine.output_names, engine.explain_names) == (("logits", "embedding"), ("first",))
-        with pytest.raises(InvalidParameter, match="outputs are first"):
-            await classify(engine, 1, outputs=BOTH)
+@pytest.mark.parametrize("outputs", [LOGITS | FIRST, frozenset({"stage9"})], ids=["both", "unknown"])
+async def test_outputs_that_are_refused_take_no_room(
+    session: ScriptedSession, running: Running, outputs: frozenset[str]
+) -> None:
+    async with running(session, graphs=GRAPHS) as engine:
+        with pytest.raises(InvalidParameter):
+            await classify(engine, 1, outputs=outputs)
         assert engine.slots_in_use == 0
-
-
-async def test_a_model_without_the_second_graph_does_not_know_its_outputs(running: Running) -> None:
-    async with running(ScriptedSession()) as engine:
-        assert engine.explain_names == ()
-        with pytest.raises(InvalidParameter, match="outputs are logits, embedding"):
-            await classify(engine, 1, outputs=FIRST)
+        assert session.runs == []
 
 
 async def test_a_failed_explanation_leaves_the_next_classification_alone(
-    session: ExplainingScriptedSession, running: Running
+    session: ScriptedSession, running: Running
 ) -> None:
-    async with running(session) as engine:
+    async with running(session, graphs=GRAPHS) as engine:
         session.faults.append(RuntimeError("broken"))
         with pytest.raises(InferenceFailed):
             await classify(engine, 1, outputs=FIRST)
@@ -83,9 +94,9 @@ async def test_a_failed_explanation_leaves_the_next_classification_alone(
 
 
 async def test_halves_of_what_ran_out_of_memory_are_of_the_same_graph(
-    session: ExplainingScriptedSession, running: Running
+    session: ScriptedSession, running: Running
 ) -> None:
-    async with running(session) as engine:
+    async with running(session, graphs=GRAPHS) as engine:
         session.faults.append(OutOfDeviceMemory("too many"))
         answers = await classify(engine, 1, 2, 3, outputs=FIRST)
         assert [first(answer) for answer in answers] == [1, 2, 3]
@@ -96,9 +107,9 @@ async def test_halves_of_what_ran_out_of_memory_are_of_the_same_graph(
 
 
 async def test_second_graph_is_warmed_up_in_every_size_that_it_is_run_with(
-    session: ExplainingScriptedSession,
+    session: ScriptedSession,
 ) -> None:
-    async with linked(session, buckets=(1, 4, 16)) as served:
+    async with linked(session, graphs=(model_graph(1, 4, 16), other_graph(1, 4))) as served:
         await served.client.wait_ready()
         warmed = {size for size, outputs in session.runs if outputs == ("first",)}
         assert warmed == {1, 4}
@@ -106,38 +117,22 @@ async def test_second_graph_is_warmed_up_in_every_size_that_it_is_run_with(
 
 
 async def test_engine_whose_second_graph_gives_something_else_than_promised_does_not_start() -> None:
-    class Other(ExplainingScriptedSession):
+    class Other(ScriptedSession):
         def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
             results = super().run(images, outputs)
             return {name: value.repeat(2, -1) if name == "first" else value for name, value in results.items()}
 
-    async with linked(Other()) as served:
+    async with linked(Other(), graphs=GRAPHS) as served:
         failed = await asyncio.to_thread(served.control.receive)
     assert failed is not None
     assert "first" in str(failed[0])
 
 
-def test_pair_of_sessions_is_one_that_explains() -> None:
-    class Explain(ScriptedSession):
-        output_names = ("first",)
-
-        def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
-            self.runs.append((len(images), outputs))
-            return {"first": images[:, 0, 0, :1].astype(np.float32)}
-
-        def staging(self, images: int) -> Pixels:
-            raise AssertionError("the model's own memory is enough")
-
-    class Model(ScriptedSession):
-        def staging(self, images: int) -> Pixels:
-            return np.zeros((images, *self.input_shape), np.uint8)
-
-    model, explain = Model(), Explain()
-    pair = ModelWithExplain(model, explain)
-    assert isinstance(pair, ExplainingSession)
-    assert isinstance(pair, StagingSession)
-    images = pair.staging(2)
-    images[1] = 7
-    assert pair.run(images, ("first",))["first"].tolist() == [[0], [7]]
-    assert pair.run(images, ("logits",))["logits"][1].tolist() == [7 * 24, 7]
-    assert (model.runs, explain.runs) == ([(2, ("logits",))], [(2, ("first",))])
+async def test_each_graph_is_run_by_the_session_that_was_loaded_for_it(running: Running) -> None:
+    session, other = ScriptedSession(), ScriptedSession()
+    sessions = {MODEL: session, OTHER: other}
+    async with running(session, graphs=GRAPHS, load=lambda graph: sessions[graph.key]) as engine:
+        other.runs.clear()
+        await classify(engine, 1)
+        await classify(engine, 2, outputs=FIRST)
+    assert (session.runs, other.runs) == ([(1, ("logits",))], [(1, ("first",))])
