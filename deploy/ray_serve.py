@@ -35,7 +35,7 @@ from service.model.directory import select_model
 from service.model.loading import in_process_engine
 from service.settings import Settings
 from service.telemetry.logs import configure_logging
-from service.telemetry.stages import require_tracing
+from service.telemetry.tracing import require_tracing
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:

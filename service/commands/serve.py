@@ -22,7 +22,7 @@ from service.settings import Settings, add_options
 from service.telemetry.logs import configure_logging
 from service.telemetry.metrics import Metrics
 from service.telemetry.metrics_directory import metrics_directory
-from service.telemetry.stages import require_tracing
+from service.telemetry.tracing import require_tracing
 
 _log = logging.getLogger("service")
 

@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.routing import Route
@@ -42,10 +42,7 @@ from service.model.loading import preprocessing_of
 from service.model.manifest import unknown_outputs
 from service.settings import Settings, option_of
 from service.telemetry.metrics import Metrics
-from service.telemetry.stages import load_tracer
-
-if TYPE_CHECKING:
-    from service.telemetry.tracing import Tracer
+from service.telemetry.tracing import Tracer, load_tracer
 
 _log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
@@ -40,9 +40,7 @@ from service.http.security_headers import SecurityHeaders
 from service.telemetry.logs import ACCESS_LOGGER, current_request_id
 from service.telemetry.metrics import Metrics
 from service.telemetry.stages import Stages
-
-if TYPE_CHECKING:
-    from service.telemetry.tracing import Tracer
+from service.telemetry.tracing import Tracer
 
 REQUEST_ID_HEADER = "X-Request-ID"
 LINGER_S = 2.0

@@ -1,23 +1,14 @@
-"""Where a request's time went: the one home of it for its answer, the access line, the metrics and its trace.
-
-This module is the door to tracing too, and knows nothing of OpenTelemetry: the packages of `service.telemetry.tracing`
-are an optional extra, and are imported only where the setting asks for them.
-"""
+"""Where a request's time went: the one home of it for its answer, the access line, the metrics and its trace."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from service.engine.types import Answer
-from service.errors import SettingsError
 from service.images.preprocessing import ImageTimings
-from service.settings import Settings, option_of
-
-if TYPE_CHECKING:
-    from service.telemetry.tracing import Tracer
 
 
 class ImageRun(NamedTuple):
@@ -69,25 +60,3 @@ class Stages:
             "total": now_s - self.started_s,
         }
         self.durations_ms = {stage: round(duration_s * 1000, 3) for stage, duration_s in self.durations_s.items()}
-
-
-def load_tracer(settings: Settings) -> Tracer | None:
-    """Return what traces go to, None where they are off; raises SettingsError where its packages are absent."""
-    if not settings.tracing:
-        return None
-    require_tracing(settings)
-    from service.telemetry.tracing import exporting_tracer
-
-    return exporting_tracer()
-
-
-def require_tracing(settings: Settings) -> None:
-    """Raise SettingsError where traces are asked for and their packages are absent."""
-    if not settings.tracing:
-        return
-    try:
-        import service.telemetry.tracing  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"{option_of('tracing')}: {error.name} is not installed; requirements/tracing.txt has what traces need"
-        ) from error

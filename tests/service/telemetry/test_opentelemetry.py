@@ -20,8 +20,8 @@ from service.engine.types import Answer
 from service.errors import SettingsError
 from service.model.directory import ModelDirectory
 from service.settings import Settings
-from service.telemetry.stages import load_tracer
-from service.telemetry.tracing import Tracer
+from service.telemetry.opentelemetry import OpenTelemetryTracer
+from service.telemetry.tracing import load_tracer
 from tests.service.conftest import GatedSession, Served, serving
 from tests.service.pictures import photo
 
@@ -38,7 +38,7 @@ class Traced:
         self._exporter = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.tracer = Tracer(provider)
+        self.tracer = OpenTelemetryTracer(provider)
         self.served: Served
 
     @asynccontextmanager
@@ -180,18 +180,18 @@ async def test_images_in_several_runs_have_an_inference_span_for_each(model: Mod
 
 def test_nothing_is_imported_where_traces_are_off() -> None:
     script = (
-        "import sys; from service.telemetry.stages import load_tracer; from service.settings import Settings;"
+        "import sys; from service.telemetry.tracing import load_tracer; from service.settings import Settings;"
         "import service.http.app, service.commands.serve, service.processes.worker;"
         "assert load_tracer(Settings()) is None;"
         "print([name for name in sys.modules"
-        " if name == 'service.telemetry.tracing' or name.startswith('opentelemetry.sdk')])"
+        " if name == 'service.telemetry.opentelemetry' or name.startswith('opentelemetry.sdk')])"
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert shown == "[]\n"
 
 
 def test_absent_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "service.telemetry.tracing")
+    monkeypatch.delitem(sys.modules, "service.telemetry.opentelemetry")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(SettingsError, match=r"--tracing: opentelemetry.* is not installed; requirements/tracing.txt"):
         load_tracer(Settings(tracing=True))
