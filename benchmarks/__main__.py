@@ -45,7 +45,7 @@ def main() -> None:
             _write(arguments.results, name, bench, {"machine": machine, **result})
 
 
-def _parse() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}")
     parser.add_argument("--repository", type=Path, default=Path("model-repository"))
@@ -59,6 +59,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8123)
     parser.add_argument("--server-option", action="append", default=[], metavar="--OPTION=VALUE")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    return parser
+
+
+def _parse() -> argparse.Namespace:
+    parser = _parser()
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.scenarios) - SCENARIOS.keys())
     if unknown:

@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-import torch
 from filelock import FileLock
 
-from export.job import ExportJob
-from export.pipeline import run
-from export.progress import Progress
-from models.demo.train import WEIGHTS_FILE
-from models.variants import VARIANTS
-from tests.golden_files import published_state_dict
+from tests.docs.pages import blocks_run_by
+from tests.docs.running import lay_out, run_block
+
+EXPLAINED = ("dat_tiny", "gridsample")
+"""The export of golden weights that has explain.onnx too, which takes as long as the rest of it."""
 
 
 class ExportOnce(Protocol):
-    """Gives the repository that holds a variant, exported with a sampling strategy, and with explain.onnx if asked."""
+    """Gives the repository that holds a variant; a sampling strategy is for any but the demo."""
 
-    def __call__(self, name: str, sampling: str = "gridsample", *, explain: bool = False) -> Path: ...
+    def __call__(self, name: str, sampling: str = "gridsample") -> Path: ...
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,30 +34,58 @@ def _torch_without_trace() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> ExportOnce:
-    """Export variants from weight files as the command line would, each once.
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all processes of the run have in common."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
 
-    The demo has its own weights, other variants the golden ones of seed 1, written as the published files are.
+
+@pytest.fixture(scope="session")
+def exported(shared: Path) -> ExportOnce:
+    """Export variants from weight files, each once.
+
+    The demo is exported by the command of docs/export.md; other variants from the golden weights of seed 1, which are
+    written as the published files are.
     """
-    shared = tmp_path_factory.getbasetemp()
-    root = (shared if worker_id == "master" else shared.parent) / "exported"
-    root.mkdir(exist_ok=True)
 
-    def export(name: str, sampling: str = "gridsample", *, explain: bool = False) -> Path:
-        repository = root / f"{name}-{sampling}{'-explain' if explain else ''}"
-        with FileLock(repository.with_suffix(".lock")):
-            if not repository.exists():
-                weights = WEIGHTS_FILE
-                if name != "dat_demo":
-                    weights = repository.with_suffix(".pth")
-                    torch.save({"model": published_state_dict(name, seed=1)}, weights)
-                repository.mkdir()
-                job = ExportJob(
-                    variant=VARIANTS[name], repository=repository, weights=weights, sampling=sampling, explain=explain
-                )
-                run(job, Progress(sys.stderr))
-                if weights != WEIGHTS_FILE:
-                    weights.unlink()
-        return repository
+    def export(name: str, sampling: str = "gridsample") -> Path:
+        folder = shared / (name if name == "dat_demo" else f"{name}-{sampling}")
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                folder.mkdir()
+                if name == "dat_demo":
+                    _export_demo(folder)
+                else:
+                    _export_golden(name, sampling, folder)
+        return folder / "my-models" if name == "dat_demo" else folder
 
     return export
+
+
+def _export_demo(folder: Path) -> None:
+    (block,) = blocks_run_by(__file__)
+    lay_out(folder)
+    ended = run_block(block, directory=folder)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.endswith("my-models/dat_demo/1\n")
+
+
+def _export_golden(name: str, sampling: str, repository: Path) -> None:
+    import torch
+
+    from export.job import ExportJob
+    from export.pipeline import run
+    from export.progress import Progress
+    from models.variants import VARIANTS
+    from tests.golden_files import published_state_dict
+
+    weights = repository.with_suffix(".pth")
+    torch.save({"model": published_state_dict(name, seed=1)}, weights)
+    job = ExportJob(
+        variant=VARIANTS[name], repository=repository, weights=weights, sampling=sampling,
+        explain=(name, sampling) == EXPLAINED,
+    )  # fmt: skip
+    run(job, Progress(sys.stderr))
+    weights.unlink()

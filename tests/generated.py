@@ -11,8 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.integration.conftest import ROOT
-
+ROOT = Path(__file__).parents[1]
 EXAMPLE = Path("examples", "typescript")
 PATIENCE_S = 180
 """How long a command may take; only a broken one takes so long."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.docs.pages import ROOT, blocks_of
+from tests.docs.pages import blocks_run_by
 
 PROGRAM = shutil.which("nginx", path=os.pathsep.join((os.environ["PATH"], "/usr/sbin")))
 NOT_INSTALLED = "nginx, of Debian's package nginx, is not installed"
@@ -50,7 +50,7 @@ def proxied(port: int, folder: Path, *, prefix_is_left: bool = False) -> Iterato
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         own_port = free.getsockname()[1]
-    (block,) = (block for block in blocks_of(ROOT / "docs/deploy/proxy.md") if block.language == "nginx")
+    (block,) = blocks_run_by(__file__)
     changes = {
         "127.0.0.1:8000": f"127.0.0.1:{port}",
         "listen 443": f"listen 127.0.0.1:{own_port}",

@@ -16,9 +16,10 @@ from service.processes import supervisor
 from service.settings import Settings, load_settings, variable_of
 from tests.deploy import monitoring
 from tests.deploy.monitoring import GRAFANA, ROOT
+from tests.docs.pages import blocks_of, commands_of, rows_of
 
 FILE = ROOT / "docker-compose.yml"
-PAGE = (ROOT / "docs" / "deploy" / "compose.md").read_text(encoding="utf-8")
+PAGE = ROOT / "docs" / "deploy" / "compose.md"
 COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ("serve", "serve-cuda")
@@ -188,15 +189,15 @@ def test_grafana_has_no_account_with_a_known_password() -> None:
     assert settings["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
 
 
-def test_the_page_tells_every_variable_and_its_default() -> None:
+def test_the_page_explains_every_variable_and_its_default() -> None:
     used = {(m["name"], m["word"]) for m in _VARIABLE.finditer(FILE.read_text(encoding="utf-8")) if m["how"] == "-"}
-    told = set(re.findall(r"^\| `(\w+)` \|(?: `(\S+)`)? \|", PAGE, re.MULTILINE))
-    assert told == {(name, "" if word == "/dev/null" else word) for name, word in used}
+    explained = {(name.strip("`"), default.strip("`")) for name, default in rows_of(PAGE, "Variable", "Default")}
+    assert explained == {(name, "" if word == "/dev/null" else word) for name, word in used}
 
 
 def test_the_pages_commands_name_profiles_and_services_that_there_are() -> None:
-    (block,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-    lines = [line.partition("#")[0].split() for line in block.splitlines()]
+    (block,) = (block for block in blocks_of(PAGE) if block.language == "sh")
+    lines = commands_of(block)
     assert len(lines) == 5
     profiles = {profile for service in SERVICES.values() for profile in service.get("profiles", ())}
     for line in lines:

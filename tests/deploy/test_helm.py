@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import yaml
 
 from service.settings import ENV_PREFIX, Settings, load_settings
-from tests.docs.pages import blocks_of
+from tests.docs.pages import blocks_of, blocks_run_by, commands_of
 from tests.integration.conftest import ROOT
 
 CHART = ROOT / "deploy/helm/dat-serve"
@@ -135,9 +134,8 @@ def test_the_chart_has_no_complaint() -> None:
 
 
 def test_the_pages_commands_run() -> None:
-    (block,) = [block for block in blocks_of(PAGE) if block.mark == "run by tests/deploy/test_helm.py"]
-    for line in block.text.splitlines():
-        program, *arguments = shlex.split(line)
+    (block,) = blocks_run_by(__file__)
+    for program, *arguments in commands_of(block):
         assert program == "helm"
         ran = helm(*arguments)
         assert ran.returncode == 0, ran.stderr

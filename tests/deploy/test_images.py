@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -15,12 +16,13 @@ from service import commands
 from service.commands.health import TIMEOUT_S
 from service.settings import ENV_PREFIX, load_settings
 from tests.deploy.dockerfile import copied_from_context, is_ignored, lineage, read_ignored, read_stages
+from tests.docs.pages import blocks_of, code_of, commands_of, rows_of
 
 ROOT = Path(__file__).parents[2]
 STAGES = read_stages(ROOT / "Dockerfile")
 IGNORED = read_ignored(ROOT / ".dockerignore")
 TARGETS = ("cpu", "cuda")
-PAGE = (ROOT / "docs/deploy/docker.md").read_text()
+PAGE = ROOT / "docs/deploy/docker.md"
 
 
 def last(target: str, word: str) -> str:
@@ -139,9 +141,11 @@ def test_the_demo_model_and_the_service_go_into_the_build(path: str) -> None:
 
 
 def test_the_page_names_only_arguments_and_targets_that_there_are() -> None:
+    commands = [words for block in blocks_of(PAGE) for words in commands_of(block)]
+    given = [(option, value) for words in commands for option, value in itertools.pairwise(words)]
     known = {word.partition("=")[0] for stage in STAGES.values() for rest in stage.all("ARG") for word in rest.split()}
-    used = set(re.findall(r"--build-arg ([A-Z_]+)", PAGE))
-    assert used
-    assert used <= known | {"PYTHON_IMAGE"}
-    assert set(re.findall(r"docker build .*--target (\w+)", PAGE)) <= set(STAGES)
-    assert set(re.findall(r"--build-context (\w+)=", PAGE)) <= set(STAGES)
+    passed = {value.partition("=")[0] for option, value in given if option == "--build-arg"}
+    explained = {name for (cell,) in rows_of(PAGE, "Build argument") for name in code_of(cell)}
+    assert passed <= explained == known | {"PYTHON_IMAGE"}  # which stands before the first stage
+    assert {value for option, value in given if option == "--target"} <= set(STAGES)
+    assert {value.partition("=")[0] for option, value in given if option == "--build-context"} <= set(STAGES)

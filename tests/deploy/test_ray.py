@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
 import select
 import subprocess
 import time
@@ -20,6 +19,7 @@ from deploy.ray_options import OTHER_REQUESTS
 from tests.conftest import ExportOnce
 from tests.deploy.ray_environment import BIN, MISSING, ray_environment
 from tests.deploy.ray_service import JPEG, PHOTOS, Load, RayService
+from tests.docs.pages import blocks_of, commands_of
 from tests.faults.load import until
 from tests.integration.conftest import PATIENCE_S, ROOT, Connection
 
@@ -73,13 +73,12 @@ USAGE = (
 
 
 def test_ray_has_nobody_to_report_to() -> None:
-    page = (ROOT / "docs/deploy/ray.md").read_text()
-    exports = "".join(re.findall(r"^export RAY_USAGE.*\n", page, re.MULTILINE))
-    with ray_environment() as environment:
-        for command in (f'python -c "import deploy.ray_serve; {USAGE}"', f'{exports} python -c "{USAGE}"'):
-            said = subprocess.check_output(
-                ["bash", "-ec", command.replace("python -c", f"{BIN}/python -c")], cwd=ROOT, env=environment, text=True
-            )
+    commands = [words for block in blocks_of(ROOT / "docs/deploy/ray.md") for words in commands_of(block)]
+    exported = [word.split("=", 1) for first, *words in commands if first == "export" for word in words]
+    usage = {name: value for name, value in exported if name.startswith("RAY_USAGE")}
+    for program, variables in ((f"import deploy.ray_serve; {USAGE}", {}), (USAGE, usage)):
+        with ray_environment(**variables) as environment:
+            said = subprocess.check_output([BIN / "python", "-c", program], cwd=ROOT, env=environment, text=True)
             assert said == "False ''\n"
 
 

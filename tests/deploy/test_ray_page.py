@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,12 +13,11 @@ import pytest
 
 from tests.conftest import ExportOnce
 from tests.deploy.ray_environment import BIN, MISSING, ray_environment
+from tests.docs.pages import blocks_run_by
 from tests.faults.load import until
 from tests.integration.conftest import PATIENCE_S, ROOT
 
-PAGE = (ROOT / "docs/deploy/ray.md").read_text()
-MARKED = "<!-- run by tests/deploy/test_ray_page.py -->"
-ALONE, CLUSTER, END = re.findall(rf"{re.escape(MARKED)}\n```sh\n(.*?)```", PAGE, re.DOTALL)
+ALONE, CLUSTER, END = (block.text for block in blocks_run_by(__file__))
 URL = "http://127.0.0.1:8000"
 
 pytestmark = [

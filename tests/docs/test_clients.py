@@ -12,19 +12,14 @@ from PIL import Image
 
 from models.demo.digits import training_and_held_out
 from tests.conftest import ExportOnce
+from tests.docs.pages import blocks_run_by
 from tests.generated import EXAMPLE, checkout, run
-from tests.integration.conftest import ROOT, service_process
+from tests.integration.conftest import service_process
 
-DOCUMENTATION = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+GENERATE, PROGRAM, GENERATE_TS, PROGRAM_TS = (block.text for block in blocks_run_by(__file__))
 DIGIT = 8
 ANSWERS = [["8"], ["8", "other.png unsupported_format"], ["8"], ["404 unknown_model"]]
 """What both programs print of a raw body, a form, a batch, and an error."""
-
-pytestmark = pytest.mark.xdist_group("demo")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENTATION, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +39,10 @@ def digit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_python_client_is_generated_without_a_warning_and_does_all_that_is_shown(
     server: str, digit: Path, tmp_path: Path
 ) -> None:
-    (commands, _), (program,) = blocks("sh"), blocks("python")
-    generated = run("sh", "-ec", commands, directory=checkout(tmp_path))
+    generated = run("sh", "-ec", GENERATE, directory=checkout(tmp_path))
     assert generated.returncode == 0, generated.stderr
     assert re.fullmatch(r"Generating \w+\n", generated.stdout)
-    (tmp_path / "program.py").write_text(program)
+    (tmp_path / "program.py").write_text(PROGRAM)
     typed = run(sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "program.py", directory=tmp_path)
     assert typed.returncode == 0, typed.stdout
     ended = run(sys.executable, "program.py", server, digit, directory=tmp_path)
@@ -59,11 +53,10 @@ def test_the_python_client_is_generated_without_a_warning_and_does_all_that_is_s
 def test_the_typescript_client_is_generated_type_checks_and_does_all_that_is_shown(
     server: str, digit: Path, tmp_path: Path
 ) -> None:
-    (_, commands), (program,) = blocks("sh"), blocks("ts")
     checkout(tmp_path)
-    (tmp_path / EXAMPLE / "src" / "program.ts").write_text(program)
-    assert "npm ci\n" in commands
-    built = run("sh", "-ec", commands.replace("npm ci\n", ""), directory=tmp_path)  # make has done that
+    (tmp_path / EXAMPLE / "src" / "program.ts").write_text(PROGRAM_TS)
+    assert "npm ci\n" in GENERATE_TS
+    built = run("sh", "-ec", GENERATE_TS.replace("npm ci\n", ""), directory=tmp_path)  # make has done that
     assert built.returncode == 0, built.stdout + built.stderr
     assert "warn" not in built.stdout.lower()
     ended = run("node", EXAMPLE / "dist" / "program.js", server, digit, directory=tmp_path)

@@ -6,6 +6,7 @@ command, only the port of the server is another, and `python` is the tests' own.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Iterator
@@ -13,29 +14,29 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from tests.docs.conftest import lay_out, run_block
-from tests.docs.pages import BLOCKS, PAGES, ROOT, RUN, Block
+from tests.conftest import ExportOnce
+from tests.docs.pages import BLOCKS, PAGES, ROOT, RUN, Block, blocks_run_by
+from tests.docs.running import lay_out, run_block
 from tests.integration.conftest import PATIENCE_S, service_process
 
 TO_RUN = [block for block in BLOCKS if block.language in RUN and block.mark is None]
-RUN_ELSEWHERE = [block for block in BLOCKS if block.run_by is not None]
-
-pytestmark = pytest.mark.xdist_group("demo")
 
 
 @pytest.fixture(scope="module")
-def server(repository: Path) -> Iterator[int]:
+def server(exported: ExportOnce) -> Iterator[int]:
     """Serve the demo model, and give the port."""
-    with service_process(repository, "--threads", "1") as process:
+    with service_process(exported("dat_demo"), "--threads", "1") as process:
         yield process.port
 
 
 @pytest.fixture
-def checkout(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkout(exported: ExportOnce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Lay out a checkout with a model, and no setting but the pages'."""
     for name in [name for name in os.environ if name.startswith("DAT_")]:
         monkeypatch.delenv(name)
+    repository = exported("dat_demo")
     lay_out(tmp_path)
     (tmp_path / "model-repository").symlink_to(repository)
     (tmp_path / "path/to").mkdir(parents=True)
@@ -46,7 +47,8 @@ def checkout(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def errors_answered(port: int) -> float:
     """Return how many requests the server has answered with an error, which curl does not tell by its status."""
     metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S).text
-    return sum(map(float, re.findall(r'^dat_requests_total\{.*status="[45]\d\d"\} (\S+)$', metrics, re.MULTILINE)))
+    (requests,) = (each for each in text_string_to_metric_families(metrics) if each.name == "dat_requests")
+    return sum(each.value for each in requests.samples if each.labels.get("status", "") >= "400")
 
 
 @pytest.mark.parametrize("block", TO_RUN, ids=lambda block: block.place)
@@ -60,12 +62,10 @@ def test_block_is_run_as_it_stands(block: Block, server: int, checkout: Path) ->
         assert (checkout / written).stat().st_size > 0
 
 
-@pytest.mark.parametrize("block", RUN_ELSEWHERE, ids=lambda block: block.place)
-def test_block_that_is_run_elsewhere_is_named_there(block: Block) -> None:
-    assert block.run_by is not None
-    runner = ROOT / block.run_by
-    assert runner.is_file(), f"there is no {block.run_by}"
-    assert block.page.name in runner.read_text(encoding="utf-8"), f"{block.run_by} does not name {block.page.name}"
+@pytest.mark.parametrize("path", sorted({block.run_by for block in BLOCKS if block.run_by is not None}))
+def test_module_that_is_to_run_blocks_asks_for_them(path: str) -> None:
+    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    assert module.blocks_run_by is blocks_run_by
 
 
 def test_every_mark_of_a_block_is_of_the_known_form() -> None:

@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks import __main__ as benchmarks_command
+from benchmarks.__main__ import _parser as benchmarks_parser
+from benchmarks.model_speed import _parser as model_speed_parser
 from export.__main__ import _parser as export_parser
 from models.variants import VARIANTS
 from service import VERSION, commands
 from service.http.answers.schemas import FaultCode
 from service.http.problems import all_kinds
-from service.settings import CLIENT_API_KEY, Settings, variable_of
+from service.settings import CLIENT_API_KEY, Settings, option_of, variable_of
 from service.telemetry.metrics import Metrics
-from tests.docs.pages import BLOCKS, PAGES, ROOT, prose_of
+from tests.docs.pages import BLOCKS, PAGES, ROOT, anchors_of, code_of, commands_of, headings_of, prose_of, rows_of
 
 OPERATIONS = ROOT / "docs" / "operations.md"
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FOREIGN_OPTIONS = {"--data-binary", "--require-hashes"}
 """Options that pages name and that are other programs'."""
+OF_RAY = {"dat_replicas"}
+"""Metrics that are there on Ray alone, in whose environment `tests/deploy/test_ray.py` reads them."""
 OTHER_NAMES = {"dat_null", "dat_serve", "dat_serve_client", *VARIANTS}
 """What begins like a metric and is none."""
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-
-
-def anchors(page: Path) -> set[str]:
-    """Return a page's anchors, as they are made of its headings where the repository is shown."""
-    headings = re.findall(r"^#+ +(.*?) *$", prose_of(page), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @each_page
@@ -46,9 +47,15 @@ def test_links_lead_somewhere(page: Path) -> None:
             continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
-        if not file.exists() or (anchor and anchor not in anchors(file)):
+        if not file.exists() or (anchor and anchor not in anchors_of(file)):
             wrong.append(target)
     assert wrong == []
+
+
+def test_tests_that_marks_of_blocks_name_exist() -> None:
+    named = [path for block in BLOCKS for path in re.findall(r"\b(?:tests|deploy)/[\w/.]*\w", block.mark or "")]
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_the_index_lists_every_page() -> None:
@@ -77,58 +84,51 @@ def test_variables_that_are_named_exist(page: Path) -> None:
 
 @each_page
 def test_options_that_are_named_exist(page: Path) -> None:
-    """Those on lines that run this project's programs, and where other programs are not the matter, in prose."""
-    text = prose_of(page) + "".join(block.text for block in BLOCKS if block.page == page)
-    named = set() if "deploy" in page.parts else set(re.findall(r"`(--[a-z][a-z-]+)", text))
-    for line in re.findall(r"python -m (?:service|export)[^`\n|#]*", text):
-        named |= set(re.findall(r"(?<!\S)--[a-z][a-z-]+", line))
+    """Those of commands that run this project's programs, and where other programs are not the matter, in prose."""
+    named = set()
+    if "deploy" not in page.parts:
+        named |= set(re.findall(r"`(--[a-z][a-z-]+)", prose_of(page)))
+    lines = [line for block in BLOCKS if block.page == page and block.language == "sh" for line in commands_of(block)]
+    lines += [text.split() for text in code_of(prose_of(page))]
+    for words in lines:
+        if "-m" in words and words[words.index("-m") + 1 :][:1] in (["service"], ["export"]):
+            named |= {word.partition("=")[0] for word in words if re.fullmatch(r"--[a-z].*", word)}
     assert named - our_options() - FOREIGN_OPTIONS == set()
 
 
 def our_options() -> set[str]:
     """Return the options of every command of this project."""
-    parsers = [export_parser()]
+    parsers = [export_parser(), benchmarks_parser(), model_speed_parser()]
     for name in commands.COMMANDS:
         parsers.append(argparse.ArgumentParser())
         commands.load(name).add_arguments(parsers[-1])
-    options = {option for parser in parsers for option in parser._option_string_actions}
-    measuring = Path(benchmarks_command.__file__).read_text(encoding="utf-8")
-    return options | set(re.findall(r'"(--[a-z-]+)"', measuring)) | {"--version", "--help"}
+    return {option for parser in parsers for option in parser._option_string_actions} | {"--version"}
 
 
-def metric_names() -> set[str]:
-    """Return every name that a query can use."""
-    families = list(Metrics(buckets=(1,)).registry.collect())
-    names = {name for family in families for name in (family.name, *(sample.name for sample in family.samples))}
-    for family in families:  # those with labels have no samples before they are counted
-        ends = {"counter": ("total",), "histogram": ("bucket", "sum", "count")}.get(family.type, ())
-        names |= {f"{family.name}_{end}" for end in ends}
-    for source in (
-        ROOT / "service" / "metrics.py",
-        *sorted((ROOT / "deploy").glob("*.py")),
-    ):  # what is read at a scrape
-        text = source.read_text(encoding="utf-8")
-        names |= set(re.findall(r'GaugeMetricFamily\(\s*"(\w+)"', text))
-        names |= {f"{name}_info" for name in re.findall(r'InfoMetricFamily\(\s*"(\w+)"', text)}
-    return names
+def families() -> list[Metric]:
+    """Return every metric of ours that a server shows, but for the times at which series began."""
+    metrics = Metrics(buckets=(1,))
+    metrics.watch(SimpleNamespace(states=[], queue_depth=0, slots_in_use=0))
+    metrics.describe(SimpleNamespace(name="", version=1, variant="", precision=""))  # type: ignore[arg-type]
+    shown = text_string_to_metric_families(metrics.render().decode())
+    return [each for each in shown if each.name.startswith("dat_") and not each.name.endswith("_created")]
+
+
+ENDS = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+"""What the names of the samples of a kind of metric end with."""
 
 
 @each_page
 def test_metrics_that_are_named_exist(page: Path) -> None:
     named = set(re.findall(r"(?<![\w/.])dat_[a-z0-9_]*[a-z0-9]\b(?![./])", page.read_text(encoding="utf-8")))
-    models = {name for name in named if name in OTHER_NAMES}
-    assert named - models - metric_names() == set()
+    samples = {f"{family.name}{end}" for family in families() for end in ("", *ENDS.get(family.type, ()))}
+    assert named - OTHER_NAMES - OF_RAY - samples == set()
 
 
-def test_every_metric_is_explained() -> None:
-    tuning = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
-    table = "\n".join(line for line in tuning.splitlines() if line.startswith("| `dat_"))
-    missing = {
-        family.name
-        for family in Metrics(buckets=(1,)).registry.collect()
-        if family.name.startswith("dat_") and f"`{family.name}" not in table
-    }
-    assert missing == set()
+def test_every_metric_is_explained_and_no_other_is() -> None:
+    explained = {name for (cell,) in rows_of(ROOT / "docs" / "tuning.md", "Metric") for name in code_of(cell)}
+    counted = {f"{family.name}{'_total' if family.type == 'counter' else ''}" for family in families()}
+    assert {name for name in explained if name.startswith("dat_")} == counted
 
 
 def test_queries_are_prometheus_own_language(tmp_path: Path) -> None:
@@ -145,45 +145,36 @@ def test_queries_are_prometheus_own_language(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def table_after(heading: str) -> dict[str, str]:
-    """Return the first two cells of the rows of the tables in a section of operations.md."""
-    text = OPERATIONS.read_text(encoding="utf-8")
-    section = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
-    assert section is not None
-    return dict(re.findall(r"^\| `(\w+)` \| ([^|]*?) \|", section[1], re.MULTILINE))
-
-
 def test_every_code_is_explained_with_its_status_and_no_other_is() -> None:
-    codes = table_after("Errors")
-    faults = set(get_args(FaultCode.__value__))
-    assert set(codes) == set(all_kinds()) | faults
-    assert {code: int(codes[code]) for code in all_kinds()} == {code: kind.status for code, kind in all_kinds().items()}
+    statuses = {code_of(code)[0]: int(status) for code, status in rows_of(OPERATIONS, "Code", "Status")}
+    assert statuses == {code: kind.status for code, kind in all_kinds().items()}
+
+
+def test_every_fault_of_an_image_is_explained_and_no_other_is() -> None:
+    explained = {code_of(code)[0] for code, _ in rows_of(OPERATIONS, "Code", "What happened")}
+    assert explained == set(get_args(FaultCode.__value__))
 
 
 def test_defaults_of_the_limits_are_the_settings_own() -> None:
-    shown = dict(re.findall(r"\| `--([a-z-]+)` \| ([^|]*?) \|", OPERATIONS.read_text(encoding="utf-8")))
+    rows = rows_of(OPERATIONS, "What", "Setting", "Default")
+    shown = {option: default for _, setting, default in rows for option in code_of(setting)}
+    fields = {option_of(name): field for name, field in Settings.model_fields.items()}
     units = {"MiB": 2**20, "million": 10**6, "s": 1000}
-    for name, default in shown.items():
-        value = Settings.model_fields[name.replace("-", "_")].default
+    for option, default in shown.items():
+        value = fields[option].default
         match = re.match(r"([\d,]+)(?: (MiB|million|s)\b)?", default)
         if match is None:
-            assert (default, bool(value)) == ("none", False), name
+            assert (default, bool(value)) == ("none", False), option
         else:
-            assert int(match[1].replace(",", "")) * units.get(match[2], 1) == value, name
+            assert int(match[1].replace(",", "")) * units.get(match[2], 1) == value, option
     assert len(shown) >= 8
 
 
 def test_the_changelog_has_the_release() -> None:
-    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(rf"^## \[{re.escape(VERSION)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE)
+    releases = [heading.partition(" - ") for heading in headings_of(ROOT / "CHANGELOG.md")]
+    (day,) = (day for name, _, day in releases if name == f"[{VERSION}]")
+    assert datetime.date.fromisoformat(day)
 
 
 def test_the_front_page_stays_one() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
-
-
-def test_every_alert_has_the_section_that_it_names() -> None:
-    alerts = (ROOT / "deploy" / "monitoring" / "alerts.yml").read_text(encoding="utf-8")
-    named = re.findall(r"runbook: docs/operations\.md#(\S+)", alerts)
-    assert len(named) == alerts.count("- alert:")
-    assert set(named) - anchors(ROOT / "docs" / "operations.md") == set()

@@ -12,22 +12,20 @@ import threading
 from pathlib import Path
 
 import httpx
-import pytest
 
-from tests.docs.pages import BLOCKS, ROOT
+from tests.conftest import ExportOnce
+from tests.docs.pages import ROOT, blocks_run_by
 from tests.integration.conftest import PATIENCE_S
 
 INSTALLED = (".venv/bin/python", ".venv/.export", ".venv/.dev", ".venv/serve/bin/python", ".venv/serve/.installed")
 """What make takes as it is: setting it up is how this test came to be run."""
 
-pytestmark = pytest.mark.xdist_group("demo")
 
-
-def test_make_serve_serves_the_demo_model(repository: Path, tmp_path: Path) -> None:
-    (block,) = (block for block in BLOCKS if block.run_by == f"tests/docs/{Path(__file__).name}")
+def test_make_serve_serves_the_demo_model(exported: ExportOnce, tmp_path: Path) -> None:
+    (block,) = blocks_run_by(__file__)
     for name in (".venv", "requirements", "service"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "model-repository").symlink_to(repository)
+    (tmp_path / "model-repository").symlink_to(exported("dat_demo"))
     shutil.copy(ROOT / "Makefile", tmp_path)
     make = " ".join(["make", "PORT=0", *(f"-o {path}" for path in INSTALLED)])
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("DAT_", "MAKE", "MFLAGS"))}

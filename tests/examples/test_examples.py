@@ -18,14 +18,16 @@ from PIL import Image
 
 from models.demo.digits import training_and_held_out
 from tests.conftest import ExportOnce
-from tests.docs.conftest import lay_out, run_block
-from tests.docs.pages import blocks_of
+from tests.docs.pages import blocks_run_by, code_of, rows_of
+from tests.docs.running import lay_out, run_block
 from tests.integration.conftest import PATIENCE_S, ROOT, service_process
 
 EXAMPLES = ROOT / "examples"
+PROGRAMS = CLASSIFY_HTTPX, CLASSIFY_ASYNC, MANY_IMAGES, NEAREST_NEIGHBOURS, TRITONCLIENT = (
+    "classify_httpx.py", "classify_async.py", "many_images.py", "nearest_neighbours.py", "tritonclient_classify.py",
+)  # fmt: skip
+"""Each is run below."""
 A_CLASS = 6
-
-pytestmark = pytest.mark.xdist_group("demo")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def test_httpx_classifies_several_images_and_names_the_bad_one(server: str, digi
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     given = (digits / "2" / "1.png", broken, digits / "5" / "3.png")
-    ended = python("classify_httpx.py", *given, "--url", f"http://{server}", "--top-k", 1)
+    ended = python(CLASSIFY_HTTPX, *given, "--url", f"http://{server}", "--top-k", 1)
     assert ended.returncode == 0, ended.stderr
     first, second, third = ended.stdout.splitlines()
     assert re.fullmatch(r"1\.png: 2 0\.\d{4}", first)
@@ -82,7 +84,7 @@ def test_httpx_classifies_several_images_and_names_the_bad_one(server: str, digi
 
 
 def test_httpx_shows_what_is_wrong_with_a_request(server: str, digits: Path) -> None:
-    ended = python("classify_httpx.py", digits / "2" / "1.png", "--url", f"http://{server}", "--top-k", 0)
+    ended = python(CLASSIFY_HTTPX, digits / "2" / "1.png", "--url", f"http://{server}", "--top-k", 0)
     assert ended.returncode == 1
     assert re.match(r"invalid_parameter: top_k: .*\(request \w+\)", ended.stderr)
 
@@ -90,7 +92,7 @@ def test_httpx_shows_what_is_wrong_with_a_request(server: str, digits: Path) -> 
 def test_async_requests_are_answered_in_order(server: str, digits: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     given = [*(digits / str(digit) / "2.png" for digit in range(10)), tmp_path / "broken.png"]
-    ended = python("classify_async.py", *given, "--url", f"http://{server}")
+    ended = python(CLASSIFY_ASYNC, *given, "--url", f"http://{server}")
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
     assert [line.split(": ")[1].split()[0] for line in lines[:10]] == list("0123456789")
@@ -98,7 +100,7 @@ def test_async_requests_are_answered_in_order(server: str, digits: Path, tmp_pat
 
 
 def test_many_images_are_all_answered(server: str, digits: Path) -> None:
-    ended = python("many_images.py", digits, "--url", f"http://{server}", "--concurrency", 4)
+    ended = python(MANY_IMAGES, digits, "--url", f"http://{server}", "--concurrency", 4)
     assert ended.returncode == 0, ended.stderr
     answers = [json.loads(line) for line in ended.stdout.splitlines()]
     assert sorted(answer["path"] for answer in answers) == sorted(map(str, digits.rglob("*.png")))
@@ -146,7 +148,7 @@ def test_many_images_come_back_to_a_busy_service_and_give_up_in_the_end(tmp_path
         thread = Thread(target=server.serve_forever)
         thread.start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        ended = python("many_images.py", tmp_path, "--url", url, "--tries", 3)
+        ended = python(MANY_IMAGES, tmp_path, "--url", url, "--tries", 3)
         server.shutdown()
         thread.join()
     answers = {Path(line["path"]).name: line for line in map(json.loads, ended.stdout.splitlines())}
@@ -159,7 +161,7 @@ def test_many_images_come_back_to_a_busy_service_and_give_up_in_the_end(tmp_path
 
 def test_nearest_neighbours_of_a_digit_are_the_same_digit(server: str, digits: Path) -> None:
     query = digits / "6" / "0.png"
-    ended = python("nearest_neighbours.py", digits, query, "--url", f"http://{server}", "--neighbours", 4)
+    ended = python(NEAREST_NEIGHBOURS, digits, query, "--url", f"http://{server}", "--neighbours", 4)
     assert ended.returncode == 0, ended.stderr
     rows = [line.split("  ") for line in ended.stdout.splitlines()]
     assert rows[0] == ["1.0000", str(query)]
@@ -170,7 +172,7 @@ def test_nearest_neighbours_of_a_digit_are_the_same_digit(server: str, digits: P
 
 def test_tritonclient_classifies(server: str, digits: Path) -> None:
     given = (digits / "1" / "0.png", digits / "9" / "0.png")
-    ended = python("tritonclient_classify.py", *given, "--url", server, "--top-k", 2)
+    ended = python(TRITONCLIENT, *given, "--url", server, "--top-k", 2)
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
     assert len(lines) == 4
@@ -182,7 +184,7 @@ def test_tritonclient_classifies(server: str, digits: Path) -> None:
 def test_commands_of_the_readme_run_as_they_stand(server: str, tmp_path: Path) -> None:
     """Those of examples/README.md, in a directory like a fresh clone, each told of this server."""
     lay_out(tmp_path)
-    (block,) = blocks_of(EXAMPLES / "README.md")
+    (block,) = blocks_run_by(__file__)
     text = re.sub(r"(\.sh .*)$", rf"\1 http://{server}", block.text, flags=re.MULTILINE)
     text = re.sub(r"(\.py .*)$", rf"\1 --url http://{server}", text, flags=re.MULTILINE)
     ended = run_block(replace(block, text=text), directory=tmp_path)
@@ -212,8 +214,6 @@ def test_pictures_show_what_they_are_named_after(server: str) -> None:
 
 
 def test_every_example_is_listed_and_tested() -> None:
-    listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    tested = Path(__file__).read_text(encoding="utf-8")
-    for example in EXAMPLES.glob("*.py"):
-        assert f"`{example.name}`" in listed
-        assert f'"{example.name}"' in tested
+    programs = {path.name for path in EXAMPLES.glob("*.py")}
+    assert set(PROGRAMS) == programs
+    assert programs <= {name for cell, _ in rows_of(EXAMPLES / "README.md", "", "") for name in code_of(cell)}

@@ -17,8 +17,6 @@ from tests.examples.test_examples import digits as digits
 from tests.generated import EXAMPLE, checkout, run
 from tests.integration.conftest import ROOT, service_process
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,29 +1,81 @@
-"""What the export tests share: a small network with its graph, traced once."""
+"""What the export tests share: small networks with their graphs, each traced once a run however many processes run."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import onnx
 import pytest
+from filelock import FileLock
 
+from export.explain import ExplainModel, output_names
 from export.graph import Normalisation, export_graph
 from export.sampling import select_strategy
-from export.source import from_seed
 from models.dat import DAT
-from tests.export.networks import SIZE, first_generation
+from tests.export.networks import NETWORKS, SIZE
+from tests.golden_files import synthetic_model
 
 NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Exported(NamedTuple):
+    """A network with its graph, and that graph's file, which is for reading."""
+
     model: DAT
     graph: onnx.ModelProto
+    path: Path
+
+
+class ExportNetwork(Protocol):
+    """Gives one of `NETWORKS` with synthetic weights, exported with a sampling strategy for an opset."""
+
+    def __call__(self, network: str, sampling: str = "separable", opset: int = 18) -> Exported: ...
+
+
+class ExplainNetwork(Protocol):
+    """Gives one of `NETWORKS` with synthetic weights, and its graph of where it looks."""
+
+    def __call__(self, network: str) -> Exported: ...
 
 
 @pytest.fixture(scope="session")
-def first_exported() -> Exported:
+def exported_network(shared: Path) -> ExportNetwork:
+    """Export networks, each once in each form."""
+
+    def export(network: str, sampling: str = "separable", opset: int = 18) -> Exported:
+        model = synthetic_model(NETWORKS[network](), SIZE)
+        path = shared / f"{network}-{sampling}-{opset}.onnx"
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                strategy = select_strategy(sampling, opset)
+                graph = export_graph(model, NORMALISATION, strategy=strategy, opset=opset, example_size=SIZE)
+                onnx.save(graph, path)
+        return Exported(model, onnx.load(path), path)
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def explained_network(shared: Path) -> ExplainNetwork:
+    """Export the graphs of where networks look, each once."""
+
+    def export(network: str) -> Exported:
+        model = synthetic_model(NETWORKS[network](), SIZE)
+        path = shared / f"{network}-explain.onnx"
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                graph = export_graph(
+                    model, NORMALISATION, strategy=select_strategy("gridsample", 18), opset=18, example_size=SIZE,
+                    output_names=output_names(model), front=ExplainModel,
+                )  # fmt: skip
+                onnx.save(graph, path)
+        return Exported(model, onnx.load(path), path)
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def first_exported(exported_network: ExportNetwork) -> Exported:
     """The small first-generation network with its graph."""
-    model = from_seed(0, first_generation(), image_size=SIZE).model
-    strategy = select_strategy("gridsample", 18)
-    return Exported(model, export_graph(model, NORMALISATION, strategy=strategy, opset=18, example_size=SIZE))
+    return exported_network("first_generation", "gridsample")

@@ -8,13 +8,14 @@ SIZE = (64, 64)
 
 
 def first_generation() -> DATConfig:
-    """Windows, shifted windows and deformable attention with its table, layer scale, and a positive offset range."""
+    """Windows, shifted windows and deformable attention with its table, layer scale, and a positive offset range.
+
+    The windows of the second stage do not divide its map, which is padded.
+    """
     stages = (
         StageConfig(dim=16, layers=("L", "S"), heads=2, window=2, layer_scale=0.5),
-        StageConfig(dim=16, layers=("S", "L"), heads=2, window=2),
-        StageConfig(
-            dim=32, layers=("L", "D"), heads=4, groups=2, window=2, offset_kernel=5, offset_range_factor=2, use_pe=True
-        ),
+        StageConfig(dim=16, layers=("S",), heads=2, window=3),
+        StageConfig(dim=32, layers=("D",), heads=4, groups=2, offset_kernel=5, offset_range_factor=2, use_pe=True),
         StageConfig(dim=32, layers=("D",), heads=4, groups=4, stride=1, use_pe=True, layer_scale=0.5),
     )
     return DATConfig(generation=1, dim_stem=16, stages=stages, img_size=64, num_classes=5)
@@ -60,7 +61,7 @@ def second_generation_biases() -> DATConfig:
     stages = (
         StageConfig(dim=16, layers=("L", "D"), heads=2, groups=1, stride=4, window=2, no_offsets=True, use_pe=True),
         StageConfig(dim=16, layers=("S", "D"), heads=2, groups=2, stride=2, window=2, use_pe=True, fixed_pe=True),
-        StageConfig(dim=32, layers=("N", "D"), heads=4, groups=2, use_pe=True, log_cpb=True, offset_range_factor=0),
+        StageConfig(dim=32, layers=("D",), heads=4, groups=2, use_pe=True, log_cpb=True, offset_range_factor=0),
         StageConfig(dim=32, layers=("D",), heads=4, groups=4, use_pe=True, dwc_pe=True, offset_range_factor=2),
     )
     return DATConfig(generation=2, dim_stem=16, stages=stages, img_size=64, num_classes=5)

@@ -10,14 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
-from export.graph import OUTPUT_NAMES, export_graph
+from export.graph import OUTPUT_NAMES
 from export.precision import ISLANDS, half, rounded
-from export.sampling import STRATEGY_NAMES, select_strategy
 from export.verify import TOLERANCES, compare, open_session, reference_outputs, sample_images
 from models.dat import DAT
-from tests.export.conftest import NORMALISATION
+from tests.export.conftest import NORMALISATION, ExportNetwork
 from tests.export.networks import NETWORKS, SIZE
-from tests.golden_files import synthetic_model
 
 IMAGES = sample_images(3, 3, *SIZE)
 
@@ -38,17 +36,19 @@ def outputs(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
     return dict(zip(OUTPUT_NAMES, session.run(None, {"image": IMAGES}), strict=True))
 
 
-def exported(network: str, strategy: str) -> tuple[DAT, onnx.ModelProto]:
-    model = synthetic_model(NETWORKS[network](), SIZE)
-    return model, export_graph(
-        model, NORMALISATION, strategy=select_strategy(strategy, 18), opset=18, example_size=SIZE
-    )
+FORMS = [
+    ("first_generation", "separable", 18),
+    ("first_generation", "gridsample", 18),
+    ("second_generation", "gather", 20),
+]
 
 
-@pytest.fixture(scope="module", params=STRATEGY_NAMES)
-def converted(request: pytest.FixtureRequest) -> tuple[DAT, onnx.ModelProto, onnx.ModelProto]:
-    """A network of the first generation, in each sampling strategy: the model, its graph, and its float16 graph."""
-    model, graph = exported("first_generation", request.param)
+@pytest.fixture(scope="module", params=FORMS, ids=lambda form: form[1])
+def converted(
+    request: pytest.FixtureRequest, exported_network: ExportNetwork
+) -> tuple[DAT, onnx.ModelProto, onnx.ModelProto]:
+    """A network in each sampling strategy: the model, its graph, and its float16 graph."""
+    model, graph, _ = exported_network(*request.param)
     return model, graph, half(graph)
 
 
@@ -98,8 +98,8 @@ def test_both_forms_compute_the_model_within_the_tolerance(
 
 
 @pytest.mark.parametrize("network", [name for name in NETWORKS if name != "first_generation"])
-def test_other_layers_and_biases_convert_too(network: str) -> None:
-    model, graph = exported(network, "separable")
+def test_other_layers_and_biases_convert_too(network: str, exported_network: ExportNetwork) -> None:
+    model, graph, _ = exported_network(network)
     expected = reference_outputs(model, NORMALISATION, IMAGES)
     for (name, actual), reference in zip(outputs(rounded(half(graph))).items(), expected, strict=True):
         assert compare(name, actual, reference, "fp16").passes, name

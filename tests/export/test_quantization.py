@@ -15,24 +15,20 @@ from PIL import Image
 from export.__main__ import main
 from export.calibration import MIN_PHOTOS, judge, photos, samples, service_preprocessing
 from export.errors import ExportError
-from export.graph import OUTPUT_NAMES, export_graph
+from export.graph import OUTPUT_NAMES
 from export.quantization import quantize
-from export.sampling import select_strategy
-from export.source import from_seed
 from export.verify import open_session, sample_images
 from models.demo.digits import training_and_held_out
 from models.demo.train import WEIGHTS_FILE, enlarge
 from service.model.directory import open_model
 from tests.conftest import ExportOnce
-from tests.export.conftest import NORMALISATION, Exported
+from tests.export.conftest import NORMALISATION, Exported, ExportNetwork
 from tests.export.networks import SIZE, second_generation
 
 
 @pytest.fixture(scope="module")
-def second_exported() -> Exported:
-    model = from_seed(0, second_generation(), image_size=SIZE).model
-    strategy = select_strategy("separable", 18)
-    return Exported(model, export_graph(model, NORMALISATION, strategy=strategy, opset=18, example_size=SIZE))
+def second_exported(exported_network: ExportNetwork) -> Exported:
+    return exported_network("second_generation")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from export.errors import ExportError
 from export.graph import translate
-from export.sampling import MAX_OPSET, MIN_OPSET, STRATEGY_NAMES, check_graph, select_strategy
+from export.sampling import MAX_OPSET, MIN_OPSET, STRATEGIES, STRATEGY_NAMES, Strategy, check_graph, select_strategy
 
 OPSETS = range(MIN_OPSET, MAX_OPSET + 1)
 SAMPLERS = tuple(name for name in STRATEGY_NAMES if name != "separable")
@@ -128,25 +129,35 @@ def test_graph_declares_the_opset_asked_for_and_standard_operators_only(name: st
     assert attributes == {"mode": mode, "padding_mode": b"zeros", "align_corners": 1}
 
 
+WRITING = [strategy for strategy in STRATEGIES if strategy.translate is not None]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"mode": "nearest"}, "mode='nearest'"),
-        ({"mode": "bicubic"}, "mode='bicubic'"),
-        ({"padding_mode": "border"}, "padding_mode='border'"),
-        ({"padding_mode": "reflection"}, "padding_mode='reflection'"),
-        ({"align_corners": False}, "align_corners=False"),
+        ((1, 0, True), "mode='nearest'"),
+        ((2, 0, True), "mode='bicubic'"),
+        ((0, 1, True), "padding_mode='border'"),
+        ((0, 2, True), "padding_mode='reflection'"),
+        ((0, 0, False), "align_corners=False"),
     ],
 )
-@pytest.mark.parametrize(("name", "opset"), [("gridsample", 18), ("gridsample", 20), ("gather", 18)])
-def test_other_samplings_are_refused(name: str, opset: int, arguments: dict[str, object], named: str) -> None:
-    with pytest.raises(ExportError, match=f"grid_sample with {named} cannot be exported"):
-        sampler_graph(name, opset, **arguments)
+@pytest.mark.parametrize("strategy", WRITING, ids=lambda strategy: f"{strategy.name}-{strategy.min_opset}")
+def test_other_samplings_are_refused(strategy: Strategy, arguments: tuple[int, int, bool], named: str) -> None:
+    assert strategy.translate is not None
+    with pytest.raises(ExportError, match=f"grid_sample with {named} "):
+        strategy.translate(SimpleNamespace(shape=(2, 3, 5, 6)), None, *arguments)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_refusal_of_a_sampling_is_what_the_export_raises(name: str) -> None:
+    with pytest.raises(ExportError, match="mode='nearest', padding_mode='border'"):
+        sampler_graph(name, MIN_OPSET, mode="nearest", padding_mode="border")
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_sampling_of_volumes_is_refused(name: str) -> None:
-    with pytest.raises(ExportError, match="supported: 4-D input"):
+    with pytest.raises(ExportError, match="4-D"):
         translate(
             Sampler().eval(),
             (torch.zeros(2, 3, 4, 5, 6), torch.zeros(2, 4, 5, 6, 3)),
@@ -159,21 +170,19 @@ def test_sampling_of_volumes_is_refused(name: str) -> None:
 
 
 def test_separable_refuses_a_model_that_calls_the_sampler() -> None:
-    with pytest.raises(ExportError, match="calls grid_sample itself, which the sampling strategy separable does not"):
+    with pytest.raises(ExportError, match="separable"):
         sampler_graph("separable", MIN_OPSET)
 
 
 @pytest.mark.parametrize("opset", [16, 17, 24])
 @pytest.mark.parametrize("name", STRATEGY_NAMES)
 def test_unsupported_opset_is_refused_with_those_supported(name: str, opset: int) -> None:
-    with pytest.raises(ExportError, match=f"opset {opset} is not supported; choose one of: 18, 19, 20, 21, 22, 23"):
+    with pytest.raises(ExportError, match=rf"opset {opset} .*: {', '.join(map(str, OPSETS))}$"):
         select_strategy(name, opset)
 
 
 def test_unknown_strategy_is_refused_with_those_known() -> None:
-    with pytest.raises(
-        ExportError, match="unknown sampling strategy 'plugin'; choose one of: separable, gridsample, gather"
-    ):
+    with pytest.raises(ExportError, match=rf"'plugin'.*: {', '.join(STRATEGY_NAMES)}$"):
         select_strategy("plugin", 18)
 
 
@@ -223,9 +232,9 @@ def test_graph_with_a_function_is_refused() -> None:
 
 
 def test_missing_and_surplus_samplings_are_refused() -> None:
-    with pytest.raises(ExportError, match="1 GridSample nodes for 2 samplings, where 2 were expected"):
+    with pytest.raises(ExportError, match=r"gridsample: .*1 GridSample nodes for 2"):
         check(tampered("gridsample"), "gridsample", samplings=2)
-    with pytest.raises(ExportError, match="only 4 GatherND nodes for 2 samplings"):
+    with pytest.raises(ExportError, match=r"gather: .*4 GatherND nodes for 2"):
         check(tampered("gather"), "gather", samplings=2)
-    with pytest.raises(ExportError, match="1 GridSample nodes for 1 samplings, where 0 were expected"):
+    with pytest.raises(ExportError, match=r"gather: .*1 GridSample nodes for 1"):
         check(tampered("gridsample"), "gather")

@@ -46,7 +46,6 @@ def logits_of(response: httpx.Response) -> np.ndarray:
     return np.asarray([result["features"]["logits"] for result in response.json()["results"]])
 
 
-@pytest.mark.xdist_group("photos")
 def test_photos_sent_alone_get_the_published_logits(photographed: tuple[httpx.Client, np.ndarray]) -> None:
     client, expected = photographed
     for photo, logits in zip(load_sample_images().images, expected, strict=True):
@@ -54,7 +53,6 @@ def test_photos_sent_alone_get_the_published_logits(photographed: tuple[httpx.Cl
         np.testing.assert_allclose(logits_of(response)[0], logits, atol=PHOTO_TOLERANCE, rtol=0)
 
 
-@pytest.mark.xdist_group("photos")
 def test_photos_in_mixed_batches_get_the_published_logits(photographed: tuple[httpx.Client, np.ndarray]) -> None:
     """Photos and noise, in requests of several and of one, in flight together."""
     client, expected = photographed
@@ -105,19 +103,16 @@ def held_out() -> Digits:
     return training_and_held_out()[1]
 
 
-@pytest.mark.xdist_group("demo")
 def test_the_demo_reads_the_digits_that_it_never_saw(demo: httpx.Client, held_out: Digits) -> None:
     labels = read(demo, [png(image) for image in held_out.images])
     assert accuracy(labels, held_out.classes.tolist()) >= 0.97
 
 
-@pytest.mark.xdist_group("demo")
 def test_the_demo_reads_them_dark_on_light(demo: httpx.Client, held_out: Digits) -> None:
     labels = read(demo, [png(255 - image) for image in held_out.images])
     assert accuracy(labels, held_out.classes.tolist()) >= 0.97
 
 
-@pytest.mark.xdist_group("demo")
 @pytest.mark.parametrize("dark_on_light", [True, False])
 @pytest.mark.parametrize("width", [10, 16, 24, 34])
 def test_the_demo_reads_what_a_mouse_draws(demo: httpx.Client, width: int, dark_on_light: bool) -> None:

@@ -52,13 +52,12 @@ def assert_published(layers: list[dict[str, Any]], expected: dict[str, np.ndarra
             assert sum(group["weights"]) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.xdist_group("explained")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_points_are_those_of_the_published_code(exported: ExportOnce, workers: int) -> None:
     """With one process, and with the results passing through shared memory."""
     golden = next(golden for golden in golden_files() if golden.id == "dat_tiny-224x224")
     expected = golden.arrays()
-    repository = exported("dat_tiny", explain=True)
+    repository = exported("dat_tiny")
     image = synthetic.images(golden.seed, 2, golden.height, golden.width)[0]
     options = ("--workers", str(workers), "--threads", "1", "--batch-buckets", "1,2")
     with (

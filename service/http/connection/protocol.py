@@ -4,10 +4,11 @@ httptools parses several times faster than h11, but takes a head of any size: he
 pass the limit is answered 400 and its connection closed, however the bytes arrive. uvicorn waits for a head for ever:
 here one that is not whole in time is answered 408, and a new connection that says nothing is closed like one that
 falls silent between requests. What cannot be read as a request is answered 400 after the answers to all requests
-before it, which uvicorn would drop. A request that offers another protocol (`Upgrade: h2c`, as Java's client does with
-every first one) is answered in this one; llhttp would take its body for that protocol's, and for the next request. And
-uvicorn hands the head of an answer and its body to the socket one after the other,
-which are two system calls, two packets and two wake-ups of the client; here the head waits for the body's first part.
+before it, which uvicorn would drop. A client that goes is noticed although it has sent one more request. A request
+that offers another protocol (`Upgrade: h2c`, as Java's client does with every first one) is answered in this one;
+llhttp would take its body for that protocol's, and for the next request. And uvicorn hands the head of an answer and
+its body to the socket one after the other, which are two system calls, two packets and two wake-ups of the client; here
+the head waits for the body's first part.
 """
 
 from __future__ import annotations
@@ -121,6 +122,9 @@ class Protocol(HttpToolsProtocol):
         )
         self._framing = framing_of(self.headers) if self.parser.should_upgrade() else b""
         super().on_headers_complete()
+        if len(self.pipeline) == 1:
+            # uvicorn stops reading here, and would not see the client of the request before it go.
+            self.flow.resume_reading()
 
     def on_message_complete(self) -> None:
         """End the request's body, unless that has been taken for another protocol's and is still to come."""

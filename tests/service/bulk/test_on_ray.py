@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from service.__main__ import main
+from tests.docs.pages import blocks_run_by, commands_of
 from tests.service.bulk.sets import rows_of, vector, write_files, write_shard
 from tests.service.pictures import photo
 
 ROOT = Path(__file__).parents[3]
-(COMMAND,) = re.findall(r"^python -m service bulk (.*) --ray \S+$", (ROOT / "docs/bulk.md").read_text(), re.MULTILINE)
-"""What the page gives to the command, without the cluster's address."""
 RAY_PYTHON = ROOT / ".venv" / "ray" / "bin" / "python"
 PATIENCE_S = 180
 
@@ -41,7 +38,9 @@ def test_the_rows_are_those_of_one_process_though_a_node_is_killed(
     write_files(tmp_path / "photos", 40, bad=(3, 17))
     write_shard(tmp_path / "photos" / "s.tar", {f"{number}.png": photo(seed=number) for number in range(10)})
     pq.write_table(pa.table({"image": [photo(), None, photo(seed=1)]}), tmp_path / "photos" / "t.parquet")
-    asked = shlex.split(COMMAND)
+    ((*command, option, _),) = (words for block in blocks_run_by(__file__) for words in commands_of(block))
+    assert (command[:4], option) == (["python", "-m", "service", "bulk"], "--ray")
+    asked = command[4:]
     options = ["--part-images", "4", "--repository", str(repository), "--device", "cpu", "--threads", "1"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DAT_")}
     environment |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_REPORT_URL": ""}

@@ -1,4 +1,4 @@
-"""A checkout for the documentation's commands, and the demo model exported as docs/export.md has it."""
+"""Runs blocks of the documentation in a directory that is laid out like a checkout."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from filelock import FileLock
-
-from tests.docs.pages import BLOCKS, ROOT, Block
+from tests.docs.pages import ROOT, Block
 from tests.generated import run
 
 
@@ -32,19 +29,3 @@ def run_block(block: Block, *, directory: Path, port: int = 0) -> subprocess.Com
     text = re.sub(r"\b(127\.0\.0\.1|localhost):8000\b", rf"\1:{port}", block.text)
     command = [sys.executable, "-c", text] if block.language == "python" else ["bash", "-ec", text]
     return run(*command, directory=directory, environment={"OMP_NUM_THREADS": "1"})
-
-
-@pytest.fixture(scope="session")
-def repository(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """Export the demo model as docs/export.md has it, once a run however many processes run it."""
-    (block,) = (block for block in BLOCKS if block.run_by == f"tests/docs/{Path(__file__).name}")
-    shared = tmp_path_factory.getbasetemp()
-    directory = (shared if worker_id == "master" else shared.parent) / "documentation"
-    with FileLock(directory.with_suffix(".lock")):
-        if not directory.exists():
-            directory.mkdir()
-            lay_out(directory)
-            ended = run_block(block, directory=directory)
-            assert ended.returncode == 0, ended.stderr
-            assert ended.stdout.endswith("my-models/dat_demo/1\n")
-    return directory / "my-models"
