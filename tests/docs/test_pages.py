@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -27,6 +28,7 @@ from service.settings import CLIENT_API_KEY, Settings, option_of, variable_of
 from service.telemetry.metrics import Metrics
 from tests.docs.pages import BLOCKS, PAGES, ROOT, anchors_of, code_of, commands_of, headings_of, prose_of, rows_of
 
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FOREIGN_OPTIONS = {"--data-binary", "--require-hashes"}
@@ -66,7 +68,7 @@ def test_the_index_lists_every_page() -> None:
 
 
 def test_modules_that_the_architecture_names_exist() -> None:
-    named = re.findall(r"`([\w/]+(?:\.py|/))`", prose_of(ROOT / "docs" / "architecture.md"))
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", prose_of(ARCHITECTURE))
     packages = [
         ROOT,
         *(ROOT / name for name in ("models", "export", "service")),
@@ -74,6 +76,21 @@ def test_modules_that_the_architecture_names_exist() -> None:
     ]
     assert len(named) > 40
     assert [name for name in named if not any((package / name).exists() for package in packages)] == []
+
+
+def test_the_architecture_has_every_room_on_its_floor() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    (layers,) = (contract["layers"] for contract in contracts if contract.get("containers") == ["service"])
+    floors = [set(floor.split(" | ")) for floor in layers[1:]]  # without the entry
+    table = re.findall(r"^\| (`[^|]+) \|", prose_of(ARCHITECTURE), re.MULTILINE)
+    rooms = [name for row in table for name in re.findall(r"`(\w+)(?:/|\.py)`", row)]
+    drawn = re.findall(r'class="name".*>(\w+)(?:/|\.py)<', (ROOT / "docs" / "images" / "rooms.svg").read_text())
+    for names in (rooms, drawn):
+        assert sorted(names) == sorted(set().union(*floors))
+        heights = [next(height for height, floor in enumerate(floors) if name in floor) for name in names]
+        assert heights == sorted(heights)
 
 
 @each_page
