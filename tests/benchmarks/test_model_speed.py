@@ -1,8 +1,9 @@
-"""The comparison of a model's speed, on the demo model and without waiting for figures."""
+"""The comparison of a model's speed, on the demo model with a layer a stage and without waiting for figures."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from benchmarks import rounds
 from benchmarks.model_speed import agreement, chosen, main
+from models.variants import VARIANTS
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,9 @@ def test_logits_are_compared_with_those_of_the_same_images() -> None:
 
 
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, dict[str, Any]]:
+    config = VARIANTS["dat_demo"].config
+    shallow = replace(config, stages=tuple(replace(stage, layers=stage.layers[-1:]) for stage in config.stages))
+    monkeypatch.setitem(VARIANTS, "dat_demo", replace(VARIANTS["dat_demo"], config=shallow))
     monkeypatch.setattr(rounds, "MIN_TURN_S", 0.0)
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # so that main leaves the environment as it is
     status = main(["dat_demo", "--rounds", "2", "--batch", "1", "2", "--results", str(tmp_path), *arguments])

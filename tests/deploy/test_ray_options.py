@@ -34,14 +34,14 @@ def test_a_variable_counts_where_no_argument_says_otherwise(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"replicas": 2, "topk": 1}, "unknown arguments replicas, topk"),
+        ({"replicas": 2, "topk": 1}, "replicas, topk"),
         ({"top_k": 0}, "--top-k"),
-        ({"min_replicas": 3, "max_replicas": 2}, r"^min_replicas \(3\) is more than max_replicas \(2\)"),
+        ({"min_replicas": 3, "max_replicas": 2}, r"^min_replicas \(3\) .*max_replicas \(2\)"),
         ({"num_cpus": 0}, "^num_cpus: "),
-        ({"workers": 2}, "--workers is not for Ray"),
-        ({"devices": "cuda:0,cuda:1"}, "--devices is not for Ray"),
-        ({"tls_certificate": "a.pem"}, "--tls-certificate is not for Ray"),
-        ({"device": "cuda:1"}, "name no number"),
+        ({"workers": 2}, "--workers "),
+        ({"devices": "cuda:0,cuda:1"}, "--devices "),
+        ({"tls_certificate": "a.pem"}, "--tls-certificate "),
+        ({"device": "cuda:1"}, "--device: "),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(arguments: dict[str, Any], message: str) -> None:

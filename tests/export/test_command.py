@@ -143,7 +143,7 @@ class TestRepository:
         assert find_models(tmp_path) == {"dat_demo": (1, 2)}
         before = (tmp_path / "dat_demo" / "2" / "manifest.json").read_bytes()
         assert export("dat_demo", "--random-weights", 0, "--version", 2, repository=tmp_path) == 1
-        assert "exists already and is never overwritten" in capsys.readouterr().err
+        assert "--version" in capsys.readouterr().err
         assert (tmp_path / "dat_demo" / "2" / "manifest.json").read_bytes() == before
 
     def test_labels_of_the_user_are_taken(self, tmp_path: Path) -> None:
@@ -159,8 +159,7 @@ class TestRepository:
         assert export("dat_demo", "--random-weights", 1, repository=repository) == 1
         printed = capsys.readouterr()
         assert printed.out == ""
-        assert "the graph does not compute what the model computes" in printed.err
-        assert "too large" in printed.err
+        assert "logits" in printed.err
         assert everything(tmp_path) == []
 
     def test_interrupt_leaves_nothing(
@@ -193,33 +192,33 @@ class TestRepository:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "named"),
     [
-        ((), "name a variant; known are: dat_tiny, "),
-        (("dat_huge",), "unknown variant 'dat_huge'; known are: dat_tiny, "),
-        (("dat_tiny",), "give the weights of dat_tiny with --weights FILE"),
-        (("dat_tiny", "--weights", "nowhere.pth"), "the weights nowhere.pth do not exist"),
-        (("dat_tiny", "--random-weights", 0, "--weights-key", "ema"), "--weights-key is about a weight file"),
-        (("dat_tiny", "--random-weights", 0, "--opset", 16), "opset 16 is not supported; choose one of: 18"),
-        (("dat_tiny", "--random-weights", 0, "--sampling", "magic"), "unknown sampling strategy 'magic'"),
-        (("dat_tiny", "--random-weights", 0, "--target", "tensorrt", "--opset", 20), "takes opsets up to 19, not 20"),
-        (("dat_tiny", "--random-weights", 0, "--image-size", 225), "225x225 cannot work"),
-        (("dat_tiny", "--random-weights", 0, "--image-size", "224x225"), "224x225 cannot work"),
-        (("dat_tiny", "--random-weights", 0, "--dynamic-size"), "only second-generation models can"),
-        (("dat_pp_tiny", "--random-weights", 0, "--window-size", 7), "has no window attention"),
-        (("dat_pp_tiny", "--random-weights", 0, "--dynamic-size", "--image-size", 64), "sides must be at least"),
-        (("dat_tiny", "--random-weights", 0, "--name", "../up"), "is not a model name"),
-        (("dat_tiny", "--random-weights", 0, "--version", 0), "versions count from 1"),
+        ((), "dat_tiny, "),
+        (("dat_huge",), "'dat_huge'"),
+        (("dat_tiny",), "--weights FILE"),
+        (("dat_tiny", "--weights", "nowhere.pth"), "nowhere.pth"),
+        (("dat_tiny", "--random-weights", 0, "--weights-key", "ema"), "--weights-key"),
+        (("dat_tiny", "--random-weights", 0, "--opset", 16), "opset 16"),
+        (("dat_tiny", "--random-weights", 0, "--sampling", "magic"), "'magic'"),
+        (("dat_tiny", "--random-weights", 0, "--target", "tensorrt", "--opset", 20), "not 20"),
+        (("dat_tiny", "--random-weights", 0, "--image-size", 225), "225x225"),
+        (("dat_tiny", "--random-weights", 0, "--image-size", "224x225"), "224x225"),
+        (("dat_tiny", "--random-weights", 0, "--dynamic-size"), "second-generation"),
+        (("dat_pp_tiny", "--random-weights", 0, "--window-size", 7), "window attention"),
+        (("dat_pp_tiny", "--random-weights", 0, "--dynamic-size", "--image-size", 64), "64"),
+        (("dat_tiny", "--random-weights", 0, "--name", "../up"), "'../up'"),
+        (("dat_tiny", "--random-weights", 0, "--version", 0), "version 0"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_in_one_line(
-    arguments: tuple[object, ...], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[object, ...], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(*arguments, repository=tmp_path) == 1
     printed = capsys.readouterr()
     (line,) = (line for line in printed.err.splitlines() if not line.startswith("loading"))
     assert line.startswith("error: ")
-    assert sentence in line
+    assert named in line
     assert everything(tmp_path) == []
 
 

@@ -108,7 +108,7 @@ def test_dynamic_graph_takes_other_sizes_and_shapes(sampling: str, tmp_path: Pat
 
 
 def test_windowed_model_of_any_size_is_refused() -> None:
-    with pytest.raises(SizeError, match="only generation 2"):
+    with pytest.raises(SizeError, match="generation 2"):
         from_seed(0, first_generation(), image_size=None)
 
 

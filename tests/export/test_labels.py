@@ -30,14 +30,14 @@ def test_table_is_read_by_its_header(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("cat\n", "1 labels for 2 classes"),
-        ("cat\n\ndog\n", r"names\.txt: line 2 is blank"),
-        ("cat\n\n", "1 labels for 2 classes"),
-        ("class_id\tname\n0\tcat\n1\t \n", "the name of class 1, ''"),
-        ('class_id\tname\n0\tcat\n1\t"dog\nhound"\n', r"the name of class 1, 'dog\\nhound'"),
-        ('class_id,name\n0,cat\n1,"dog\n', r"names\.txt: line 3 cannot be read as cells in quotes"),
-        ("cat\ta\ndog\tb\n", "line 1 is not a class name"),
-        ("", "0 labels for 2 classes"),
+        ("cat\n", r"\b1 labels.*\b2 classes"),
+        ("cat\n\ndog\n", r"names\.txt: line 2"),
+        ("cat\n\n", r"\b1 labels.*\b2 classes"),
+        ("class_id\tname\n0\tcat\n1\t \n", "class 1, ''"),
+        ('class_id\tname\n0\tcat\n1\t"dog\nhound"\n', r"class 1, 'dog\\nhound'"),
+        ('class_id,name\n0,cat\n1,"dog\n', r"names\.txt: line 3"),
+        ("cat\ta\ndog\tb\n", "line 1"),
+        ("", r"\b0 labels.*\b2 classes"),
     ],
 )
 def test_unusable_text_is_refused_with_its_reason(text: str, reason: str, tmp_path: Path) -> None:
@@ -89,21 +89,21 @@ def test_names_come_out_composed(tmp_path: Path) -> None:
 def test_text_in_another_encoding_is_refused_by_its_line(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_bytes("cat\r\ndög\r\n".encode("latin-1"))
-    with pytest.raises(ExportError, match=r"names\.txt: line 2 is not UTF-8 text \(byte 0xf6\)"):
+    with pytest.raises(ExportError, match=r"names\.txt: line 2 .*0xf6"):
         labels_from_file(path, 2)
 
 
 def test_table_out_of_order_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "names.tsv", "class_id\tname\n1\tcat\n0\tdog\n")
-    with pytest.raises(RepositoryError, match="line 2 should be class 0"):
+    with pytest.raises(RepositoryError, match=r"line 2\b.*class 0"):
         labels_from_file(path, 2)
 
 
 def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="cannot be read"):
+    with pytest.raises(ExportError, match=r"none\.txt"):
         labels_from_file(tmp_path / "none.txt", 2)
     (tmp_path / "image.png").write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(ExportError, match="not UTF-8"):
+    with pytest.raises(ExportError, match=r"image\.png: line 1 .*UTF-8"):
         labels_from_file(tmp_path / "image.png", 2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_existing_version_is_never_overwritten(kind: str, tmp_path: Path) -> Non
     if kind == "full":
         (target / "model.onnx").write_bytes(b"first")
     before = everything(tmp_path)
-    with pytest.raises(ExportError, match="exists already and is never overwritten"), new_version(tmp_path, "dat", 1):
+    with pytest.raises(ExportError, match=f"{target} .*--version"), new_version(tmp_path, "dat", 1):
         pytest.fail("the block must not be entered")
     assert everything(tmp_path) == before
 
@@ -74,7 +75,7 @@ def test_version_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
             target.mkdir(parents=True)
             (target / "model.onnx").write_bytes(b"first")
 
-    with pytest.raises(ExportError, match="cannot be put in place"):
+    with pytest.raises(ExportError, match=str(target)):
         publish_beside_another()
     assert everything(tmp_path) == ["dat", "dat/1", "dat/1/model.onnx"]
     assert (target / "model.onnx").read_bytes() == b"first"
@@ -99,10 +100,10 @@ def test_next_version_follows_the_highest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../escape", ".hidden", "", "a/b", "a b", "x" * 129])
 def test_name_that_is_not_one_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="is not a model name"):
+    with pytest.raises(ExportError, match=re.escape(repr(name))):
         check_free(tmp_path, name, 1)
 
 
 def test_version_zero_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="versions count from 1"):
+    with pytest.raises(ExportError, match="version 0"):
         check_free(tmp_path, "dat", 0)

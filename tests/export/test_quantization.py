@@ -92,7 +92,7 @@ def test_int8_that_changes_the_answers_too_much_is_refused(
         if tensor.name in scales:  # a hundredth of the range: everything saturates
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) / np.float32(100), tensor.name))
     onnx.save(broken, tmp_path / "model.onnx")
-    with pytest.raises(ExportError, match="int8 changes the model's answers too much: logits' error"):
+    with pytest.raises(ExportError, match="logits"):
         judge(tmp_path / "model.onnx", second_exported.model, NORMALISATION, samples(SIZE).held_out)
 
 
@@ -115,7 +115,7 @@ def test_weights_are_int8_and_within_half_a_step_of_the_originals(
 
 
 def test_export_without_images_is_refused(first_exported: Exported) -> None:
-    with pytest.raises(ExportError, match="at least one calibration image"):
+    with pytest.raises(ExportError, match="calibration"):
         quantize(first_exported.graph, samples(SIZE).images[:0])
 
 
@@ -162,17 +162,17 @@ class TestPhotos:
         assert found.source == "10 photos"
 
     def test_too_few_are_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ExportError, match="holds 3 images; calibration needs at least 10"):
+        with pytest.raises(ExportError, match=rf"\b3 images.*\b{MIN_PHOTOS}\b"):
             photos(save_photos(tmp_path / "photos", 3), service_preprocessing((72, 72), SIZE))
 
     def test_corrupt_one_is_named(self, tmp_path: Path) -> None:
         folder = save_photos(tmp_path / "photos", MIN_PHOTOS)
         (folder / "004.png").write_bytes(b"no image")
-        with pytest.raises(ExportError, match=r"004\.png cannot be used"):
+        with pytest.raises(ExportError, match=r"004\.png"):
             photos(folder, service_preprocessing((72, 72), SIZE))
 
     def test_missing_folder_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ExportError, match="cannot be read: No such file"):
+        with pytest.raises(ExportError, match="nowhere"):
             photos(tmp_path / "nowhere", service_preprocessing((72, 72), SIZE))
 
 

@@ -213,7 +213,7 @@ def test_mode_of_another_opset_is_refused() -> None:
 
 
 def test_graph_that_keeps_another_opset_is_refused() -> None:
-    with pytest.raises(ExportError, match="instead of opset 19"):
+    with pytest.raises(ExportError, match="opset 19"):
         check(tampered("gridsample", 18), "gridsample", opset=19)
 
 

@@ -28,7 +28,7 @@ def test_defaults_of_a_target_are_possible_there(target: targets.Target) -> None
 
 def test_tensorrt_refuses_opsets_that_its_parser_misreads() -> None:
     TARGETS["tensorrt"].check_opset(19)
-    with pytest.raises(ExportError, match="target tensorrt takes opsets up to 19, not 20: its parser"):
+    with pytest.raises(ExportError, match=r"\btensorrt\b.*\b19\b.*\b20\b"):
         TARGETS["tensorrt"].check_opset(20)
     TARGETS["cuda"].check_opset(20)
 
@@ -38,9 +38,9 @@ def test_only_targets_of_onnx_runtime_take_its_own_operators() -> None:
     assert contrib_operators(graph) == ("Gelu",)
     TARGETS["cpu"].check(graph)
     TARGETS["cuda"].check(graph)
-    with pytest.raises(ExportError, match=r"target tensorrt has no operators com\.microsoft::Gelu"):
+    with pytest.raises(ExportError, match=r"\btensorrt\b.*com\.microsoft::Gelu"):
         TARGETS["tensorrt"].check(graph)
-    with pytest.raises(ExportError, match="target cpu has no operators elsewhere::Gelu"):
+    with pytest.raises(ExportError, match=r"\bcpu\b.*elsewhere::Gelu"):
         TARGETS["cpu"].check(graph_with("elsewhere", "Gelu"))
     assert contrib_operators(graph_with("", "Relu")) == ()
 

@@ -49,7 +49,7 @@ def test_faithful_graph_passes_with_its_differences(graph: onnx.ModelProto, mode
 
 def test_changed_head_fails_in_the_logits_alone(graph: onnx.ModelProto, model: DAT, tmp_path: Path) -> None:
     path = saved(with_scaled_initializer(graph, "model.cls_head.bias", 1.05), tmp_path / "model.onnx")
-    with pytest.raises(VerificationFailed, match=r"logits .* too large") as failure:
+    with pytest.raises(VerificationFailed, match="logits") as failure:
         verify(path, model, NORMALISATION, image_sizes=[SIZE])
     assert [each.name for each in failure.value.differences if not each.passes] == ["logits"]
 
@@ -64,7 +64,7 @@ def test_missing_output_is_an_error(graph: onnx.ModelProto, model: DAT, tmp_path
     changed = onnx.ModelProto()
     changed.CopyFrom(graph)
     del changed.graph.output[-1]
-    with pytest.raises(ExportError, match="outputs are logits, embedding, stage1, stage2, stage3 instead of"):
+    with pytest.raises(ExportError, match="logits, embedding, stage1, stage2, stage3 "):
         verify(saved(changed, tmp_path / "model.onnx"), model, NORMALISATION, image_sizes=[SIZE])
 
 
@@ -77,7 +77,7 @@ def test_nan_never_passes() -> None:
 
 @pytest.mark.parametrize("actual", [np.ones((1, 3), np.float16), np.ones((2, 3), np.float32)])
 def test_another_shape_or_type_is_an_error(actual: np.ndarray) -> None:
-    with pytest.raises(ExportError, match=r"where the model gives float32 \(1, 3\)"):
+    with pytest.raises(ExportError, match=r"float32 \(1, 3\)"):
         compare("logits", actual, np.ones((1, 3), np.float32))
 
 

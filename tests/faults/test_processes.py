@@ -65,7 +65,7 @@ def test_images_of_an_engine_that_is_killed_get_503_and_the_next_ones_an_answer(
 def test_engine_that_is_killed_again_and_again_under_load_costs_503_and_nothing_else(repository: Path) -> None:
     options = (*SHAPE, "--max-restart-delay-ms", "100")
     with service_process(repository, *options) as process, Load.on(process.port) as load:
-        for _ in range(4):
+        for _ in range(3):
             load.wait_for_more()
             os.kill(pid_of(process, "engine-0"), signal.SIGKILL)
             wait_for_process(process, "engine-0")
@@ -80,7 +80,7 @@ def test_worker_that_is_killed_under_load_comes_back_and_loses_no_slot(repositor
         with Load.on(process.port) as load:
             load.wait_for_more()
             before = descriptors_of(supervisor), descriptors_of(engine)
-            for _ in range(5):
+            for _ in range(3):
                 load.wait_for_more()
                 os.kill(pid_of(process, "worker-1"), signal.SIGKILL)
                 load.wait_for_more()

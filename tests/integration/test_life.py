@@ -14,7 +14,6 @@ import httpx
 import pytest
 
 from service.model.directory import ModelDirectory
-from service.settings import markdown_table
 from tests.api_keys import entry_of
 from tests.integration.conftest import PATIENCE_S, ROOT, Connection, service_process, service_thread
 from tests.service import tiny_model
@@ -67,16 +66,10 @@ def test_what_outlasts_the_drain_time_is_answered_503(model: ModelDirectory) -> 
 @pytest.mark.parametrize(
     ("arguments", "variables", "word", "status"),
     [
-        (["--prot", "1"], {}, "--prot", 2),
         (["--port", "http"], {}, "--port", 2),
-        ([], {"DAT_PORT": "http"}, "DAT_PORT", 2),
         ([], {"DAT_PROT": "1"}, "DAT_PROT", 2),
-        (["--workers", "0"], {}, "--workers", 2),
-        (["--devices", "gpu"], {}, "--devices", 2),
         (["--workers", "2", "--repository", "/nowhere"], {}, "/nowhere", 1),
-        (["--repository", "/nowhere"], {}, "/nowhere", 1),
         (["--device", "cuda"], {}, "cuda", 1),
-        (["--device", "tensorrt"], {}, "tensorrt", 1),
         (["--model", "other"], {}, "'other'", 1),
         (["check", "--model-version", "9"], {}, "version 9", 1),
     ],
@@ -131,10 +124,6 @@ def test_settings_are_printed_with_their_sources_applied() -> None:
     assert "port = 9001" in result.stdout
     assert "top_k = 3" in result.stdout
     assert "hidden" not in result.stdout
-
-
-def test_table_of_settings_is_printed_for_the_documentation() -> None:
-    assert command("settings", "--markdown").stdout == markdown_table()
 
 
 def test_service_listens_on_ipv6_too(repository: Path) -> None:

@@ -69,7 +69,7 @@ class Service:
             self.lines.append(line)
             if found := re.search(r"listening.*http://127\.0\.0\.1:(\d+)", line):
                 self.port = int(found[1])
-            if re.search(r'service[.\w]*: ready|"message": "ready"', line):
+            if re.search(r'service[\w.]*: ready|"message": "ready"', line):
                 self.is_ready.set()
 
 
@@ -230,8 +230,7 @@ def send_all(port: int) -> str:
         return client.get("/metrics").text
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize(("form", "workers"), [("text", 1), ("json", 2)])
 def test_secrets_are_nowhere(repository: Path, tmp_path: Path, form: str, workers: int) -> None:
     options = ("--log-format", form, "--workers", str(workers))
     with collecting() as collector:

@@ -166,7 +166,7 @@ def test_what_is_no_checkpoint_is_an_error_that_names_the_file(content: bytes, s
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"absent\.pth cannot be read"):
+    with pytest.raises(CheckpointError, match=r"absent\.pth"):
         read_weights(tmp_path / "absent.pth")
 
 
@@ -210,7 +210,7 @@ def test_many_tensors_at_fault_are_counted_and_a_few_are_named(
 def test_a_dense_prediction_backbone_is_recognised(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     backbone = {f"backbone.{name}": value for name, value in weights.items() if not name.startswith("cls_")}
     backbone["backbone.norms.0.norm.weight"] = torch.ones(8)
-    with pytest.raises(CheckpointError, match="backbone, which has no classification head"):
+    with pytest.raises(CheckpointError, match="classification head"):
         load_model(save({"state_dict": backbone}, tmp_path / "weights.pth"), CONFIG, image_size=SIZE)
 
 
@@ -311,11 +311,11 @@ def test_different_weights_that_fit_alike_are_told_apart(weights: dict[str, torc
     flat = {f"student.{name}": value for name, value in weights.items()}
     flat |= {f"teacher.backbone.{name}": value for name, value in moved(weights).items()}
     path = save(flat, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match=r"under 'student', 'teacher\.backbone': choose with --weights-key"):
+    with pytest.raises(CheckpointError, match=r"'student', 'teacher\.backbone'.*--weights-key"):
         load_model(path, CONFIG, image_size=SIZE)
     model = load_model(path, CONFIG, image_size=SIZE, weights_key="teacher")
     assert torch.equal(logits_of(model), expected_logits(moved(weights)))
-    with pytest.raises(CheckpointError, match=r"under 'coach'; there are some under: 'student', 'teacher\.backbone'"):
+    with pytest.raises(CheckpointError, match=r"'coach'.*'student', 'teacher\.backbone'"):
         load_model(path, CONFIG, image_size=SIZE, weights_key="coach")
 
 
@@ -349,7 +349,7 @@ def test_a_tensor_that_is_no_use_is_named_with_what_it_holds(
 
 def test_another_networks_weights_are_called_so(tmp_path: Path) -> None:
     path = save({f"layers.{number}.weight": torch.ones(2) for number in range(30)}, tmp_path / "swin.pth")
-    with pytest.raises(CheckpointError, match=r"no tensor name in common with a DAT.*layers\.4\.weight and 25 more$"):
+    with pytest.raises(CheckpointError, match=r"layers\.4\.weight and 25 more$"):
         load_model(path, CONFIG, image_size=SIZE)
 
 
@@ -363,12 +363,12 @@ def test_names_in_a_message_are_short_and_printable(tmp_path: Path) -> None:
 
 def test_a_missing_head_and_another_depth_are_called_so(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     headless = {name: value for name, value in weights.items() if not name.startswith("cls_")}
-    with pytest.raises(CheckpointError, match="no classification head"):
+    with pytest.raises(CheckpointError, match="classification head"):
         load_model(save(headless, tmp_path / "weights.pth"), CONFIG, image_size=SIZE)
     deeper = weights | {
         name.replace("attns.1", "attns.2"): value for name, value in weights.items() if "attns.1" in name
     }
-    with pytest.raises(CheckpointError, match="stage 1 has 3 blocks, not 2"):
+    with pytest.raises(CheckpointError, match=r"stage 1 .*\b3 .*\b2\b"):
         load_model(save(deeper, tmp_path / "weights.pth"), CONFIG, image_size=SIZE)
 
 
@@ -382,10 +382,10 @@ def empty_weights(variant: str, size: int, window: int | None = None) -> dict[st
 @pytest.mark.parametrize(
     ("given", "wanted", "reason"),
     [
-        ("dat_small", "dat_tiny", "does not fit dat_tiny: these are weights of dat_small; export that variant"),
-        ("dat_base_384", "dat_base", "does not fit dat_base: these are weights of dat_base_384; export that variant"),
-        ("dat_pp_tiny", "dat_p_tiny", "does not fit dat_p_tiny: these are weights of dat_pp_tiny; export that variant"),
-        ("dat_tiny", "dat_demo", "does not fit dat_demo: these are weights of dat_tiny; export that variant"),
+        ("dat_small", "dat_tiny", r"\bdat_tiny\b.*\bdat_small\b"),
+        ("dat_base_384", "dat_base", r"\bdat_base\b.*\bdat_base_384\b"),
+        ("dat_pp_tiny", "dat_p_tiny", r"\bdat_p_tiny\b.*\bdat_pp_tiny\b"),
+        ("dat_tiny", "dat_demo", r"\bdat_demo\b.*\bdat_tiny\b"),
     ],
 )
 def test_weights_of_another_variant_are_named(given: str, wanted: str, reason: str, tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ def test_weights_of_another_variant_are_named(given: str, wanted: str, reason: s
 
 def test_tables_of_another_size_are_told_with_the_options_that_take_them(tmp_path: Path) -> None:
     path = save(empty_weights("dat_tiny", 256, 8), tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="another input size; --image-size 256 --window-size 8 would be theirs"):
+    with pytest.raises(CheckpointError, match="--image-size 256 --window-size 8 "):
         load_model(path, VARIANTS["dat_tiny"].config, image_size=(224, 224))
     load_model(path, VARIANTS["dat_tiny"].config, image_size=(256, 256), window=8)
 

@@ -21,16 +21,16 @@ def published(variant: str, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stage_spec": [["L", "S"], ["L", "P"], ["L", "D"] * 3, ["L", "D"]]}, "stage 1: unknown layer 'P'"),
-        ({"use_swiglu": True}, "unknown configuration switch: use_swiglu"),
-        ({"heads": [3, 6, 12]}, "heads needs 4 values"),
-        ({"heads": [3, 6, 12, 25]}, "stage 3: 768 channels do not divide into 25 heads"),
-        ({"groups": [-1, -1, 5, 6]}, "stage 2: 12 heads do not divide into 5 groups"),
-        ({"depths": [2, 2, 4, 2]}, "depths .* do not match stage_spec"),
-        ({"use_dwc_mlps": [True, False, False, False]}, "use_dwc_mlps exists in generation 2 only"),
-        ({"use_conv_patches": True}, "use_conv_patches exists in generation 2 only"),
-        ({"patch_size": 8}, "patch_size must be 4"),
-        ({"img_size": 200}, "img_size must be a multiple of 32"),
+        ({"stage_spec": [["L", "S"], ["L", "P"], ["L", "D"] * 3, ["L", "D"]]}, "stage 1: .*'P'"),
+        ({"use_swiglu": True}, "use_swiglu"),
+        ({"heads": [3, 6, 12]}, "heads .*4"),
+        ({"heads": [3, 6, 12, 25]}, "stage 3: 768 .*25 heads"),
+        ({"groups": [-1, -1, 5, 6]}, "stage 2: 12 heads .*5 groups"),
+        ({"depths": [2, 2, 4, 2]}, "depths .*stage_spec"),
+        ({"use_dwc_mlps": [True, False, False, False]}, "use_dwc_mlps .*generation 2"),
+        ({"use_conv_patches": True}, "use_conv_patches .*generation 2"),
+        ({"patch_size": 8}, "patch_size .*4"),
+        ({"img_size": 200}, "img_size .*32"),
     ],
 )
 def test_a_configuration_that_cannot_be_built_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
@@ -39,7 +39,7 @@ def test_a_configuration_that_cannot_be_built_is_refused_by_name(changes: dict[s
 
 
 def test_a_configuration_without_its_essentials_names_them() -> None:
-    with pytest.raises(ConfigError, match="lacks: dim_stem, heads"):
+    with pytest.raises(ConfigError, match="dim_stem, heads"):
         DATConfig.from_published({"dims": [8] * 4, "stage_spec": [["L"]] * 4}, generation=1)
 
 
@@ -51,10 +51,10 @@ def test_an_unknown_variant_lists_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("variant", "size", "message"),
     [
-        ("dat_tiny", (200, 224), "multiples of 32 .* such as 192 or 224"),
-        ("dat_tiny", (64, 64), "multiples of 224, such as 224"),
-        ("dat_pp_tiny", (32, 256), "from 64 up"),
-        ("dat_pp_tiny", (0, 256), "multiples of 32"),
+        ("dat_tiny", (200, 224), "32 .*192 or 224"),
+        ("dat_tiny", (64, 64), r"\b224\b"),
+        ("dat_pp_tiny", (32, 256), r"\b64\b"),
+        ("dat_pp_tiny", (0, 256), r"\b32\b"),
     ],
 )
 def test_a_size_that_cannot_work_names_sizes_that_can(variant: str, size: tuple[int, int], message: str) -> None:
@@ -74,13 +74,13 @@ def test_another_size_gets_a_window_that_divides_it(size: tuple[int, int], chose
 def test_a_fixed_bias_ties_the_model_to_its_size() -> None:
     config = VARIANTS["dat_tiny"].config
     stages = tuple(replace(stage, fixed_pe=stage.use_pe) for stage in config.stages)
-    with pytest.raises(SizeError, match="fixed_pes ties stage 2 to 224x224"):
+    with pytest.raises(SizeError, match=r"fixed_pes .*stage 2 .*224x224"):
         DAT(replace(config, stages=stages), (448, 448))
 
 
 @pytest.mark.parametrize("variant", ["dat_tiny", "dat_base_384"])
 def test_windowed_models_refuse_a_free_size(variant: str) -> None:
-    with pytest.raises(SizeError, match="only generation 2"):
+    with pytest.raises(SizeError, match="generation 2"):
         DAT(VARIANTS[variant].config, None)
 
 

@@ -65,10 +65,17 @@ def published_pixels(image: Image.Image, variant: Variant) -> np.ndarray:
     return np.asarray(resized)[margin : margin + variant.input_size, margin : margin + variant.input_size]
 
 
+PHOTOS_IN_EVERY_RUN = ("dat_tiny", "dat_pp_tiny")
+"""One variant of each generation; all of them are compared above, on synthetic images."""
+
+
 @pytest.mark.parametrize(
     "golden",
-    [golden for golden in golden_files() if "photo_logits" in golden.arrays()],
-    ids=lambda golden: golden.id,
+    [
+        pytest.param(golden, marks=() if golden.variant in PHOTOS_IN_EVERY_RUN else pytest.mark.full, id=golden.id)
+        for golden in golden_files()
+        if "photo_logits" in golden.arrays()
+    ],
 )
 def test_photos_give_the_published_logits(golden: GoldenFile) -> None:
     variant = VARIANTS[golden.variant]

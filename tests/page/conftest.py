@@ -46,7 +46,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def demo(exported: ExportOnce) -> Iterator[Process]:
-    with service_process(exported("dat_demo")) as running:
+    """The demo, of which the page shows no points; tests of these answer in its stead, or serve it otherwise."""
+    with service_process(exported("dat_demo"), "--no-explain") as running:
         yield running
 
 

@@ -20,7 +20,7 @@ KEY = "correct-horse"
 
 @pytest.fixture(scope="module")
 def locked(exported: ExportOnce) -> Iterator[str]:
-    with service_process(exported("dat_demo"), "--api-keys", entry_of(KEY)) as running:
+    with service_process(exported("dat_demo"), "--no-explain", "--api-keys", entry_of(KEY)) as running:
         yield f"http://127.0.0.1:{running.port}"
 
 

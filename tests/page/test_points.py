@@ -7,7 +7,7 @@ where it can explain.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -15,6 +15,8 @@ import httpx
 import pytest
 from playwright.sync_api import Page, Request, Route, expect
 
+from tests.conftest import ExportOnce
+from tests.integration.conftest import service_process
 from tests.page.conftest import Open
 from tests.page.test_images import best, digit_png, file
 
@@ -236,20 +238,31 @@ def test_explanation_that_is_refused_is_told_and_the_predictions_stay(open_page:
     expect(best(page)).to_have_text("3")
 
 
-def test_points_are_the_served_models_own_or_hidden_where_it_has_none(page: Page, origin: str) -> None:
-    model = httpx.get(f"{origin}/v1/models/dat_demo").json()
+def test_points_are_hidden_where_the_model_has_none(page: Page) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(urlsplit(request.url).path))
     expect(page.locator("#model")).to_contain_text("dat_demo")
     page.set_input_files("#file", file(digit_png(3)))
     expect(best(page)).to_have_text("3")
-    if model.get("explain") is None:
-        expect(page.locator("#points")).to_be_hidden()
-        assert "/v1/explain" not in asked
-        return
+    expect(page.locator("#points")).to_be_hidden()
+    assert "/v1/explain" not in asked
+
+
+@pytest.fixture
+def explaining(exported: ExportOnce) -> Iterator[str]:
+    """The address of a service that explains."""
+    with service_process(exported("dat_demo")) as process:
+        yield f"http://127.0.0.1:{process.port}"
+
+
+def test_points_are_the_served_models_own(open_page: Open, explaining: str) -> None:
+    page = open_page(explaining)
+    expect(page.locator("#model")).to_contain_text("dat_demo")
+    page.set_input_files("#file", file(digit_png(3)))
+    expect(best(page)).to_have_text("3")
     expect(page.locator("#points")).to_be_visible()
     headers = {"Content-Type": "image/png"}
-    live = httpx.post(f"{origin}/v1/explain", content=digit_png(3), headers=headers).json()["results"][0]
+    live = httpx.post(f"{explaining}/v1/explain", content=digit_png(3), headers=headers).json()["results"][0]
     for number, wanted in enumerate(live["layers"]):
         page.locator("#layer").fill(str(number))
         shown = {(round(x, 1), round(y, 1)) for x, y, _, _ in circles(page)}

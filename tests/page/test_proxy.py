@@ -24,7 +24,7 @@ def address(
 ) -> Iterator[str]:
     """The page's address, at nginx."""
     with (
-        service_process(exported("dat_demo"), "--root-path", PREFIX) as process,
+        service_process(exported("dat_demo"), "--no-explain", "--root-path", PREFIX) as process,
         proxied(process.port, tmp_path_factory.mktemp("nginx"), prefix_is_left=request.param) as proxy,
     ):
         yield f"{proxy.url}/"

@@ -33,9 +33,9 @@ def test_lines_end_where_systems_end_them(tmp_path: Path, data: bytes, lines: li
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"a\r\nb\xe9\n", "line 2 is not UTF-8 text .byte 0xe9."),
-        ("a\nb\n".encode("utf-16-le"), "line 1 holds a null character"),
-        (b"\xff\xfea", "line 1 is not UTF-16 text"),
+        (b"a\r\nb\xe9\n", "line 2 .*0xe9"),
+        ("a\nb\n".encode("utf-16-le"), "line 1 .*null"),
+        (b"\xff\xfea", "line 1 .*UTF-16"),
     ],
 )
 def test_what_is_no_text_is_named_with_its_line(tmp_path: Path, data: bytes, reason: str) -> None:
@@ -47,7 +47,7 @@ def test_a_blank_line_within_a_list_is_an_error(tmp_path: Path) -> None:
     assert lines_of(tmp_path, b" a \nb\n\n") == [" a ", "b"]
     assert read_list(tmp_path / "text") == ["a", "b"]
     (tmp_path / "text").write_bytes(b"a\n \nb\n")
-    with pytest.raises(BadTextFile, match="text: line 2 is blank"):
+    with pytest.raises(BadTextFile, match=f"{tmp_path}/text: line 2"):
         read_list(tmp_path / "text")
 
 
@@ -57,5 +57,5 @@ def test_rows_are_numbered_by_their_lines() -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadTextFile, match="absent cannot be read: No such file"):
+    with pytest.raises(BadTextFile, match=f"{tmp_path}/absent"):
         read_lines(tmp_path / "absent")

@@ -244,6 +244,6 @@ def test_transparency_is_dropped_and_the_colours_below_it_stay() -> None:
 def test_float_picture_is_refused_in_a_sentence_that_names_it() -> None:
     file = io.BytesIO()
     Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(file, "TIFF")
-    with pytest.raises(UnusableImage, match=r"1 x 32 bits a pixel, floating-point, grey") as caught:
+    with pytest.raises(UnusableImage, match=r"32 bits.*floating-point") as caught:
         rgb_of(file.getvalue())
     assert caught.value.fault.code == "unsupported_encoding"

@@ -161,7 +161,7 @@ def test_pixels_of_a_jpeg_are_limited_before_it_is_decoded(monkeypatch: pytest.M
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", decode_jpeg)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode_jpeg)
-    with pytest.raises(UnusableImage, match="1001 x 1000 pixels; at most 1000000") as caught:
+    with pytest.raises(UnusableImage, match=r"1001 x 1000 .*1000000") as caught:
         decode(photo("JPEG", width=1001, height=1000, quality=10), ANY)
     assert caught.value.fault.code == "too_many_pixels"
 
