@@ -259,7 +259,7 @@ class Settings(BaseSettings):
         return self
 
     def buckets_for(self, device: str) -> tuple[int, ...]:
-        """Return the batch sizes to run with on `device` (`cpu`, or one that is not)."""
+        """Return the batch sizes to run with on a device: CPU_BUCKETS for `cpu`, GPU_BUCKETS for any other."""
         return self.batch_buckets or (CPU_BUCKETS if device == "cpu" else GPU_BUCKETS)
 
     @property

@@ -33,7 +33,7 @@ class BadTextFile(StartupError):
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return a file's lines without their ends, and without blank ones after the last that is none.
+    """Return a file's lines without their line ends, and without blank lines at its end.
 
     Raises BadTextFile.
     """

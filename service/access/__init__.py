@@ -1,1 +1,4 @@
-"""Who may ask: API keys by their hashes, and how much each may ask. Imports the errors alone."""
+"""Who may ask: API keys by their hashes, and how much each may ask.
+
+Imports: `errors`.
+"""

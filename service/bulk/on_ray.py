@@ -40,7 +40,7 @@ except ModuleNotFoundError as error:
     raise SettingsError(f"--ray: {error.name} is not installed; requirements/ray.txt has what Ray needs") from error
 
 _PARTS_UNDER_WAY = 2
-"""Of an actor: one that ends, and one that keeps the device busy meanwhile."""
+"""Of an actor: one that is finished, and one that keeps the device busy meanwhile."""
 
 
 class PartWorker:

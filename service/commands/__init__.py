@@ -1,6 +1,9 @@
 """The commands of `python -m service`: each a module that is imported when it is asked for, and only then.
 
 A command's module has two functions: `add_arguments(parser)` and `run(options)`, which returns the exit status.
+
+Imports: `access`, `bulk`, `engine`, `errors`, `evaluation`, `http`, `images`, `model`,
+`predictors`, `processes`, `settings`, `telemetry`, `text_files`.
 """
 
 from __future__ import annotations

@@ -56,12 +56,8 @@ def _serve_alone(settings: Settings, model: ModelDirectory) -> int:
     app = create_app(settings, model, engine, metrics=metrics, on_failed_start=lambda error: server.fail(error))
     server = Server(
         app,
-        receive_timeout_s=settings.receive_timeout_ms / 1000,
-        keep_alive_timeout_s=settings.keep_alive_timeout_ms / 1000,
-        drain_timeout_s=settings.drain_timeout_ms / 1000,
+        settings,
         give_up=app.state.service.in_flight.give_up,
-        root_path=settings.root_path,
-        forwarded_allow_ips=settings.forwarded_allow_ips,
         tls=tls,
     )
     _log_listening(settings, listener, model, device=device, buckets=buckets)

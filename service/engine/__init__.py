@@ -1,3 +1,4 @@
-"""Batching and running: clients, slots, the core, the runtime. Knows nothing of HTTP, images or files.
-Imports the errors alone.
+"""Batching and running: clients, slots, the core. Knows nothing of HTTP, images or files.
+
+Imports: `errors`.
 """

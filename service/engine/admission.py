@@ -3,8 +3,8 @@
 Work that would be answered too late is best refused at once: its caller can go elsewhere or come back, and nothing is
 computed for nobody. The wait is predicted from what lies ahead and from the rate at which images have been answered.
 
-The rate is measured where it means something, while there is enough to do to keep the device busy; what a service
-answers that waits for its callers says how many they are, and not what it could do. Until it has been measured, the
+The rate is measured while there is enough to do to keep the device busy; that of an idle service shows its demand, not
+its capacity. Until it has been measured, the
 rate of the device's own runs stands in for it.
 
 Invariants: with nothing ahead everything is taken that could be answered in time at all; a caller who is refused learns

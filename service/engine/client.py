@@ -52,7 +52,7 @@ class _Call:
 
 
 class EngineClient(ABC):
-    """What the HTTP layer knows of an engine; every method belongs to one event loop, except where said.
+    """What those who ask know of an engine; every method belongs to one event loop, except where said.
 
     `graphs` are those that the engine runs, `pool` has the slots of this process, which is worker `worker` on the
     board. `max_wait_s`, above 0, bounds the time that images are predicted to wait for their turn. An engine whose
@@ -207,7 +207,7 @@ class EngineClient(ABC):
         self._room_changed()
 
     def _reclaim(self, slots: Iterable[int] | None = None) -> None:
-        """Take back those of the slots (of all, by default) that an engine had which is gone."""
+        """Take back the slots (of all, by default) that an engine owned which is no more."""
         self._bulk_slots.difference_update(self._pool.reclaim(slots))
         self._room_changed()
 
@@ -285,7 +285,7 @@ class EngineClient(ABC):
                 continue
             self._answered += 1
             if call is not None:
-                call.answer(ticket, Answer(self._pool.collect(slot), *end))
+                call.answer(ticket, Answer(self._pool.collect(slot), end))
         self.release([completion.slot for completion in completions])
 
     def _fail_calls(self, tickets: Iterable[int]) -> None:

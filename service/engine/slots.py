@@ -143,7 +143,7 @@ class SlotPool:
             self._free.append(slot)
 
     def reclaim(self, slots: Iterable[int] | None = None) -> list[int]:
-        """Client: take back and return those of the slots (of all, by default) that an engine had which is gone."""
+        """Client: take back and return the slots (of all, by default) that an engine owned which is no more."""
         candidates = range(self.slots) if slots is None else slots
         owned = [slot for slot in candidates if self._states[slot] > SlotState.FILLING]
         self._states[owned] = SlotState.FREE

@@ -89,14 +89,10 @@ class Completion(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The engine's answer for one image: each asked output without its batch axis, and the fields of its `Run`."""
+    """The engine's answer for one image: each output asked for, without its batch axis, and the run that gave it."""
 
     outputs: Outputs
-    queue_s: float
-    inference_s: float
-    batch_size: int
-    bucket: int
-    started_s: float
+    run: Run
 
 
 class Session(Protocol):

@@ -1,6 +1,6 @@
 """Images whose classes are known, by the folders that they lie in or by a file that lists them.
 
-Four forms of file are understood, told apart by their content:
+Three forms of file are understood, told apart by their content:
 
     image and class     `name,class`, by tab, comma, semicolon or space, with a header `filename,class` or none
     Kaggle's            `ImageId,PredictionString`, whose second column is a synset and a box, repeated

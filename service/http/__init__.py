@@ -1,3 +1,4 @@
-"""The interface over HTTP: connections, bodies, routes, answers, and the document that describes them.
-Imports every room but `processes` and those of the command line.
+"""The interface over HTTP: the application, what surrounds a request, and the order of an inference call.
+
+Imports: `access`, `engine`, `errors`, `images`, `model`, `settings`, `telemetry`.
 """

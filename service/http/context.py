@@ -13,7 +13,7 @@ from service.telemetry.stages import Stages
 
 @dataclass(slots=True)
 class RequestContext:
-    """Made by the middleware around every request; the routes fill in `images`, `stages` and, for errors, `code`."""
+    """Made by the middleware around every request; what answers the request fills in the rest."""
 
     request_id: str
     stages: Stages
@@ -21,7 +21,7 @@ class RequestContext:
     work: Work
     """What there is to do until the answer begins, and how it is ended before."""
     path: str = ""
-    """As it came, with the root path or without; what a request took on its way is no longer in its scope so."""
+    """The path as received, with the root path or without; that of the scope may be rewritten on the way."""
     root_path: str = ""
     code: str = "ok"
     key: str | None = None

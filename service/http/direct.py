@@ -32,7 +32,7 @@ class DirectRoute(APIRoute):
     """A route whose endpoint takes `request`, `service` and `parameters` (CallParameters of a kind)."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return what answers a request: by the short way, or through FastAPI where that is taken."""
+        """Return what both ShortWay and FastAPI's router call to answer a request."""
         endpoint = self.endpoint
         taken, expected = set(inspect.signature(endpoint).parameters), {"request", "service", "parameters"}
         if taken != expected:
@@ -54,8 +54,8 @@ class DirectRoute(APIRoute):
 class ShortWay:
     """Leads requests for DirectRoutes straight to them, past all the layers of `stack`, and all others through it.
 
-    `surround` puts around an entrance what must not be passed by. `names` has the values of the paths' parameters that
-    the short way is for; a request with others goes through the stack too.
+    `surround` wraps each entrance in the middleware, which no request may skip. `names` has the values of the paths'
+    parameters that the short way is for; a request with others goes through the stack too.
     """
 
     def __init__(

@@ -203,7 +203,7 @@ class RequestContextMiddleware:
             current_request_id.reset(served)
 
     async def _until_it_ends(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Have the application answer, or answer why it could not: the one place where expected failures end."""
+        """Have the application answer, or answer why it could not, where the framework has not done so."""
         context: RequestContext = scope["state"]["context"]
         try:
             with context.work:

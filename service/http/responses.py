@@ -42,7 +42,7 @@ async def json_answer(
 ) -> Response:
     """Return the JSON of the record that `make_answer` gives, with a result for each image, in order.
 
-    `make_result` is called for every image that has an answer, in a thread where all have about `size_bytes` of values.
+    `make_result` is called for each image that has an answer; in a thread, if `size_bytes` of values are many.
     """
     context, manifest = context_of(request), service.model.manifest
 

@@ -1,3 +1,4 @@
-"""From image files to pixels, and to what is drawn on them; a module a format, whose cost it knows before decoding.
-Imports of the service only the errors and, for priorities and turns, `engine`.
+"""From image files to pixels, and to what is drawn on them; what a file costs is known before it is decoded.
+
+Imports: `engine`, `errors`.
 """

@@ -24,7 +24,7 @@ _END_OF_SCAN = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 """Where decoders stop, even those that look for a restart marker and find another."""
 _SOI, _EOI, _SOS, _APP0, _APP1, _APP14, _APP15, _COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 _ALONE = frozenset((_SOI, *range(0xC0), *range(0xD0, 0xD8)))
-"""Markers without a length and content, and what is none."""
+"""Markers without a length and content, and bytes that are no marker."""
 _PROGRESSIVE = (0xC2, 0xCA)
 _ARITHMETIC = (0xC9, 0xCA)
 _ARITHMETIC_COST = 4

@@ -104,6 +104,6 @@ class Essence:
     orientation: int = 1
     """EXIF's: 1 is upright, 2 to 8 are turned or mirrored."""
     grey: GreyRange | None = None
-    """None: the format has no grey beyond 8 bits but what it says by itself."""
+    """None where the decoder reads the range of grey rightly by itself."""
     kind: str = ""
     """What is special about the file, where a decoder may well not take it though it is valid; begins a sentence."""

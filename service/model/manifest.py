@@ -23,7 +23,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(gt=0)]
 Task = Literal["classification"]
-"""What a model is for. To come: others, which this service then refuses to serve, as it does any unknown one."""
+"""What a model is for. Other tasks may follow; this service refuses all but these."""
 _STRIDES_OF_OLDER = {"stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
 _CLASSES_OF_OLDER = "logits"
 

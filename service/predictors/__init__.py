@@ -6,4 +6,6 @@ wants and gives the answers in the order of the images, so that a caller of a fe
     async with in_process.open_predictor(settings) as predictor:
         async for name, answer in in_order(names, ask, concurrency=predictor.concurrency):
             ...
+
+Imports: `engine`, `errors`, `images`, `model`, `settings`.
 """

@@ -35,7 +35,7 @@ _AGAIN = frozenset({408, 429, 502, 503, 504})
 _OF_THE_IMAGE = frozenset({413, 500})
 """Statuses that concern one image, whatever becomes of others; besides them the problem with bad images."""
 _CLASS_OUTPUT = "logits"
-"""As the service's interface has it."""
+"""What the exporter calls the output with the classes; over HTTP no output says that it has them."""
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 10.0, 120.0
 
 

@@ -1,4 +1,4 @@
-"""What a predictor takes and gives. Knows nothing of HTTP or of the engine."""
+"""What a predictor takes and gives. Knows nothing of HTTP, and of the engine only what its outputs are."""
 
 from __future__ import annotations
 

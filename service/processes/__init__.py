@@ -1,3 +1,4 @@
-"""The service of several processes: supervisor, workers and engine processes.
-Imports `http`, `telemetry`, `model` and `engine`.
+"""The service of several processes: supervisor, workers, engine processes.
+
+Imports: `access`, `engine`, `errors`, `http`, `model`, `settings`, `telemetry`.
 """

@@ -21,6 +21,7 @@ from service.http.app import create_app
 from service.http.connection.server import Server
 from service.http.connection.tls import tls_context
 from service.processes.plan import Plan
+from service.settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -53,12 +54,8 @@ def run_worker(control: ControlSocket, descriptors: Sequence[int], plan: Plan, n
     )
     server = _WorkerServer(
         app,
-        receive_timeout_s=settings.receive_timeout_ms / 1000,
-        keep_alive_timeout_s=settings.keep_alive_timeout_ms / 1000,
-        drain_timeout_s=settings.drain_timeout_ms / 1000,
+        settings,
         give_up=app.state.service.in_flight.give_up,
-        root_path=settings.root_path,
-        forwarded_allow_ips=settings.forwarded_allow_ips,
         tls=tls_context(settings),
         control=control,
         attach=engine.attach,
@@ -71,9 +68,15 @@ class _WorkerServer(Server):
     """A server that takes its links and its end from the supervisor, and leaves signals to it."""
 
     def __init__(
-        self, app: FastAPI, *, control: ControlSocket, attach: Callable[[int, socket.socket], None], **options: Any
+        self,
+        app: FastAPI,
+        settings: Settings,
+        *,
+        control: ControlSocket,
+        attach: Callable[[int, socket.socket], None],
+        **options: Any,
     ) -> None:
-        super().__init__(app, **options)
+        super().__init__(app, settings, **options)
         self._control = control
         self._attach = attach
 

@@ -1,3 +1,4 @@
-"""What operators see: metrics, logs, stage times and traces. Imports the engine's and the images' records, `model` and
-`settings`; knows nothing of HTTP.
+"""What operators see: metrics, logs, the times of stages, and traces.
+
+Imports: `engine`, `errors`, `images`, `model`, `settings`.
 """

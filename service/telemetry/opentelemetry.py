@@ -35,7 +35,8 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import Scope
 
-from service.telemetry.stages import ImageRun, Stages
+from service.engine.types import Run
+from service.telemetry.stages import Stages
 
 SERVICE_NAME = "dat-serve"
 BATCH_SIZE = "dat.batch.size"
@@ -120,7 +121,7 @@ class OpenTelemetryTracer:
         if runs := stages.runs:
             began_s = min(run.started_s - run.queue_s for run in runs)
             child("queue", began_s, max(run.started_s for run in runs), images=len(runs))
-        images_of: dict[float, list[ImageRun]] = {}
+        images_of: dict[float, list[Run]] = {}
         for image in runs:
             images_of.setdefault(image.started_s, []).append(image)
         for started_s, served in images_of.items():
@@ -133,7 +134,7 @@ class OpenTelemetryTracer:
         if stages.postprocessed_s is not None:
             child("postprocess", *stages.postprocessed_s)
 
-    def _batch(self, run: ImageRun, images: int, request: Span, offset_ns: int) -> SpanContext:
+    def _batch(self, run: Run, images: int, request: Span, offset_ns: int) -> SpanContext:
         """Return the span of a run, linked to one more request of which it served so many images."""
         batch = self._batches.get(run.started_s)
         if batch is None:

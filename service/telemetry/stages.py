@@ -5,20 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from service.engine.types import Answer
+from service.engine.types import Answer, Run
 from service.images.preprocessing import ImageTimings
-
-
-class ImageRun(NamedTuple):
-    """What the engine's answer for one image says of its run, without the outputs."""
-
-    started_s: float
-    queue_s: float
-    inference_s: float
-    batch_size: int
-    bucket: int
 
 
 @dataclass(slots=True)
@@ -28,7 +17,7 @@ class Stages:
     started_s: float
     """Arrival of the headers."""
     decoding: Collection[ImageTimings] = ()
-    runs: Sequence[ImageRun] = ()
+    runs: Sequence[Run] = ()
     postprocessed_s: tuple[float, float] | None = None
     """From when to when the answer was made; None where none was."""
     durations_s: Mapping[str, float] = field(default_factory=dict)
@@ -38,9 +27,7 @@ class Stages:
 
     def inferred(self, answers: Iterable[Answer]) -> None:
         """Note what the engine's answers say of their runs; the outputs themselves may be large and are let go."""
-        self.runs = [
-            ImageRun(each.started_s, each.queue_s, each.inference_s, each.batch_size, each.bucket) for each in answers
-        ]
+        self.runs = [answer.run for answer in answers]
 
     def postprocessed(self, began_s: float) -> None:
         """Note that postprocessing lasted from a time until now, in any thread, and how long each stage took.

@@ -150,14 +150,8 @@ def service_thread(model: ModelDirectory, **settings: object) -> Iterator[Thread
         await serving
 
     parts = make_parts(model, lambda _: session, **settings)
-    chosen = parts.app.state.service.settings
-    server = Server(
-        parts.app,
-        receive_timeout_s=chosen.receive_timeout_ms / 1000,
-        keep_alive_timeout_s=chosen.keep_alive_timeout_ms / 1000,
-        drain_timeout_s=chosen.drain_timeout_ms / 1000,
-        give_up=parts.app.state.service.in_flight.give_up,
-    )
+    served = parts.app.state.service
+    server = Server(parts.app, served.settings, give_up=served.in_flight.give_up)
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     thread = threading.Thread(target=lambda: asyncio.run(serve()))

@@ -1,1 +1,4 @@
-"""The session's parts: options, buffers on the device, and the checks of a model that was loaded there."""
+"""ONNX Runtime: devices and their options, sessions, buffers, and the checks of a model that was loaded.
+
+Imports: `engine`, `errors`.
+"""

@@ -1,3 +1,4 @@
-"""Writing answers: their schemas, tensors as text and bytes, and the choice between representations.
-Imports `model` and the errors.
+"""Writing answers: their schemas, tensors as text and bytes, the choice between representations.
+
+Imports: `errors`, `model`.
 """

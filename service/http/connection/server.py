@@ -16,7 +16,7 @@ import math
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
@@ -27,6 +27,7 @@ from service.errors import StartupError
 from service.http.connection.leaving import leave_threads_behind, leave_within
 from service.http.connection.protocol import Protocol
 from service.http.security_headers import SecurityHeaders
+from service.settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -47,15 +48,13 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         app: FastAPI,
+        settings: Settings,
         *,
-        receive_timeout_s: float,
-        keep_alive_timeout_s: float,
-        drain_timeout_s: float,
         give_up: Callable[[], None],
         tls: ssl.SSLContext | None = None,
-        root_path: str = "",
-        forwarded_allow_ips: Sequence[str] = (),
     ) -> None:
+        receive_timeout_s, trusted_proxies = settings.receive_timeout_ms / 1000, list(settings.forwarded_allow_ips)
+        security = SecurityHeaders(tls=tls is not None)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -64,16 +63,16 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                proxy_headers=bool(forwarded_allow_ips),
-                forwarded_allow_ips=list(forwarded_allow_ips),
-                timeout_keep_alive=math.ceil(keep_alive_timeout_s),
+                proxy_headers=bool(trusted_proxies),
+                forwarded_allow_ips=trusted_proxies,
+                timeout_keep_alive=math.ceil(settings.keep_alive_timeout_ms / 1000),
                 timeout_graceful_shutdown=None,  # it would cancel what is in flight, and answer for it: `_end_in_time`
-                http=Protocol.within(receive_timeout_s, SecurityHeaders(tls=tls is not None), root_path=root_path),
+                http=Protocol.within(receive_timeout_s, security, root_path=settings.root_path),
                 ssl_context_factory=None if tls is None else lambda *_: tls,
                 loop="uvloop",
             )
         )
-        self._drain_timeout_s = drain_timeout_s
+        self._drain_timeout_s = settings.drain_timeout_ms / 1000
         self._give_up = give_up
         self._failure: StartupError | None = None
         self._has_process = False

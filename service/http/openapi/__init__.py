@@ -1,3 +1,4 @@
-"""The OpenAPI document: what FastAPI cannot read off the routes, examples, and the whole.
-Imports schemas and, for the document, the routes.
+"""The interface's document: what FastAPI cannot read off the routes, the examples, the whole.
+
+Imports: `errors`, `http`, `model`, `settings`, `telemetry`.
 """

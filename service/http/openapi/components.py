@@ -147,7 +147,7 @@ IMAGES_BODY: dict[str, Any] = {"requestBody": {"$ref": f"#/components/requestBod
 
 
 def errors(*statuses: int) -> Responses:
-    """Return what a route says of its errors: their statuses, which `error` documents for all routes."""
+    """Return the statuses of a route's errors; `error` documents each once, for all routes."""
     return {status: {} for status in statuses}
 
 

@@ -1,3 +1,4 @@
-"""One module a call of `/v1`, for operators and the page; `v2/`, the Open Inference Protocol.
-Imports the rest of `http`, but not its application.
+"""A module for each call of `/v1`, for operators, and for the page; `v2/` has the Open Inference Protocol.
+
+Imports: `engine`, `errors`, `http`, `images`, `model`, `telemetry`.
 """

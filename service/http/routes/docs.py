@@ -6,7 +6,7 @@ Nothing is loaded from elsewhere. It wants no API key, as the document that it s
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from fastapi.openapi.docs import get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
+from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
@@ -23,15 +23,8 @@ async def documentation(request: Request) -> HTMLResponse:
     return get_swagger_ui_html(
         openapi_url=f"{root}{request.app.openapi_url}",
         title=f"{request.app.title} - Swagger UI",
-        oauth2_redirect_url="/docs/oauth2-redirect",
         swagger_js_url=f"{root}{ASSETS}/swagger-ui-bundle.js",
         swagger_css_url=f"{root}{ASSETS}/swagger-ui.css",
         swagger_favicon_url=f"{root}{ASSETS}/favicon.png",
         swagger_ui_parameters=request.app.swagger_ui_parameters,
     )
-
-
-@router.get("/docs/oauth2-redirect")
-async def oauth2_redirect() -> HTMLResponse:
-    """Answer with the page that Swagger UI has for logging in elsewhere."""
-    return get_swagger_ui_oauth2_redirect_html()

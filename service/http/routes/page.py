@@ -1,4 +1,4 @@
-"""The page for people: `GET /`, and the files that it is made of, as they lie in `service/page/`.
+"""The page for people: `GET /`, and the files that it is made of, as they lie in `http/page/`.
 
 It wants no API key, since it shows nothing until it has asked `/v1`, which does. Its own headers forbid it whatever it
 does not need: nothing of another origin is loaded or asked, nothing inline runs, and no other page may frame it.

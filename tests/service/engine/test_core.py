@@ -56,7 +56,7 @@ class Bench:
     def answers(self, completions: Iterable[Completion] | None = None) -> list[Answer]:
         """The answers of images that have ended (of one more step, by default), as their client puts them together."""
         ended = self.core.step() if completions is None else completions
-        return [Answer(self.pool.collect(each.slot), *each.end) for each in ended if isinstance(each.end, Run)]
+        return [Answer(self.pool.collect(each.slot), each.end) for each in ended if isinstance(each.end, Run)]
 
 
 def test_every_image_gets_its_own_row_of_a_padded_batch() -> None:
@@ -66,7 +66,7 @@ def test_every_image_gets_its_own_row_of_a_padded_batch() -> None:
     assert [each.ticket for each in completions] == [each.ticket for each in submitted]
     answers = bench.answers(completions)
     assert [colour(each) for each in answers] == [10, 20, 30]
-    assert {(each.batch_size, each.bucket) for each in answers} == {(3, 8)}
+    assert {(each.run.batch_size, each.run.bucket) for each in answers} == {(3, 8)}
     assert bench.session.runs == [(8, ("logits",))]
 
 
@@ -115,8 +115,8 @@ def test_times_are_told_to_the_image_and_the_observer() -> None:
     bench.clock.now_s += 3.0
     bench.submit(2)
     answers = bench.answers()
-    assert [answer.queue_s for answer in answers] == [3.0, 0.0]
-    assert [answer.inference_s for answer in answers] == [0.5, 0.5]
+    assert [answer.run.queue_s for answer in answers] == [3.0, 0.0]
+    assert [answer.run.inference_s for answer in answers] == [0.5, 0.5]
     assert bench.observer.batches == [(2, 2)]
     assert bench.observer.queue_s == [3.0, 0.0]
     assert bench.observer.inference_s == [0.5]
@@ -216,7 +216,7 @@ def test_a_batch_without_memory_runs_as_two_halves() -> None:
     assert [each.ticket for each in completions] == [each.ticket for each in submitted]
     answers = bench.answers(completions)
     assert [colour(each) for each in answers] == [1, 2, 3, 4, 5]
-    assert [(each.batch_size, each.bucket) for each in answers] == [(3, 4)] * 3 + [(2, 2)] * 2
+    assert [(each.run.batch_size, each.run.bucket) for each in answers] == [(3, 4)] * 3 + [(2, 2)] * 2
     assert [bucket for bucket, _ in bench.session.runs] == [8, 4, 2]
     assert bench.observer.failed == []
     assert bench.row.failures_in_a_row == 0

@@ -61,7 +61,7 @@ async def test_a_batch_forms_while_the_device_is_busy(session: ScriptedSession, 
         session.let_go()
         answers = [(await task)[0] for task in (first, *others)]
         assert [colour(answer) for answer in answers] == [1, 2, 3, 4, 5]
-        assert [answer.batch_size for answer in answers] == [1, 4, 4, 4, 4]
+        assert [answer.run.batch_size for answer in answers] == [1, 4, 4, 4, 4]
 
 
 async def test_interactive_images_overtake_bulk_ones(session: ScriptedSession, running: Running) -> None:
@@ -379,7 +379,7 @@ async def test_max_delay_lets_an_image_wait_for_company(session: ScriptedSession
         alone = asyncio.create_task(classify(engine, 1))
         await until_queued(engine, 1)
         company = asyncio.create_task(classify(engine, 2))
-        assert [(await task)[0].batch_size for task in (alone, company)] == [2, 2]
+        assert [(await task)[0].run.batch_size for task in (alone, company)] == [2, 2]
 
 
 async def test_an_engine_is_started_once(session: ScriptedSession) -> None:

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from service.engine.types import Answer
+from service.engine.types import Answer, Run
 from service.images.preprocessing import ImageTimings
 from service.telemetry.stages import Stages
 
@@ -15,7 +15,7 @@ def test_each_stage_counts_as_long_as_its_slowest_image() -> None:
     stages = Stages(now_s - 2.0)
     stages.decoding = [ImageTimings(0.25, 0.5, 1, 1, now_s), ImageTimings(0.75, 0.125, 1, 1, now_s)]
     outputs = {"logits": np.zeros(7, np.float32)}
-    stages.inferred([Answer(outputs, 0.5, 0.25, 2, 2, now_s), Answer(outputs, 0.125, 1.0, 1, 1, now_s)])
+    stages.inferred([Answer(outputs, Run(0.5, 0.25, 2, 2, now_s)), Answer(outputs, Run(0.125, 1.0, 1, 1, now_s))])
     assert stages.durations_s == {}, "nothing is answered yet"
     stages.postprocessed(now_s - 0.5)
     durations_s = dict(stages.durations_s)

@@ -9,6 +9,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.errors import StartupError
 from service.http.connection.server import Server, listen
+from service.settings import Settings
 
 
 async def test_answers_are_not_held_back_by_nagles_algorithm() -> None:
@@ -66,11 +67,8 @@ async def test_forwarded_headers_are_believed_of_trusted_proxies_alone(
 
     server = Server(
         Application(),
-        receive_timeout_s=1,
-        keep_alive_timeout_s=5,
-        drain_timeout_s=1,
+        Settings(forwarded_allow_ips=trusted),
         give_up=give_up,
-        forwarded_allow_ips=trusted,
     )
     server.config.load()
     headers = [(b"x-forwarded-proto", b"https"), (b"x-forwarded-for", forwarded_for.encode())]
