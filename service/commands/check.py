@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import time
 
-import numpy as np
-
 from service.commands.options import settings_from
+from service.engine.board import Board
+from service.engine.core import EngineCore
 from service.engine.runtime.session import resolve_device
+from service.engine.slots import SlotPool
 from service.model.directory import ModelDirectory, select_model
 from service.model.loading import graphs_of, input_shape, load_session
 from service.settings import Settings, add_options
@@ -33,16 +34,20 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_device(settings: Settings, model: ModelDirectory, device: str) -> None:
+    """Load and warm up what would be served on a device, as an engine does, and print it; raises StartupError."""
     manifest = model.manifest
     graphs = graphs_of(model, settings, buckets=settings.buckets_for(device))
-    session, *_ = [load_session(model, graph, device=device, settings=settings) for graph in graphs]
-    outputs = tuple(graphs[0].outputs)
+    core = EngineCore(
+        graphs,
+        {graph.key: load_session(model, graph, device=device, settings=settings) for graph in graphs},
+        SlotPool(1, input_shape(manifest)),
+        Board(workers=1, engines=1).engines[0],
+        clock=time.monotonic,
+    )
+    core.warm_up()
     print(f"device    {device}")
     print(f"input     {manifest.input.height} x {manifest.input.width}")
-    print(f"outputs   {', '.join(outputs)}")
-    for bucket in settings.buckets_for(device):
-        images = np.zeros((bucket, *input_shape(manifest)), np.uint8)
-        session.run(images, outputs)
-        began_s = time.perf_counter()
-        session.run(images, (manifest.class_output,))
-        print(f"bucket    {bucket:<4} {(time.perf_counter() - began_s) * 1000:.2f} ms")
+    print(f"outputs   {', '.join(graphs[0].outputs)}")
+    costs = core.batcher.costs[graphs[0].key]
+    for bucket in costs.buckets:
+        print(f"bucket    {bucket:<4} {costs.run_s(bucket) * 1000:.2f} ms")

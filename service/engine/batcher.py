@@ -72,6 +72,10 @@ class BucketCosts:
         """The best rate of any bucket measured so far; None before the first."""
         return max((bucket / max(cost_s, 1e-9) for bucket, cost_s in self._average_s.items()), default=None)
 
+    def run_s(self, bucket: int) -> float:
+        """Return the time that a run of a bucket takes, which has been measured."""
+        return self._average_s[bucket]
+
     def observe(self, bucket: int, run_s: float) -> None:
         """Take in the time of one run of `bucket`."""
         self._best_s[bucket] = min(run_s, self._best_s.get(bucket, math.inf))

@@ -236,9 +236,9 @@ class Manifest(_Record):
     @field_validator("outputs", mode="before")
     @classmethod
     def _complete_older(cls, outputs: Any, info: ValidationInfo) -> Any:
-        image = info.data.get("input")
-        if not isinstance(outputs, list | tuple) or image is None:
+        if not isinstance(outputs, list | tuple):
             return outputs
+        image = info.data.get("input")  # None where that is at fault, which is then all that there is to say
         is_older = [isinstance(output, dict) and "kind" not in output for output in outputs]
         return [_with_facts(each, image) if older else each for each, older in zip(outputs, is_older, strict=True)]
 
@@ -288,11 +288,11 @@ def unknown_outputs(asked: Iterable[str], known: Collection[str]) -> str | None:
     return f"the model has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}" if unknown else None
 
 
-def _with_facts(output: dict[str, Any], image: InputRecord) -> dict[str, Any]:
+def _with_facts(output: dict[str, Any], image: InputRecord | None) -> dict[str, Any]:
     """Return the record of an output that was written before `kind`, `stride` and `classes` were, with these."""
     name = output.get("name")
     match output.get("shape"):
-        case [_, int(rows), int()] if rows > 0:
+        case [_, int(rows), int()] if image is not None and rows > 0:
             return {**output, "kind": "map", "stride": math.ceil(image.height / rows)}
         case [_, _, _]:
             return {**output, "kind": "map", "stride": _STRIDES_OF_OLDER.get(str(name))}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from service.errors import RepositoryError
 from service.model.directory import open_model
@@ -94,6 +95,15 @@ def test_facts_that_contradict_the_shapes_are_refused(
     path.write_text(json.dumps(document))
     with pytest.raises(RepositoryError, match=reason):
         open_model(path.parent)
+
+
+@pytest.mark.parametrize("change", [{"height": None}, {"name": "picture"}])
+def test_older_manifest_whose_input_is_at_fault_names_that_alone(change: dict[str, Any]) -> None:
+    document = json.loads((OLDER / "fixed_size.json").read_text())
+    document["input"].update(change)
+    with pytest.raises(ValidationError) as refused:
+        Manifest.model_validate(document)
+    assert {problem["loc"][0] for problem in refused.value.errors()} == {"input"}
 
 
 def test_a_task_that_is_not_known_is_refused(tmp_path: Path) -> None:
