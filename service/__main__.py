@@ -21,7 +21,7 @@ _PROGRAM = "python -m service"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
-    name, rest = _choose(sys.argv[1:] if arguments is None else arguments)
+    name, rest = _choose(list(sys.argv[1:] if arguments is None else arguments))
     command = commands.load(name)
     summary = commands.COMMANDS[name]
     parser = argparse.ArgumentParser(
@@ -46,14 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
 
 
-def _choose(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
+def _choose(arguments: list[str]) -> tuple[str, list[str]]:
     """Return the command's name and its arguments; prints help, or what is wrong, and exits where there is none."""
     if arguments and not arguments[0].startswith("-"):
         name, *rest = arguments
     elif arguments[:1] in (["-h"], ["--help"], ["--version"]):
-        name, rest = "", list(arguments)
+        name, rest = "", arguments
     else:
-        name, rest = commands.DEFAULT, list(arguments)
+        name, rest = commands.DEFAULT, arguments
     if name in commands.COMMANDS:
         return name, rest
     parser = argparse.ArgumentParser(
