@@ -250,7 +250,7 @@ async def test_asynchronous_client_does_the_same(port: int) -> None:
         )
         for result in results:
             assert_like(result, OUTPUTS)
-        with pytest.raises(InferenceServerException, match="no output 'nothing'"):
+        with pytest.raises(InferenceServerException, match="no 'nothing'"):
             await client.infer(MODEL, [image_input(BATCH)], outputs=asked("nothing"))
 
 
@@ -303,7 +303,7 @@ def errors() -> dict[str, tuple[dict[str, Any], str, str]]:
     return {
         "model": ({"model_name": "other", "inputs": [good]}, "404", "no model 'other'"),
         "version": ({"inputs": [good], "model_version": "9"}, "404", "no version '9'"),
-        "output": ({"inputs": [good], "outputs": asked("x")}, "400", "no output 'x'"),
+        "output": ({"inputs": [good], "outputs": asked("x")}, "400", "no 'x'"),
         "input": ({"inputs": [misnamed]}, "400", "no input 'picture'"),
         "inputs": ({"inputs": [good, good]}, "400", "2 inputs"),
         "type": ({"inputs": [image_input(BATCH.astype(np.int32), "INT32")]}, "400", "INT32"),
