@@ -25,7 +25,8 @@ from benchmarks.plain_dat import PlainDAT
 from benchmarks.products import ProductsAlone, matrix_products
 from models.dat import DAT
 from models.variants import Variant
-from service.engine.runtime.session import DeviceOptions, OnnxSession
+from service.engine.runtime.options import DeviceOptions
+from service.engine.runtime.session import OnnxSession
 from service.engine.types import Pixels
 
 Logits = NDArray[np.float32]

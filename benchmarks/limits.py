@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from service.engine.runtime.session import DeviceOptions, OnnxSession
+from service.engine.runtime.options import DeviceOptions
+from service.engine.runtime.session import OnnxSession
 from service.images.limits import DEFAULT_LIMITS
 from service.images.preprocessing import decode_into, decode_with_pillow, prepare_pillow
 from service.model.directory import ModelDirectory

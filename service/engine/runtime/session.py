@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from service.engine.runtime.binding import BoundRunner, PlainRunner, Runner
-from service.engine.runtime.library import runtime_version
 from service.engine.runtime.loading import INPUT, open_model, records_graphs, require_device
 from service.engine.runtime.memory import Memory, is_out_of_memory
 from service.engine.runtime.options import Device, DeviceOptions
@@ -25,8 +24,6 @@ from service.engine.runtime.placement import check_placement, placed_nodes
 from service.engine.runtime.selfcheck import TOLERANCES, check_images, differences, tiled
 from service.engine.types import OutOfDeviceMemory, Outputs, Pixels
 from service.errors import DeviceUnavailable, RepositoryError
-
-__all__ = ["DeviceOptions", "OnnxSession", "resolve_device", "runtime_version"]
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.engine.runtime.session import DeviceOptions
+from service.engine.runtime.options import DeviceOptions
 from service.errors import RepositoryError
 from service.model.directory import open_model
 from service.model.loading import EXPLAIN, MODEL, explain_options, graphs_of, load_session

@@ -16,7 +16,9 @@ from onnx import TensorProto
 from service.engine.runtime import loading, options, tensorrt
 from service.engine.runtime import session as module
 from service.engine.runtime.binding import BoundRunner
-from service.engine.runtime.session import DeviceOptions, OnnxSession, resolve_device, runtime_version
+from service.engine.runtime.library import runtime_version
+from service.engine.runtime.options import DeviceOptions
+from service.engine.runtime.session import OnnxSession, resolve_device
 from service.engine.slots import SlotPool
 from service.engine.types import OutOfDeviceMemory, Outputs, Pixels
 from service.errors import DeviceUnavailable, RepositoryError, SettingsError
@@ -372,7 +374,8 @@ def test_the_probe_is_the_model_it_is_said_to_be() -> None:
 
 def test_telemetry_is_off_whatever_the_environment_says() -> None:
     script = (
-        "import os, service.engine.runtime.session as s;print(os.environ['ORT_DISABLE_TELEMETRY'], s.runtime_version())"
+        "import os, service.engine.runtime.session, service.engine.runtime.library as library;"
+        "print(os.environ['ORT_DISABLE_TELEMETRY'], library.runtime_version())"
     )
     run = subprocess.run(
         [sys.executable, "-c", script],

@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from service.engine.runtime.session import DeviceOptions, OnnxSession, resolve_device
+from service.engine.runtime.options import DeviceOptions
+from service.engine.runtime.session import OnnxSession, resolve_device
 from service.engine.slots import SlotPool
 from service.engine.types import OutOfDeviceMemory
 from service.errors import DeviceUnavailable, SettingsError
