@@ -5,7 +5,9 @@
     │   ├── MalformedRequest      the body or its framing cannot be read
     │   │   └── ReceiveTimeout    the head or body did not arrive in time
     │   ├── Unauthorized          no valid API key
+    │   ├── Forbidden             a valid API key that may not do this
     │   ├── UnknownModel          no model of that name is served
+    │   ├── LoadFailed            a model that cannot be served; what was served still is
     │   ├── ExplainUnavailable    the model served cannot say where it looked
     │   ├── UnsupportedMediaType  a content type that is not taken
     │   ├── NotAcceptable         no representation that the caller accepts
@@ -62,10 +64,22 @@ class Unauthorized(RequestError):
     code = "unauthorized"
 
 
+class Forbidden(RequestError):
+    """The API key is valid, and may not do this; or nobody may, as the service is set."""
+
+    code = "forbidden"
+
+
 class UnknownModel(RequestError):
     """No model of that name is served."""
 
     code = "unknown_model"
+
+
+class LoadFailed(RequestError):
+    """A model that was to be loaded cannot be served; whatever was served before still is."""
+
+    code = "load_failed"
 
 
 class ExplainUnavailable(RequestError):

@@ -112,6 +112,14 @@ class EngineClient(ABC):
     def _is_well(self, engine: int) -> bool:
         return self._board.engines[engine].is_well(self._clock(), hang_after_s=self._hang_after_s)
 
+    def check_ready(self) -> None:
+        """Raise NotReady while the engine loads, hangs, fails on every batch or is dead."""
+        if self.healthy:
+            return
+        if self._state is EngineState.READY:
+            raise NotReady("The engine hangs, or fails on every batch.")
+        raise NotReady(f"The engine is {self._state.value}.")
+
     @property
     def slots_in_use(self) -> int:
         """Images in the service, of all workers, from being decoded to being answered."""
@@ -153,7 +161,7 @@ class EngineClient(ABC):
         self, n: int = 1, *, priority: Priority = Priority.INTERACTIVE, deadline_s: float = math.inf
     ) -> None:
         """Raise what `reserve` would raise, taking nothing: to be asked before a body is read."""
-        self._check_ready()
+        self._check_takes_work()
         pool, images_per_s = self._pool, self._board.images_per_s
         if n > pool.free:
             raise Overloaded(
@@ -191,7 +199,7 @@ class EngineClient(ABC):
             release_from_thread=partial(self._post, self.release),
         )
 
-    def _check_ready(self) -> None:
+    def _check_takes_work(self) -> None:
         match self._state:
             case EngineState.LOADING:
                 raise NotReady(_LOADING)
@@ -218,7 +226,7 @@ class EngineClient(ABC):
 
         Raises NotReady, InvalidParameter or DeadlineExceeded, and then takes none.
         """
-        self._check_ready()
+        self._check_takes_work()
         graph = graph_of(outputs, self._graphs)
         now_s = self._clock()
         if deadline_s <= now_s:

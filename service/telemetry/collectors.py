@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client import ProcessCollector
@@ -11,6 +11,9 @@ from prometheus_client.registry import Collector
 
 from service.engine.types import EngineState
 from service.model.manifest import Manifest
+
+OF_MODEL = ("model", "version")
+"""Labels of what is of one version of a model."""
 
 
 class EngineGauges(Protocol):
@@ -24,6 +27,39 @@ class EngineGauges(Protocol):
     def slots_in_use(self) -> int: ...  # noqa: D102
 
 
+class ModelGauges(Protocol):
+    """What is read of a version of a model that takes work."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def version(self) -> int: ...  # noqa: D102
+    @property
+    def manifest(self) -> Manifest: ...  # noqa: D102
+    @property
+    def engine(self) -> EngineGauges: ...  # noqa: D102
+
+
+class ParityGauge(Protocol):
+    """What is read of a comparison with the CPU."""
+
+    @property
+    def error(self) -> float: ...  # noqa: D102
+
+
+class VersionGauges(Protocol):
+    """What is read of any version of a model, loaded or not."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def version(self) -> int: ...  # noqa: D102
+    @property
+    def state(self) -> str: ...  # noqa: D102
+    @property
+    def parity(self) -> ParityGauge | None: ...  # noqa: D102
+
+
 class ReadAtScrape(Collector):
     """Metrics that `read` makes at every scrape."""
 
@@ -35,26 +71,47 @@ class ReadAtScrape(Collector):
         return self._read()
 
 
-def model_facts(manifest: Manifest) -> Iterator[Metric]:
-    """Yield which model is served."""
-    facts = {
-        "name": manifest.name,
-        "version": str(manifest.version),
-        "variant": manifest.variant,
-        "precision": manifest.precision,
-    }
-    yield InfoMetricFamily("dat_model", "The model that is served.", facts)
+def model_facts(models: Iterable[ModelGauges]) -> Iterator[Metric]:
+    """Yield which versions of which models take work."""
+    family = InfoMetricFamily("dat_model", "A version of a model that takes work.", labels=OF_MODEL)
+    for each in models:
+        manifest = each.manifest
+        facts = {"variant": manifest.variant, "precision": manifest.precision}
+        family.add_metric((each.name, str(each.version)), facts)
+    yield family
 
 
-def engine_gauges(engine: EngineGauges) -> Iterator[Metric]:
-    """Yield what an engine holds and how it is."""
-    yield GaugeMetricFamily("dat_queued_images", "Images that wait for a device, or run.", engine.queue_depth)
-    yield GaugeMetricFamily("dat_admitted_images", "Images admitted and not yet answered.", engine.slots_in_use)
-    states = GaugeMetricFamily("dat_engine_state", "Engines in each state.", labels=("state",))
-    present = list(engine.states)
-    for state in EngineState:
-        states.add_metric((state.value,), present.count(state))
-    yield states
+def engine_gauges(models: Iterable[ModelGauges]) -> Iterator[Metric]:
+    """Yield what the engines of each version hold and how they are."""
+    queued = GaugeMetricFamily("dat_queued_images", "Images that wait for a device, or run.", labels=OF_MODEL)
+    admitted = GaugeMetricFamily("dat_admitted_images", "Images admitted and not yet answered.", labels=OF_MODEL)
+    states = GaugeMetricFamily("dat_engine_state", "Engines in each state.", labels=(*OF_MODEL, "state"))
+    for each in models:
+        labels, engine = (each.name, str(each.version)), each.engine
+        queued.add_metric(labels, engine.queue_depth)
+        admitted.add_metric(labels, engine.slots_in_use)
+        present = list(engine.states)
+        for state in EngineState:
+            states.add_metric((*labels, state.value), present.count(state))
+    yield from (queued, admitted, states)
+
+
+def version_gauges(versions: Iterable[VersionGauges]) -> Iterator[Metric]:
+    """Yield the state of each version, and how far its devices are from the CPU."""
+    states = GaugeMetricFamily(
+        "dat_model_state", "1 for the state that a version of a model is in.", labels=(*OF_MODEL, "state")
+    )
+    errors = GaugeMetricFamily(
+        "dat_parity_error",
+        "Relative error of a version's device to the CPU at its load, in the worst output; absent on the CPU.",
+        labels=OF_MODEL,
+    )
+    for each in versions:
+        labels = (each.name, str(each.version))
+        states.add_metric((*labels, each.state), 1)
+        if each.parity is not None:
+            errors.add_metric(labels, each.parity.error)
+    yield from (states, errors)
 
 
 def process_metrics(pids: Mapping[str, int]) -> Iterator[Metric]:

@@ -1,0 +1,41 @@
+"""How each version of each model is: records that pass between processes and are shown to users."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class ModelState(enum.StrEnum):
+    """The life of a version, in order; one that cannot be loaded, or differs from what the CPU computes, FAILED."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    UNLOADED = "unloaded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far what a device computes is from what the CPU does, at its load: relative errors in the worst output."""
+
+    error: float
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStatus:
+    """One version of a model, as those who ask are told of it."""
+
+    name: str
+    version: int
+    state: ModelState
+    reason: str = ""
+    """Why it FAILED, in a sentence; empty in every other state."""
+    is_default: bool = False
+    """Whether it answers where the model is asked for without a version."""
+    devices: tuple[str, ...] = ()
+    """What it runs on; empty until that is known."""
+    parity: Parity | None = None
+    """None before it was loaded, and where it runs on the CPU alone, which is what others are compared with."""
