@@ -158,6 +158,13 @@ class Batcher:
         is_full = any(self._waiting[graph] >= costs.largest for graph, costs in self.costs.items())
         return min(oldest) + (0.0 if is_full else self._max_delay_s)
 
+    def due_priority(self, now_s: float) -> Priority | None:
+        """Return the most urgent priority of what waits; None where `next_batch` has nothing to decide yet."""
+        ready_at_s = self.ready_at_s
+        if ready_at_s is None or now_s < ready_at_s:
+            return None
+        return next(priority for priority, queue in self._queues.items() if queue)
+
     def add(self, item: WorkItem) -> None:
         """Let an image wait; tickets are never used twice."""
         self._queues[item.priority][item.ticket] = item

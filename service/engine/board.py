@@ -1,4 +1,4 @@
-"""How every engine and worker of a service is: a row of numbers for each, which its process alone writes.
+"""How every engine and worker of one version of a model is: a row of numbers each, which its process alone writes.
 
 All read all rows without locks, a number at a time. With several processes the rows lie in anonymous shared memory
 (memfd), which is handed over by descriptor and gone with the last process that holds it; an engine in this process has
@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Sequence
 from typing import Self
 
 from service.engine.types import EngineState
@@ -25,15 +24,12 @@ class EngineRow(ctypes.Structure):
     """How one engine is; times are on the monotonic clock, which all processes share."""
 
     _fields_ = (
-        ("pid", ctypes.c_int64),
         ("_state", ctypes.c_int64),
         ("busy_since_s", ctypes.c_double),
         ("last_failure_s", ctypes.c_double),
         ("failures_in_a_row", ctypes.c_int64),
         ("images_per_s", ctypes.c_double),
     )
-    pid: int
-    """The process that the row is of."""
     _state: int
     busy_since_s: float
     """When the present step began; 0 between steps."""
@@ -72,13 +68,10 @@ class WorkerRow(ctypes.Structure):
     """What one worker has at hand."""
 
     _fields_ = (
-        ("pid", ctypes.c_int64),
         ("admitted", ctypes.c_int64),
         ("admitted_bulk", ctypes.c_int64),
         ("answered", ctypes.c_int64),
     )
-    pid: int
-    """The process that the row is of."""
     admitted: int
     """Images from being decoded to being answered."""
     admitted_bulk: int
@@ -117,7 +110,7 @@ class Board:
 
     @property
     def admitted(self) -> int:
-        """Images in the service, from being decoded to being answered."""
+        """Images of the version in the service, from being decoded to being answered."""
         return sum([row.admitted for row in self.workers])
 
     @property
@@ -138,14 +131,6 @@ class Board:
     def waiting(self, engine: int) -> int:
         """Images in an engine's hands, of all workers."""
         return sum([row.waiting[engine] for row in self.workers])
-
-    def pids(self) -> dict[str, int]:
-        """Return the processes that are there, by their names."""
-        named: Sequence[tuple[str, EngineRow | WorkerRow]] = [
-            *((worker_name(number), row) for number, row in enumerate(self.workers)),
-            *((engine_name(number), row) for number, row in enumerate(self.engines)),
-        ]
-        return {name: row.pid for name, row in named if row.pid}
 
 
 def worker_name(number: int) -> str:

@@ -22,6 +22,7 @@ from service.engine.admission import Admission, Backlog
 from service.engine.board import Board
 from service.engine.graphs import Graph, graph_of
 from service.engine.reservation import Reservation
+from service.engine.room import Room
 from service.engine.slots import SlotPool
 from service.engine.types import Answer, Completion, EngineState, Failure, Priority, WorkItem
 from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, StartupError
@@ -55,7 +56,7 @@ class EngineClient(ABC):
     """What those who ask know of an engine; every method belongs to one event loop, except where said.
 
     `graphs` are those that the engine runs, `pool` has the slots of this process, which is worker `worker` on the
-    board. `max_wait_s`, above 0, bounds the time that images are predicted to wait for their turn. An engine whose
+    board; of its images and those of other engines at most as many are in hand as `room` has places. `max_wait_s`, above 0, bounds the time that images are predicted to wait for their turn. An engine whose
     step lasts `hang_after_s` hangs.
     """
 
@@ -66,10 +67,12 @@ class EngineClient(ABC):
         board: Board,
         *,
         worker: int,
+        room: Room,
         max_wait_s: float = 0.0,
         hang_after_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._room = room
         self._graphs = graphs
         self._pool = pool
         self._board = board
@@ -88,6 +91,9 @@ class EngineClient(ABC):
         self._tickets = itertools.count()
         self._loaded = asyncio.Event()
         """Set when LOADING is over, however it ended."""
+        self._empty = asyncio.Event()
+        """Set while no slot is in use."""
+        self._empty.set()
 
     @property
     def state(self) -> EngineState:
@@ -157,16 +163,20 @@ class EngineClient(ABC):
         if self._state is not EngineState.READY:
             raise StartupError(self._failure or "The service was stopped before its model was loaded.")
 
+    async def wait_empty(self) -> None:
+        """Return when no image of this process is in its hands any more."""
+        await self._empty.wait()
+
     def check_room(
         self, n: int = 1, *, priority: Priority = Priority.INTERACTIVE, deadline_s: float = math.inf
     ) -> None:
         """Raise what `reserve` would raise, taking nothing: to be asked before a body is read."""
         self._check_takes_work()
-        pool, images_per_s = self._pool, self._board.images_per_s
-        if n > pool.free:
+        room, images_per_s = self._room, self._board.images_per_s
+        if n > room.free:
             raise Overloaded(
-                f"The queue is full: {pool.in_use} of {pool.slots} places are taken, and {n} would be needed.",
-                retry_after_s=self._admission.time_for_s(n - pool.free, device_images_per_s=images_per_s),
+                f"The queue is full: {room.in_use} of {room.images} places are taken, and {n} would be needed.",
+                retry_after_s=self._admission.time_for_s(n - room.free, device_images_per_s=images_per_s),
             )
         refusal = self._admission.refusal(
             n,
@@ -188,6 +198,7 @@ class EngineClient(ABC):
         """
         self.check_room(n, priority=priority, deadline_s=deadline_s)
         slots = self._pool.acquire(n)
+        self._room.take(n)
         if priority is Priority.BULK:
             self._bulk_slots.update(slots)
         self._room_changed()
@@ -211,12 +222,15 @@ class EngineClient(ABC):
     def release(self, slots: Sequence[int]) -> None:
         """Take back slots that are FILLING or DONE."""
         self._pool.release(slots)
+        self._room.give_back(len(slots))
         self._bulk_slots.difference_update(slots)
         self._room_changed()
 
     def _reclaim(self, slots: Iterable[int] | None = None) -> None:
         """Take back the slots (of all, by default) that an engine owned which is no more."""
-        self._bulk_slots.difference_update(self._pool.reclaim(slots))
+        reclaimed = self._pool.reclaim(slots)
+        self._room.give_back(len(reclaimed))
+        self._bulk_slots.difference_update(reclaimed)
         self._room_changed()
 
     def infer(
@@ -269,6 +283,10 @@ class EngineClient(ABC):
     def _room_changed(self) -> None:
         """Note that slots were taken or given back."""
         row = self._row
+        if self._pool.in_use:
+            self._empty.clear()
+        else:
+            self._empty.set()
         row.admitted, row.admitted_bulk, row.answered = self._pool.in_use, len(self._bulk_slots), self._answered
         board = self._board
         self._admission.rate.observe(self._clock(), images=board.admitted, answered=board.answered)

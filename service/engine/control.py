@@ -7,13 +7,19 @@ nobody else can reach the socket. To whoever holds one end, the end of the socke
 from __future__ import annotations
 
 import array
+import contextlib
+import os
 import pickle
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_MOST_BYTES = 1 << 20
+_MOST_BYTES = 1 << 18
+_MOST_INLINE_BYTES = 1 << 15
+"""Longer messages, such as plans with the names of thousands of classes, lie in memory beside the socket."""
+_ASIDE = b"aside"
+"""Stands for a message whose descriptor comes first; no pickle begins so."""
 _MOST_DESCRIPTORS = 8
 
 
@@ -26,18 +32,60 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Attach:
-    """A link to a process of the other kind, by its number.
+class Load:
+    """Be ready to serve a version of a model, which both ends call by its `serial`; `plan` says all about it.
 
-    To an engine it carries the link's socket and the worker's memory, to a worker the socket alone.
+    To an engine process it carries the version's board; to a worker that, and the memory of the worker's slots.
     """
 
+    serial: int
+    plan: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """From an engine process: a version takes work there; `facts` is what its load has shown."""
+
+    serial: int
+    facts: Any
+
+
+@dataclass(frozen=True, slots=True)
+class NotLoaded:
+    """From an engine process: a version cannot be served there, for a reason that is fit for the operator."""
+
+    serial: int
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """A link between a worker and an engine of a version: the other's number.
+
+    To an engine process it carries the link's socket and the worker's memory, to a worker the socket alone.
+    """
+
+    serial: int
     number: int
 
 
 @dataclass(frozen=True, slots=True)
+class Unload:
+    """To either: let go of a version, when nothing of it is in flight; answered by Unloaded."""
+
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    """The answer to Unload: its memory is given back."""
+
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
-    """Are you there? Answered by Pong between two pieces of work."""
+    """Are you there? Answered by Pong at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +96,6 @@ class Pong:
 @dataclass(frozen=True, slots=True)
 class Ready:
     """To the supervisor: the process does what it is for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """To the supervisor: the process cannot start, for a reason that is fit for the operator."""
-
-    sentence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +126,18 @@ class ControlSocket:
 
         It takes no more when it is gone, or has not read for long.
         """
-        try:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-            self._socket.sendmsg([pickle.dumps(message)], rights, socket.MSG_DONTWAIT)
-        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
-            return False
+        data = pickle.dumps(message)
+        with contextlib.ExitStack() as kept:
+            if len(data) > _MOST_INLINE_BYTES:
+                aside = kept.enter_context(open(os.memfd_create("dat-serve-message", os.MFD_CLOEXEC), "r+b"))
+                aside.write(data)
+                aside.flush()
+                data, descriptors = _ASIDE, [aside.fileno(), *descriptors]
+            try:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+                self._socket.sendmsg([data], rights, socket.MSG_DONTWAIT)
+            except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+                return False
         return True
 
     def receive(self) -> tuple[object, list[int]] | None:
@@ -101,7 +149,13 @@ class ControlSocket:
                 )
             except ConnectionResetError:  # said once, before the last messages of an end that went with some unread
                 continue
-            return (pickle.loads(data), descriptors) if data else None  # noqa: S301  # from our own process
+            if not data:
+                return None
+            if data == _ASIDE:
+                with open(descriptors.pop(0), "rb") as aside:
+                    aside.seek(0)
+                    data = aside.read()
+            return pickle.loads(data), descriptors  # noqa: S301  # from our own process
 
     def close(self) -> None:
         """Let go of the socket."""

@@ -17,8 +17,19 @@ from typing import Protocol
 
 from service.engine.batcher import Batch, Batcher, BucketCosts
 from service.engine.board import EngineRow
+from service.engine.device_turns import Contender, DeviceTurns
 from service.engine.graphs import Graph
-from service.engine.types import Completion, Failure, OutOfDeviceMemory, Outputs, Pixels, Run, Session, WorkItem
+from service.engine.types import (
+    Completion,
+    Failure,
+    OutOfDeviceMemory,
+    Outputs,
+    Pixels,
+    Priority,
+    Run,
+    Session,
+    WorkItem,
+)
 from service.errors import StartupError
 
 _log = logging.getLogger(__name__)
@@ -71,6 +82,10 @@ class EngineSlots(Protocol):
         ...
 
 
+def _nothing() -> None:
+    """Nothing has come meanwhile."""
+
+
 class _NoObserver:
     """Nobody watches."""
 
@@ -103,9 +118,10 @@ class _Runnable:
 
 
 class EngineCore:
-    """The graphs of one device with their sessions, the queue before them, and the slots that its images lie in.
+    """The graphs of one model on a device with their sessions, the queue before them, and the slots of its images.
 
-    `sessions` are by the graphs' keys. How the engine is, it writes on `row`.
+    `sessions` are by the graphs' keys. How the engine is, it writes on `row`. Its runs take turns on the device with
+    those of other engines, as `contender`; left out, it has the device for itself.
     """
 
     def __init__(
@@ -118,7 +134,9 @@ class EngineCore:
         clock: Callable[[], float],
         max_delay_s: float = 0.0,
         observer: EngineObserver | None = None,
+        contender: Contender | None = None,
     ) -> None:
+        self._contender = contender or DeviceTurns(clock=clock).join()
         self._runnables = {graph.key: _Runnable(graph, sessions[graph.key]) for graph in graphs}
         self._slots = slots
         self._row = row
@@ -135,13 +153,15 @@ class EngineCore:
     def warm_up(self) -> None:
         """Run every bucket of every graph with every output, then measure it; raises StartupError where a run fails.
 
-        The largest goes first, so that the runtime sizes its memory once.
+        The largest goes first, so that the runtime sizes its memory once. Others who share the device are served in
+        between.
         """
         for key, runnable in self._runnables.items():
             graph, costs = runnable.graph, self.batcher.costs[key]
             for bucket in reversed(costs.buckets):
                 try:
-                    runnable.run(bucket, tuple(graph.outputs))
+                    with self._contender.turn(Priority.BULK):
+                        runnable.run(bucket, tuple(graph.outputs))
                     costs.observe(bucket, self._measure(runnable, bucket))
                 except Exception as error:
                     raise StartupError(
@@ -153,9 +173,10 @@ class EngineCore:
         """Return the shortest time of a few runs, in seconds."""
         times_s: list[float] = []
         while len(times_s) < _WARM_UP_RUNS and sum(times_s) < _WARM_UP_ENOUGH_S:
-            started_s = self._clock()
-            runnable.run(bucket, runnable.graph.timed)
-            times_s.append(self._clock() - started_s)
+            with self._contender.turn(Priority.BULK):
+                started_s = self._clock()
+                runnable.run(bucket, runnable.graph.timed)
+                times_s.append(self._clock() - started_s)
         return min(times_s)
 
     def submit(self, items: Iterable[WorkItem]) -> None:
@@ -169,20 +190,28 @@ class EngineCore:
         if dropped:
             self._drop(dropped, DropReason.CANCELLED, Failure.CANCELLED)
 
-    def step(self) -> list[Completion]:
-        """Do the next thing that is due, if any, and return the images that ended by it.
+    def step(self, take_in: Callable[[], None] = _nothing) -> list[Completion]:
+        """Do the next thing that is due, if any, and return the images that ended by it; waits for its device turn.
 
-        Dropped images end in a step of their own, so that they do not wait for the next run to end.
+        `take_in` is called when the device is free and before a batch is formed, to submit and cancel what has come
+        meanwhile. Dropped images end in a step of their own, so that they do not wait for the next run to end.
         """
+        priority = self.batcher.due_priority(self._clock())
+        if priority is not None:
+            with self._contender.turn(priority):
+                take_in()
+                self._advance()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _advance(self) -> None:
         self._row.busy_since_s = self._clock()
         batch = self.batcher.next_batch(self._clock())
         if batch.expired:
             self._drop(batch.expired, DropReason.DEADLINE, Failure.LATE)
         if batch.items:
             self._ended += self._run(batch)
-        ended, self._ended = self._ended, []
         self._row.busy_since_s = 0.0
-        return ended
 
     def _drop(self, items: Sequence[WorkItem], reason: DropReason, failure: Failure) -> None:
         self._observer.dropped(reason, len(items))

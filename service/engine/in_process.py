@@ -18,7 +18,9 @@ from functools import partial
 from service.engine.board import Board
 from service.engine.client import EngineClient
 from service.engine.core import EngineCore, EngineObserver
+from service.engine.device_turns import DeviceTurns
 from service.engine.graphs import Graph
+from service.engine.room import Room
 from service.engine.slots import SlotPool
 from service.engine.thread import EngineThread
 from service.engine.types import EngineState, Session, WorkItem
@@ -31,9 +33,9 @@ class InProcessEngine(EngineClient):
     """An engine thread, the slots, and the calls that wait; every method belongs to one event loop, except where said.
 
     `load` is called in the engine's thread, with each of `graphs`, which all take images of `input_shape` (height,
-    width, 3). `max_queued_images` bounds the images in the service, from being decoded to being answered, and
-    `max_wait_s`, above 0, the time that they are predicted to wait for their turn. A step of the engine that lasts
-    `hang_after_s` is taken for its death.
+    width, 3). `room` bounds the images in the service, from being decoded to being answered, and `max_wait_s`, above 0,
+    the time that they are predicted to wait for their turn. Runs take turns with those of other engines by `turns`. A
+    step of the engine that lasts `hang_after_s` is taken for its death.
     """
 
     def __init__(
@@ -42,7 +44,8 @@ class InProcessEngine(EngineClient):
         load: Callable[[Graph], Session],
         *,
         input_shape: tuple[int, int, int],
-        max_queued_images: int = 1024,
+        room: Room,
+        turns: DeviceTurns | None = None,
         max_wait_s: float = 0.0,
         max_delay_s: float = 0.0,
         hang_after_s: float = 60.0,
@@ -51,9 +54,10 @@ class InProcessEngine(EngineClient):
     ) -> None:
         super().__init__(
             graphs,
-            SlotPool(max_queued_images, input_shape),
+            SlotPool(room.images, input_shape),
             Board(workers=1, engines=1),
             worker=0,
+            room=room,
             max_wait_s=max_wait_s,
             hang_after_s=hang_after_s,
             clock=clock,
@@ -62,6 +66,7 @@ class InProcessEngine(EngineClient):
         self._max_delay_s = max_delay_s
         self._observer = observer
         self._engine = self._board.engines[0]
+        self._contender = (turns or DeviceTurns(clock=clock)).join()
         self._thread = EngineThread(
             self._make_core,
             clock=clock,
@@ -119,6 +124,7 @@ class InProcessEngine(EngineClient):
             clock=self._clock,
             max_delay_s=self._max_delay_s,
             observer=self._observer,
+            contender=self._contender,
         )
 
     def _become_ready(self) -> None:
@@ -132,6 +138,7 @@ class InProcessEngine(EngineClient):
             self._die(str(cause))
         else:
             self._die(f"The engine's thread ended ({type(cause).__name__}); the log has the details.")
+        self._contender.leave()
         self._reclaim()
         self._ended.set()
 
@@ -157,6 +164,7 @@ class InProcessEngine(EngineClient):
         busy_s = self._clock() - since_s if since_s else 0.0
         if busy_s >= self._hang_after_s:
             _log.error("the engine's step has lasted %.1f s: it is taken for dead", busy_s)
+            self._contender.leave()  # others need not wait for what never ends
             self._die(f"The engine hangs: one step has lasted more than {self._hang_after_s:g} s.")
         elif since_s or self._calls:
             loop = asyncio.get_running_loop()

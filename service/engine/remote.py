@@ -12,7 +12,6 @@ Invariants: those of `client`; the images of one call go to one engine; a slot i
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from service.engine.records import (
     completion_of,
     request_for,
 )
+from service.engine.room import Room
 from service.engine.shared import SharedSlots
 from service.engine.types import Completion, EngineState, Failure, WorkItem
 
@@ -44,7 +44,7 @@ class _Link:
 
 
 class RemoteEngine(EngineClient):
-    """The engines that this worker has links to; every method belongs to one event loop, except where said.
+    """The engines of a version that this worker has links to; made on the event loop that every method belongs to.
 
     `slots` are this worker's alone. `worker` is the worker's number on the board. An engine whose step lasts longer
     than `hang_after_s` gets no new images while there is another; to end it is the supervisor's business.
@@ -56,6 +56,7 @@ class RemoteEngine(EngineClient):
         board: Board,
         *,
         worker: int,
+        room: Room,
         max_wait_s: float = 0.0,
         hang_after_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
@@ -65,6 +66,7 @@ class RemoteEngine(EngineClient):
             slots,
             board,
             worker=worker,
+            room=room,
             max_wait_s=max_wait_s,
             hang_after_s=hang_after_s,
             clock=clock,
@@ -72,6 +74,8 @@ class RemoteEngine(EngineClient):
         self._slots = slots
         self._links: dict[int, _Link] = {}
         self._stopped = False
+        self._loop = asyncio.get_running_loop()
+        self._room_changed()
 
     @property
     def states(self) -> Sequence[EngineState]:
@@ -84,10 +88,11 @@ class RemoteEngine(EngineClient):
         return sum(self._board.waiting(engine) for engine in range(len(self._board.engines)))
 
     async def start(self) -> None:
-        """Begin to wait for engines."""
-        self._loop = asyncio.get_running_loop()
-        self._row.pid = os.getpid()
-        self._room_changed()
+        """Return: engines are waited for from the beginning."""
+
+    async def wait_loaded(self) -> None:
+        """Return when an engine has taken work, even if it has been lost since, or when this was stopped."""
+        await self._loaded.wait()
 
     async def stop(self, timeout_s: float = 5.0) -> None:  # noqa: ARG002
         """Fail whatever still waits, and leave the engines, who drop what they have of it."""

@@ -85,9 +85,16 @@ class EngineThread:
         while (commands := self._next_commands(core)) is not None:
             for command in commands:
                 command(core)
-            completions = core.step()
+            completions = core.step(lambda: self._take_in(core))
             if completions:
                 self._on_completions(completions)
+
+    def _take_in(self, core: EngineCore) -> None:
+        """Have the core do what was sent while the device was another engine's."""
+        with self._wake:
+            commands, self._inbox = self._inbox, []
+        for command in commands:
+            command(core)
 
     def _next_commands(self, core: EngineCore) -> list[Command] | None:
         """Wait until there are commands, or the core has something due, and take them; None to end."""

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from functools import partial
 
 from service.engine.core import EngineObserver
+from service.engine.device_turns import DeviceTurns
 from service.engine.graphs import Graph
 from service.engine.in_process import InProcessEngine
+from service.engine.room import Room
 from service.engine.runtime.options import Device, DeviceOptions
 from service.engine.runtime.session import OnnxSession
+from service.engine.types import Session
 from service.errors import RepositoryError
-from service.images.limits import DecodeLimits
 from service.images.preprocessing import Preprocessing
 from service.model.directory import ModelDirectory
 from service.model.manifest import Manifest
@@ -34,13 +37,13 @@ _EXPLAIN_LARGEST_BATCH = 8
 """Where the model looked is asked for one image at a time, and larger batches would hold up the rest for long."""
 
 
-def preprocessing_of(manifest: Manifest, *, limits: DecodeLimits, exif_orientation: bool) -> Preprocessing:
-    """Return what a model's manifest asks to be done to every image, within the service's own limits."""
+def preprocessing_of(manifest: Manifest, settings: Settings) -> Preprocessing:
+    """Return what a model's manifest asks to be done to every image, within the limits that the settings give."""
     return Preprocessing(
         resize=(manifest.preprocess.resize_height, manifest.preprocess.resize_width),
         crop=(manifest.input.height, manifest.input.width),
-        limits=limits,
-        exif_orientation=exif_orientation,
+        limits=settings.decode_limits,
+        exif_orientation=settings.exif_orientation,
     )
 
 
@@ -117,14 +120,25 @@ def explain_options(options: DeviceOptions) -> DeviceOptions:
 
 
 def in_process_engine(
-    settings: Settings, model: ModelDirectory, *, device: str, observer: EngineObserver | None = None
+    settings: Settings,
+    model: ModelDirectory,
+    *,
+    device: str,
+    room: Room,
+    turns: DeviceTurns | None = None,
+    observer: EngineObserver | None = None,
+    load: Callable[[Graph], Session] | None = None,
 ) -> InProcessEngine:
-    """Return an engine, not started, that will load `model` on `device`, a resolved one, in a thread."""
+    """Return an engine, not started, that will load `model` on `device`, a resolved one, in a thread.
+
+    `load` is asked for the session of each graph; left out, it is loaded as the settings say.
+    """
     return InProcessEngine(
         graphs_of(model, settings, buckets=settings.buckets_for(device)),
-        partial(load_session, model, device=device, settings=settings),
+        load or partial(load_session, model, device=device, settings=settings),
         input_shape=input_shape(model.manifest),
-        max_queued_images=settings.max_queued_images,
+        room=room,
+        turns=turns,
         max_wait_s=settings.max_wait_ms / 1000,
         max_delay_s=settings.max_delay_ms / 1000,
         hang_after_s=settings.hang_timeout_ms / 1000,

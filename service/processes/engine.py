@@ -1,34 +1,68 @@
-"""What an engine process is: the model on one device, run for all workers.
+"""What an engine process is: the engines of all versions on one device, run for all workers.
 
 Nothing of HTTP is imported here: an engine that was lost is back the sooner.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from service.engine.board import engine_name
 from service.engine.control import ControlSocket
+from service.engine.device_turns import DeviceTurns
+from service.engine.graphs import Graph
+from service.engine.linked import LinkedEngine
 from service.engine.process import EngineProcess
+from service.engine.runtime.selfcheck import Parity
+from service.engine.runtime.session import OnnxSession
 from service.model.loading import load_session
-from service.processes.plan import Plan
+from service.processes.plan import Plan, VersionPlan
+from service.telemetry.metrics import Metrics
 
 
-def run_engine(control: ControlSocket, descriptors: Sequence[int], plan: Plan, number: int) -> int:
-    """Be engine `number`; `descriptors` holds the board."""
+def run_engine(control: ControlSocket, descriptors: Sequence[int], plan: Plan, number: int) -> int:  # noqa: ARG001
+    """Be engine process `number`."""
     plan.configure_logging(engine_name(number))
-    (board,) = descriptors
-    settings, engines = plan.settings, len(plan.devices)
-    # Engines on the CPU share the cores out among them, unless a number was asked for.
-    threads = settings.threads or (max((os.cpu_count() or 1) // engines, 1) if engines > 1 else 0)
-    engine = EngineProcess(
-        partial(load_session, plan.model, device=plan.devices[number], settings=settings, threads=threads),
-        control=control,
-        row=plan.board(board).engines[number],
-        geometry=plan.geometry,
-        max_delay_s=settings.max_delay_ms / 1000,
-        observer=plan.metrics(),
-    )
-    return engine.run()
+    return EngineProcess(_Engines(number, plan.metrics()), control=control).run()
+
+
+class _Engines:
+    """Makes the engines of versions; they take turns on the one device that they share."""
+
+    def __init__(self, number: int, metrics: Metrics) -> None:
+        self._number = number
+        self._metrics = metrics
+        self._turns = DeviceTurns()
+
+    def __call__(
+        self,
+        plan: VersionPlan,
+        board: int,
+        *,
+        on_loaded: Callable[[Any], object],
+        on_failed: Callable[[str], object],
+        on_end: Callable[[BaseException | None], object],
+    ) -> LinkedEngine:
+        """Return the engine of a version; see `engine.process.MakeEngine`."""
+        place = plan.engines.index(self._number)
+        manifest, settings, device = plan.model.manifest, plan.settings, plan.devices[place]
+        parities: list[Parity] = []
+
+        def load(graph: Graph) -> OnnxSession:
+            session = load_session(plan.model, graph, device=device, settings=settings, threads=plan.threads)
+            if session.parity is not None:
+                parities.append(session.parity)
+            return session
+
+        return LinkedEngine(
+            load,
+            row=plan.board(board).engines[place],
+            geometry=plan.geometry,
+            contender=self._turns.join(),
+            on_loaded=lambda: on_loaded(tuple(parities)),
+            on_failed=on_failed,
+            on_end=on_end,
+            max_delay_s=settings.max_delay_ms / 1000,
+            observer=self._metrics.of_model(manifest.name, manifest.version),
+        )

@@ -1,15 +1,16 @@
-"""The supervisor: starts an engine process a device and the HTTP workers, links them, and keeps them there.
+"""The supervisor: starts engine processes and the HTTP workers, has them serve the models, and keeps them there.
 
-It serves no request itself. It binds the listening socket once, and every worker accepts on it. Each pair of a worker
-and an engine gets a socket of its own; when one of the two is started anew, so are its links, and nobody else notices.
+It serves no request itself. It binds the listening socket once, and every worker accepts on it. What the processes serve
+`fleet` brings them; when one is started anew, it is brought that again, and nobody else notices.
 
     dead    the process has ended                                                   started again, after a delay
-    hung    a ping was not answered for `heartbeat_timeout_ms`, or, by an engine    killed, and then as above
-            that runs the model, for `hang_timeout_ms`; one that loads may take its time,
-            but not compute nothing at all for `hang_timeout_ms`
+    hung    a ping was not answered for `heartbeat_timeout_ms`, or, by engines      killed, and then as above
+            that run or load a model, for `hang_timeout_ms` in which they computed
+            nothing; or one run has lasted for `hang_timeout_ms`
 
 The delay doubles with each end, from 0.1 s up to `max_restart_delay_ms`, and begins anew after a healthy minute. A
-process that ends before it was ever ready ends the service: it would not come up the next time either.
+process that ends before it was ever ready ends the service: it would not come up the next time either. So does a model
+that was to be served from the start and cannot be.
 
 On SIGTERM or SIGINT the workers stop accepting and finish what is in flight, within the drain time; then the engines
 end, and the exit status is 0. Whatever has not ended by itself is killed, so that all are gone `_DRAINED_S` after the
@@ -25,16 +26,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 
 from prometheus_client.multiprocess import mark_process_dead
 
 from service.access.key_limits import KeyLimits
-from service.engine.board import Board
-from service.engine.control import Attach, ControlSocket, End, Failed, Ping, Pong, Ready
-from service.errors import StartupError
-from service.processes.plan import Plan
-from service.processes.roles import Child, EngineRole, Role, WorkerRole
+from service.engine.control import ControlSocket, End, Ping, Pong, Ready
+from service.errors import ServiceError, StartupError
+from service.processes.fleet import Fleet
+from service.processes.plan import Change, Changed, LoadEnded, Plan, Processes
+from service.processes.roles import Child, EngineRole, Role, WorkerRole, living
+from service.serving.control import ModelControl
+from service.serving.registry import Candidate, Registry, Repository
+from service.serving.states import ModelState, VersionStatus
 from service.telemetry.metrics_directory import VARIABLE
 
 _log = logging.getLogger(__name__)
@@ -51,21 +56,47 @@ _MOST_LEAVING_S = 3.0
 
 
 class Supervisor:
-    """Runs a service of several processes on a socket that listens; `plan` says what they are."""
+    """Runs a service of several processes on a socket that listens; `plan` says what they are.
 
-    def __init__(self, plan: Plan, listener: socket.socket) -> None:
+    `candidates` are served from the start. `resolve` says what a device stands for, `prove` tries a candidate, and
+    `watch`, where given, runs as long as the service does and asks for loads.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        listener: socket.socket,
+        candidates: Sequence[Candidate],
+        repository: Repository,
+        *,
+        resolve: Callable[[str], str],
+        prove: Callable[[Candidate], Awaitable[None]],
+        watch: Callable[[ModelControl], Awaitable[None]] | None = None,
+    ) -> None:
         self._plan = plan
         self._listener = listener
         self._settings = plan.settings
-        board, descriptor = Board.create(workers=self._settings.workers, engines=len(plan.devices))
+        self._candidates = candidates
+        self._watch_repository = watch
         key_limits = KeyLimits.create_shared(self._settings.api_keys, workers=self._settings.workers)
-        self._engines = [EngineRole(plan, number, board, descriptor) for number in range(len(plan.devices))]
+        self._engines: list[EngineRole] = []
         self._workers = [
-            WorkerRole(plan, number, board, descriptor, listener=listener, key_limits=key_limits)
+            WorkerRole(plan, number, listener=listener, key_limits=key_limits)
             for number in range(self._settings.workers)
         ]
+        loading = [VersionStatus(each.name, each.version, ModelState.LOADING) for each in candidates]
+        self._fleet = Fleet(self._workers, self._engines_on, resolve=resolve, statuses=loading)
+        self._registry = Registry(
+            repository,
+            self._fleet,
+            prove=prove,
+            observer=_ByWorkers(self._workers),
+            lists_repository=self._settings.model_control,
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failed: asyncio.Future[None]
         self._ending: asyncio.Event
-        self._is_up = False
+        self._is_started = self._is_up = False
         self._cut_short_by: int | None = None
 
     def run(self) -> int:
@@ -75,24 +106,60 @@ class Supervisor:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        self._ending = asyncio.Event()
+        self._ending, self._failed = asyncio.Event(), loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        keeping = [asyncio.create_task(self._keep(role)) for role in self._roles]
+        for worker in self._workers:
+            self._begin(self._keep(worker))
+        self._begin(self._start_serving())
         ending = asyncio.create_task(self._ending.wait())
         try:
-            done, _ = await asyncio.wait([*keeping, ending], return_when=asyncio.FIRST_COMPLETED)
-            for task in (*keeping, ending):
+            await asyncio.wait([ending, self._failed], return_when=asyncio.FIRST_COMPLETED)
+            await self._registry.stop()
+            for task in (ending, *self._tasks):
                 task.cancel()
-            await asyncio.gather(*keeping, ending, return_exceptions=True)
-            for task in done - {ending}:
-                task.result()  # a keeper ends by its failure only
+            await asyncio.gather(ending, *self._tasks, return_exceptions=True)
+            if self._failed.done():
+                self._failed.result()
             await self._drain()
         finally:
-            for role in self._roles:
-                if role.child is not None:
-                    role.child.kill()
-                    await role.child.process.wait()
+            for child in living(self._roles):
+                child.kill()
+                await child.process.wait()
+
+    def _begin(self, work: Awaitable[None]) -> None:
+        """Do something beside the rest; the service ends where it fails."""
+
+        async def until_it_fails() -> None:
+            try:
+                await work
+            except Exception as error:
+                if not self._failed.done():
+                    self._failed.set_exception(error)
+
+        task = asyncio.create_task(until_it_fails())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _start_serving(self) -> None:
+        await self._registry.start(self._candidates)
+        self._is_started = True
+        self._tell_if_up()
+        if self._watch_repository is not None:
+            await self._watch_repository(self._registry)
+
+    def _engines_on(self, devices: Sequence[str]) -> list[EngineRole]:
+        """Return the roles for devices, one for each time that a device is named, and fill those that are new."""
+        roles, taken = [], Counter[str]()
+        for device in devices:
+            present = [role for role in self._engines if role.device == device]
+            if taken[device] == len(present):
+                present.append(EngineRole(self._plan, len(self._engines), device))
+                self._engines.append(present[-1])
+                self._begin(self._keep(present[-1]))
+            roles.append(present[taken[device]])
+            taken[device] += 1
+        return roles
 
     @property
     def _roles(self) -> Sequence[Role]:
@@ -119,12 +186,12 @@ class Supervisor:
             self._forget(role, child)
             how = child.failure or _how_it_ended(status)
             if not role.was_ready:
-                raise StartupError(child.sentence or f"{role.name} {how} before it was ready")
+                raise StartupError(f"{role.name} {how} before it was ready")
             if loop.time() - started_s >= _HEALTHY_S:
                 delay_s = _FIRST_DELAY_S
             _log.error(
                 "a process has ended, and is started again",
-                extra={"fields": {"name": role.name, "how": child.sentence or how, "delay_s": delay_s}},
+                extra={"fields": {"name": role.name, "how": how, "delay_s": delay_s}},
             )
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, max(self._settings.max_restart_delay_ms / 1000, _FIRST_DELAY_S))
@@ -141,19 +208,16 @@ class Supervisor:
         start, descriptors = role.begin()
         ours.send(start, descriptors)
         asyncio.get_running_loop().add_reader(ours.fileno(), self._hear, role, child)
-        self._link(role)
+        self._fleet.introduce(role)
         _log.info("started", extra={"fields": {"name": role.name, "pid": process.pid}})
+        self._tell_processes()
         return child
 
-    def _link(self, role: Role) -> None:
-        """Give a new process its links to all of the other kind that are there."""
-        for engine in self._engines:
-            for worker in self._workers:
-                if role in (engine, worker) and engine.child and worker.child and worker.memory is not None:
-                    for_engine, for_worker = socket.socketpair()
-                    with for_engine, for_worker:  # only the two must hold them, so that each sees the other end
-                        engine.child.control.send(Attach(worker.number), [for_engine.fileno(), worker.memory])
-                        worker.child.control.send(Attach(engine.number), [for_worker.fileno()])
+    def _tell_processes(self) -> None:
+        """Have the workers know which processes there are, for their metrics."""
+        pids = {role.name: role.child.process.pid for role in self._roles if role.child is not None}
+        for child in living(self._workers):
+            child.control.send(Processes(pids))
 
     def _hear(self, role: Role, child: Child) -> bool:
         """Take in one message; false where there will be no more."""
@@ -165,15 +229,29 @@ class Supervisor:
         match received[0]:
             case Pong():
                 child.missed = 0
-            case Failed(sentence):
-                child.sentence = sentence
             case Ready():
                 role.was_ready = True
                 _log.info("process ready", extra={"fields": {"name": role.name}})
-                if not self._is_up and all(each.was_ready for each in self._roles):
-                    self._is_up = True
-                    _log.info("ready")
+                self._tell_if_up()
+            case Change() as change:
+                self._begin(self._change(child, change))
+            case message:
+                self._fleet.hear(role, message)
         return True
+
+    def _tell_if_up(self) -> None:
+        if not self._is_up and self._is_started and all(each.was_ready for each in self._roles):
+            self._is_up = True
+            _log.info("ready")
+
+    async def _change(self, child: Child, change: Change) -> None:
+        """Load or unload a model, as a worker was asked, and tell it what became of that."""
+        error: Exception | None = None
+        try:
+            await (self._registry.load if change.action == "load" else self._registry.unload)(change.name)
+        except ServiceError as reason:
+            error = reason
+        child.control.send(Changed(change.number, error))
 
     async def _watch(self, role: Role, child: Child) -> int:
         """Return the status of a process when it has ended; kills one that hangs."""
@@ -190,6 +268,9 @@ class Supervisor:
                 patience_s = role.patience_s()
                 if (child.missed - 1) * heartbeat_s >= patience_s:
                     child.failure = f"did not answer for {patience_s:g} s"
+                else:
+                    child.failure = role.hangs()
+                if child.failure is not None:
                     child.kill()
             return await ended
         finally:
@@ -202,6 +283,7 @@ class Supervisor:
         child.control.close()
         role.child = None
         role.end()
+        self._fleet.lost(role, child.failure or _how_it_ended(child.process.returncode or 0))
         mark_process_dead(child.process.pid, str(self._plan.metrics_directory))  # type: ignore[no-untyped-call]
 
     async def _drain(self) -> None:
@@ -214,7 +296,7 @@ class Supervisor:
         await self._end(self._engines, until_s=min(drained_s, loop.time() + _MOST_LEAVING_S))
 
     async def _end(self, roles: Sequence[Role], *, until_s: float) -> None:
-        children = [role.child for role in roles if role.child is not None]
+        children = living(roles)
         for child in children:
             child.control.send(End())
         endings = {asyncio.create_task(child.process.wait()) for child in children}
@@ -225,6 +307,17 @@ class Supervisor:
                 _log.warning("process %d did not end in time and is killed", child.process.pid)
                 child.kill()
         await asyncio.gather(*endings)
+
+
+class _ByWorkers:
+    """Has a worker count: the supervisor's own metrics would be shown by nobody."""
+
+    def __init__(self, workers: Sequence[WorkerRole]) -> None:
+        self._workers = workers
+
+    def load_ended(self, *, model: str, outcome: str, duration_s: float) -> None:
+        for child in living(self._workers)[:1]:
+            child.control.send(LoadEnded(model, outcome, duration_s))
 
 
 def _how_it_ended(status: int) -> str:

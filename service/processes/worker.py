@@ -5,48 +5,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
 
 from service.access.key_limits import KeyLimits
 from service.engine.board import worker_name
-from service.engine.control import Attach, ControlSocket, End, Ping, Pong, Ready
-from service.engine.remote import RemoteEngine
-from service.engine.shared import SharedSlots
+from service.engine.control import ControlSocket, End, Ping, Pong, Ready
 from service.http.app import create_app
 from service.http.connection.server import Server
 from service.http.connection.tls import tls_context
-from service.processes.plan import Plan
+from service.processes.plan import LoadEnded, Plan, Processes, Publish
+from service.processes.worker_hosting import WorkerHosting
 from service.settings import Settings
+from service.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
 
-def run_worker(control: ControlSocket, descriptors: Sequence[int], plan: Plan, number: int) -> int:
-    """Be worker `number`; `descriptors` holds the board, its memory, the keys' account and the socket."""
+def run_worker(
+    control: ControlSocket, descriptors: Sequence[int], plan: Plan, number: int, published: Publish
+) -> int:
+    """Be worker `number`; `descriptors` holds the keys' account and the socket."""
     plan.configure_logging(worker_name(number))
-    board_descriptor, memory_descriptor, key_limits, listener = descriptors
-    board = plan.board(board_descriptor)
-    slots = SharedSlots(plan.geometry, memory_descriptor)
-    os.close(memory_descriptor)
-    settings = plan.settings
-    engine = RemoteEngine(
-        slots,
-        board,
-        worker=number,
-        max_wait_s=settings.max_wait_ms / 1000,
-        hang_after_s=settings.hang_timeout_ms / 1000,
-    )
-    metrics = plan.metrics()
-    metrics.watch_processes(board.pids)
+    key_limits, listener = descriptors
+    settings, metrics = plan.settings, plan.metrics()
+    hosting = WorkerHosting(control, plan, metrics, worker=number, published=published)
+    pids: dict[str, int] = {}
+    metrics.watch_processes(lambda: pids)
     app = create_app(
         settings,
-        plan.model,
-        engine,
+        hosting,
         metrics=metrics,
         on_ready=lambda: control.send(Ready()),
         on_failed_start=lambda error: server.fail(error),
@@ -58,14 +49,16 @@ def run_worker(control: ControlSocket, descriptors: Sequence[int], plan: Plan, n
         give_up=app.state.service.in_flight.give_up,
         tls=tls_context(settings),
         control=control,
-        attach=engine.attach,
+        hosting=hosting,
+        pids=pids,
+        metrics=metrics,
     )
     server.serve_until_told(socket.socket(fileno=listener))
     return 0
 
 
 class _WorkerServer(Server):
-    """A server that takes its links and its end from the supervisor, and leaves signals to it."""
+    """A server that takes what it serves and its end from the supervisor, and leaves signals to it."""
 
     def __init__(
         self,
@@ -73,12 +66,16 @@ class _WorkerServer(Server):
         settings: Settings,
         *,
         control: ControlSocket,
-        attach: Callable[[int, socket.socket], None],
+        hosting: WorkerHosting,
+        pids: dict[str, int],
+        metrics: Metrics,
         **options: Any,
     ) -> None:
         super().__init__(app, settings, **options)
         self._control = control
-        self._attach = attach
+        self._hosting = hosting
+        self._pids = pids
+        self._metrics = metrics
 
     def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
         """Leave signals as they are: ignored."""
@@ -100,7 +97,12 @@ class _WorkerServer(Server):
         match message:
             case Ping():
                 self._control.send(Pong())
-            case Attach(engine):
-                self._attach(engine, socket.socket(fileno=descriptors[0]))
+            case Processes(pids):
+                self._pids.clear()
+                self._pids.update(pids)
+            case LoadEnded(model, outcome, duration_s):
+                self._metrics.load_ended(model=model, outcome=outcome, duration_s=duration_s)
             case End():
                 self.should_exit = True
+            case _:
+                self._hosting.obey(message, descriptors)

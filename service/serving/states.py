@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from service.engine.runtime.selfcheck import Parity
+
 
 class ModelState(enum.StrEnum):
     """The life of a version, in order; one that cannot be loaded, or differs from what the CPU computes, FAILED."""
@@ -17,14 +19,6 @@ class ModelState(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Parity:
-    """How far what a device computes is from what the CPU does, at its load: relative errors in the worst output."""
-
-    error: float
-    tolerance: float
-
-
-@dataclass(frozen=True, slots=True)
 class VersionStatus:
     """One version of a model, as those who ask are told of it."""
 
@@ -32,7 +26,7 @@ class VersionStatus:
     version: int
     state: ModelState
     reason: str = ""
-    """Why it FAILED, in a sentence; empty in every other state."""
+    """Why it FAILED, in a sentence; of one that is served, why what has taken its place on the disk cannot be."""
     is_default: bool = False
     """Whether it answers where the model is asked for without a version."""
     devices: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ from service.engine.runtime.loading import INPUT, open_model, records_graphs, re
 from service.engine.runtime.memory import Memory, is_out_of_memory
 from service.engine.runtime.options import Device, DeviceOptions
 from service.engine.runtime.placement import check_placement, placed_nodes
-from service.engine.runtime.selfcheck import TOLERANCES, check_images, differences, tiled
+from service.engine.runtime.selfcheck import TOLERANCES, Parity, check_images, differences, tiled
 from service.engine.types import OutOfDeviceMemory, Outputs, Pixels
 from service.errors import DeviceUnavailable, RepositoryError
 
@@ -68,6 +68,8 @@ class OnnxSession:
         self._output_names = tuple(output_names)
         self._shrink_arena_above = shrink_arena_above
         self._ran_out_of_memory = False
+        self.parity: Parity | None = None
+        """How far it is from the CPU; None where it is the CPU, or was not compared."""
 
     @classmethod
     def load(
@@ -149,9 +151,10 @@ class OnnxSession:
             input_shape=self._input_shape,
             output_names=self._output_names,
         )
-        expected = cpu.run(images, self._output_names)
+        expected, tolerance = cpu.run(images, self._output_names), TOLERANCES[options.precision]
         for size, actual in given.items():
-            wrong = differences(tiled(expected, size), actual, TOLERANCES[options.precision])
+            wrong, error = differences(tiled(expected, size), actual, tolerance)
+            self.parity = Parity(max(error, self.parity.error if self.parity else 0.0), tolerance)
             if wrong:
                 raise DeviceUnavailable(
                     f"{model_path} does not compute on {self.device} what it computes on the CPU, in a batch of "

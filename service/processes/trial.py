@@ -1,0 +1,136 @@
+"""Trying a version where its failure hurts nobody: in a process that loads it, runs it, and ends.
+
+Whatever a version may do that is broken, truncated or lying, or asks for more memory than there is, it does here first.
+The process has no privilege over the memory that the service needs: where memory runs out, the kernel ends it before all
+others; on the CPU it is, besides, refused more than is available when it begins. It yields the processors to everybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.engine.board import Board
+from service.engine.control import ControlSocket, Start
+from service.engine.core import EngineCore
+from service.engine.runtime.session import resolve_device
+from service.engine.slots import SlotPool
+from service.errors import StartupError
+from service.model.loading import graphs_of, input_shape, load_session
+from service.serving.registry import Candidate
+
+_log = logging.getLogger(__name__)
+
+_NICEST = 19
+_FIRST_TO_GO = "1000"
+"""The score that has the kernel choose a process first where memory runs out."""
+_SPARED = 0.9
+"""Part of the available memory that a trial may take."""
+_UNLIMITED_BYTES = 1 << 60
+"""What control groups write where there is no limit is more than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a trial has shown: why the version cannot be served, None where it can."""
+
+    reason: str | None
+
+
+async def try_candidate(candidate: Candidate, *, timeout_s: float | None = None) -> None:
+    """Try a candidate on each of its devices; raises StartupError, with the reason, where it cannot be served."""
+    ours, theirs = ControlSocket.pair()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "service.processes.child", str(theirs.fileno()), str(os.getpid()),
+            stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
+        )  # fmt: skip
+        theirs.close()
+        try:
+            ours.send(Start(run_trial, (candidate,)))
+            async with asyncio.timeout(timeout_s):
+                status = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        received = ours.receive()
+    finally:
+        ours.close()
+    if received is None:
+        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        raise StartupError(f"The process that tried it {how}, as happens where memory does not suffice.")
+    verdict, _ = received
+    assert isinstance(verdict, Verdict)
+    if verdict.reason is not None:
+        raise StartupError(verdict.reason)
+
+
+def run_trial(control: ControlSocket, descriptors: Sequence[int], candidate: Candidate) -> int:  # noqa: ARG001
+    """Be the process of a trial; returns the exit status."""
+    os.nice(_NICEST)
+    Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
+    settings = candidate.settings
+    reason: str | None = None
+    try:
+        devices = [resolve_device(device) for device in settings.devices or (settings.device,)]
+        if set(devices) == {"cpu"}:
+            _limit_memory()
+        for device in dict.fromkeys(devices):
+            _try(candidate, device)
+    except StartupError as error:
+        reason = str(error)
+    except MemoryError:
+        reason = "It takes more memory than there is."
+    control.send(Verdict(reason))
+    return 0
+
+
+def _try(candidate: Candidate, device: str) -> None:
+    """Load and warm up a candidate on a device as an engine does; raises StartupError."""
+    model, settings = candidate.model, candidate.settings
+    graphs = graphs_of(model, settings, buckets=settings.buckets_for(device))
+    core = EngineCore(
+        graphs,
+        {graph.key: load_session(model, graph, device=device, settings=settings, threads=1) for graph in graphs},
+        SlotPool(1, input_shape(model.manifest)),
+        Board(workers=1, engines=1).engines[0],
+        clock=time.monotonic,
+    )
+    core.warm_up()
+
+
+def _limit_memory() -> None:
+    """Have this process refused more memory than most of what is available; a GPU's driver maps far more than that."""
+    used = _kilobytes("/proc/self/status", "VmSize") * 1024
+    most = used + int(_available_bytes() * _SPARED)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _available_bytes() -> int:
+    """Return the memory that can be had: the machine's, or what the control group has left where that is less."""
+    available = _kilobytes("/proc/meminfo", "MemAvailable") * 1024
+    group = Path("/sys/fs/cgroup")
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        try:
+            text = (group / limit).read_text().strip()
+            if text != "max" and int(text) < _UNLIMITED_BYTES:
+                available = min(available, int(text) - int((group / used).read_text()))
+        except OSError as error:
+            _log.debug("no limit of memory is known from %s: %s", limit, error)
+    return available
+
+
+def _kilobytes(file: str, key: str) -> int:
+    for line in Path(file).read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1])
+    raise RuntimeError(f"{file} says nothing of {key}")

@@ -1,0 +1,160 @@
+"""Models served by this process alone: an engine thread for each version, and the engines of a device taking turns."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+from service.engine.device_turns import DeviceTurns
+from service.engine.graphs import Graph
+from service.engine.in_process import InProcessEngine
+from service.engine.room import Room
+from service.engine.runtime.selfcheck import Parity
+from service.engine.runtime.session import OnnxSession, resolve_device
+from service.errors import SettingsError, StartupError
+from service.model.directory import ModelDirectory
+from service.model.loading import in_process_engine, load_session, preprocessing_of
+from service.serving.control import ModelControl
+from service.serving.registry import Candidate, Loaded, Registry, Repository, worst
+from service.serving.served import Served, ServedModels
+from service.serving.states import ModelState, VersionStatus
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+_STOP_S = 5.0
+"""For an engine that has nothing left to do."""
+
+
+class InProcessHost:
+    """Loads versions into threads of this process; belongs to one event loop."""
+
+    def __init__(self, models: ServedModels, settings: Settings, metrics: Metrics) -> None:
+        self._models = models
+        self._metrics = metrics
+        self._room = Room(settings.max_queued_images)
+        self._devices: defaultdict[str, DeviceTurns] = defaultdict(DeviceTurns)
+        self._served: dict[int, Served] = {}
+
+    async def load(self, serial: int, candidate: Candidate) -> Loaded:
+        """Load a version in a thread of its own; see `registry.Host`."""
+        model, settings = candidate.model, candidate.settings
+        device = await asyncio.to_thread(resolve_device, device_of(settings))
+        metrics = self._metrics.of_model(candidate.name, candidate.version)
+        parities: list[Parity] = []
+        engine = in_process_engine(
+            settings,
+            model,
+            device=device,
+            room=self._room,
+            turns=self._devices[device],
+            observer=metrics,
+            load=partial(_load, model, device, settings, parities),
+        )
+        await engine.start()
+        try:
+            await engine.wait_ready()
+        except BaseException:
+            await engine.stop(_STOP_S)
+            raise
+        self._served[serial] = Served(model, settings, engine, preprocessing_of(model.manifest, settings), metrics)
+        return Loaded((device,), worst(parities))
+
+    async def publish(self, statuses: Sequence[VersionStatus], serials: Sequence[int]) -> None:
+        """Give requests to these versions alone; see `registry.Host`."""
+        self._models.publish(statuses, [self._served[serial] for serial in serials])
+
+    async def unload(self, serial: int) -> None:
+        """End a version's engine when it has nothing left to do; see `registry.Host`."""
+        served = self._served[serial]
+        await served.wait_unused()
+        await served.engine.wait_empty()
+        await served.engine.stop(_STOP_S)
+        del self._served[serial]
+
+    async def stop(self, timeout_s: float) -> None:
+        """End every engine, whatever it has left to do."""
+        await asyncio.gather(*(served.engine.stop(timeout_s) for served in self._served.values()))
+
+
+def device_of(settings: Settings) -> str:
+    """Return the one device of a model that this process runs; raises SettingsError where it is to have several."""
+    if settings.devices or settings.instances > 1:
+        raise SettingsError("several devices or instances of a model want processes of their own: set workers or devices")
+    return settings.device
+
+
+def _load(
+    model: ModelDirectory, device: str, settings: Settings, parities: list[Parity], graph: Graph
+) -> OnnxSession:
+    session = load_session(model, graph, device=device, settings=settings)
+    if session.parity is not None:
+        parities.append(session.parity)
+    return session
+
+
+class InProcessHosting:
+    """Keeps the models of this process's application served; see `control.Hosting`.
+
+    `candidates` are served from the start; `watch`, where given, runs as long as the service does and asks for loads.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        candidates: Sequence[Candidate],
+        repository: Repository,
+        *,
+        metrics: Metrics,
+        prove: Callable[[Candidate], Awaitable[None]],
+        watch: Callable[[ModelControl], Awaitable[None]] | None = None,
+    ) -> None:
+        self._candidates = candidates
+        self._models = ServedModels(default=candidates[0].name)
+        self._models.publish([VersionStatus(each.name, each.version, ModelState.LOADING) for each in candidates], ())
+        self._host = InProcessHost(self._models, settings, metrics)
+        self._registry = Registry(
+            repository, self._host, prove=prove, observer=metrics, lists_repository=settings.model_control
+        )
+        self._control = self._registry if settings.model_control else None
+        self._watch = watch
+        self._starting: asyncio.Task[None]
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def models(self) -> ServedModels:
+        """What may be asked now."""
+        return self._models
+
+    @property
+    def control(self) -> ModelControl | None:
+        """What loads and unloads models; None where the settings do not allow that."""
+        return self._control
+
+    async def start(self) -> None:
+        """Begin to load, and return at once."""
+        self._starting = asyncio.create_task(self._registry.start(self._candidates))
+
+    async def wait_ready(self) -> None:
+        """Return when all that is served from the start takes work; raises StartupError."""
+        try:
+            await asyncio.shield(self._starting)
+        except asyncio.CancelledError:
+            if not self._starting.cancelled():
+                raise
+            raise StartupError("The service was stopped before its models were loaded.") from None
+        if self._watch is not None:
+            self._watching = asyncio.create_task(self._watch(self._registry))
+
+    async def stop(self, timeout_s: float) -> None:
+        """Fail whatever still waits, and let go of every engine."""
+        if self._watching is not None:
+            self._watching.cancel()
+        self._starting.cancel()
+        await self._registry.stop()
+        await self._host.stop(timeout_s)
+        await asyncio.gather(self._starting, *filter(None, [self._watching]), return_exceptions=True)

@@ -1,0 +1,295 @@
+"""Which versions of which models are served, and every step by which that changes.
+
+    load       wanted versions are read and checked, tried apart, loaded and warmed up beside what runs; then requests are
+               given to them, and those not wanted any more drain and go
+    unload     requests are given to no version of the model any more; what it has in flight ends, and it goes
+
+The registry decides, a `Host` does: with threads of this process, or with processes.
+
+Invariants: what is served changes in one step, from a whole to a whole; a step that fails leaves all that was served as
+it was, and its reason in the version's status; of one model one change is made at a time; a version that left is let go
+of only when nothing of it is in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from service.engine.runtime.selfcheck import Parity
+from service.errors import LoadFailed, RepositoryError, StartupError, UnknownModel
+from service.model.directory import ModelDirectory
+from service.serving.states import ModelState, VersionStatus
+from service.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A version that was read and checked, with the settings that are its own."""
+
+    model: ModelDirectory
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.model.manifest.name
+
+    @property
+    def version(self) -> int:
+        """Its version."""
+        return self.model.manifest.version
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a load has shown."""
+
+    devices: tuple[str, ...]
+    parity: Parity | None
+
+
+class Host(Protocol):
+    """What loads versions, gives requests to them, and lets go of them; a serial names one load of a version."""
+
+    async def load(self, serial: int, candidate: Candidate) -> Loaded:
+        """Load a version and warm it up, beside all others; raises StartupError, having let go of it, if it cannot."""
+        ...
+
+    async def publish(self, statuses: Sequence[VersionStatus], serials: Sequence[int]) -> None:
+        """Give requests to these versions and no others from now on; returns when that holds everywhere."""
+        ...
+
+    async def unload(self, serial: int) -> None:
+        """Let go of a version that gets no requests any more, when what it has in flight has ended."""
+        ...
+
+
+class LoadObserver(Protocol):
+    """Told how loads end; `telemetry.metrics.Metrics` is one."""
+
+    def load_ended(self, *, model: str, outcome: str, duration_s: float) -> None:
+        """A load of a version of a model took so long and ended so: `loaded` or `failed`."""
+        ...
+
+
+class Repository(Protocol):
+    """Where versions come from; called in a thread, since it reads whole files."""
+
+    def listed(self) -> dict[str, tuple[int, ...]]:
+        """Return the versions of every model that is there, ascending."""
+        ...
+
+    def wanted(self, name: str) -> Sequence[int]:
+        """Return the versions of a model that are to be served, ascending; raises UnknownModel where it is not there."""
+        ...
+
+    def open(self, name: str, version: int) -> Candidate:
+        """Read and check a version; raises RepositoryError."""
+        ...
+
+
+@dataclass(slots=True)
+class _Version:
+    """A version that is served, or was asked for."""
+
+    status: VersionStatus
+    serial: int | None = None
+    """Of the load that serves; None while none does."""
+    content: str = ""
+    """What tells its files from others: the manifest, which has their digests."""
+
+
+class Registry:
+    """The versions of one service; its methods belong to one event loop.
+
+    `prove` tries a candidate where its failure hurts nobody; it raises StartupError, and is asked only once the service
+    runs. With `lists_repository` the versions that lie there unloaded are shown too.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        host: Host,
+        *,
+        prove: Callable[[Candidate], Awaitable[None]],
+        observer: LoadObserver,
+        lists_repository: bool,
+    ) -> None:
+        self._repository = repository
+        self._host = host
+        self._prove = prove
+        self._observer = observer
+        self._lists_repository = lists_repository
+        self._versions: dict[tuple[str, int], _Version] = {}
+        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._changes: set[asyncio.Task[None]] = set()
+        self._publishing = asyncio.Lock()
+        self._serials = 0
+
+    async def start(self, candidates: Sequence[Candidate]) -> None:
+        """Serve these from the start, one after the other; raises StartupError where one of them cannot be."""
+        for candidate in candidates:
+            self._note(candidate.name, candidate.version, ModelState.LOADING)
+        await self._list()
+        await self._publish()
+        for candidate in candidates:
+            await self._load_one(candidate)
+            self._choose_default(candidate.name)
+            await self._publish()
+
+    async def load(self, name: str) -> None:
+        """Serve the versions of a model that are wanted; see `control.ModelControl`. Goes on if whoever asked goes."""
+        await self._change(self._load(name))
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more; see `control.ModelControl`. Goes on if whoever asked goes."""
+        await self._change(self._unload(name))
+
+    async def stop(self) -> None:
+        """Give up the changes that are under way."""
+        for change in self._changes:
+            change.cancel()
+        await asyncio.gather(*self._changes, return_exceptions=True)
+
+    async def _change(self, change: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        await asyncio.shield(task)
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._changing.setdefault(name, asyncio.Lock())
+
+    async def _load(self, name: str) -> None:
+        async with self._lock(name):
+            wanted = await asyncio.to_thread(self._repository.wanted, name)
+            failures = [failure for version in wanted if (failure := await self._try_to_load(name, version))]
+            if failures:
+                await self._publish()
+                raise LoadFailed(" ".join(failures))
+            leaving = [each for each in self._served(name) if each.status.version not in wanted]
+            await self._leave(name, leaving)
+
+    async def _unload(self, name: str) -> None:
+        async with self._lock(name):
+            if not any(key[0] == name for key in self._versions):
+                raise UnknownModel(f"There is no model {name!r} here.")
+            for key, each in list(self._versions.items()):
+                if key[0] == name and each.serial is None:
+                    each.status = replace(each.status, state=ModelState.UNLOADED, reason="")
+            await self._leave(name, self._served(name))
+
+    async def _try_to_load(self, name: str, version: int) -> str | None:
+        """Load a version beside what is served, unless it is; return why not, in a sentence, where it cannot be."""
+        began_s = time.monotonic()
+        before = self._versions.get((name, version))
+        try:
+            candidate = await asyncio.to_thread(self._repository.open, name, version)
+            if before is not None and before.serial is not None and before.content == _content(candidate):
+                self._note(name, version, ModelState.READY)
+                return None
+            if before is None or before.serial is None:
+                self._note(name, version, ModelState.LOADING)
+                await self._publish()
+            await self._prove(candidate)
+            replaced = before.serial if before is not None else None
+            await self._load_one(candidate)
+        except StartupError as error:
+            self._note_failure(name, version, str(error))
+            self._observer.load_ended(model=name, outcome="failed", duration_s=time.monotonic() - began_s)
+            return f"Version {version} of {name!r} cannot be served: {error}"
+        self._observer.load_ended(model=name, outcome="loaded", duration_s=time.monotonic() - began_s)
+        self._choose_default(name)
+        await self._publish()
+        if replaced is not None:
+            await self._host.unload(replaced)
+        return None
+
+    async def _load_one(self, candidate: Candidate) -> None:
+        """Load a candidate and note that it is served, without giving it requests yet; raises StartupError."""
+        self._serials += 1
+        serial = self._serials
+        loaded = await self._host.load(serial, candidate)
+        name, version = candidate.name, candidate.version
+        status = VersionStatus(name, version, ModelState.READY, devices=loaded.devices, parity=loaded.parity)
+        self._versions[name, version] = _Version(status, serial, _content(candidate))
+        fields = {"model": name, "version": version, "devices": ",".join(loaded.devices)}
+        if loaded.parity is not None:
+            fields["parity_error"] = f"{loaded.parity.error:.2g}"
+        _log.info("model loaded", extra={"fields": fields})
+
+    async def _leave(self, name: str, leaving: Sequence[_Version]) -> None:
+        """Give versions no requests any more, and let go of them when what they have in flight has ended."""
+        for each in leaving:
+            each.status = replace(each.status, state=ModelState.DRAINING, is_default=False)
+        self._choose_default(name)
+        await self._publish()
+        for each in leaving:
+            assert each.serial is not None
+            await self._host.unload(each.serial)
+            each.serial, each.content = None, ""
+            each.status = VersionStatus(name, each.status.version, ModelState.UNLOADED)
+            _log.info("model unloaded", extra={"fields": {"model": name, "version": each.status.version}})
+        await self._list()
+        await self._publish()
+
+    def _served(self, name: str) -> list[_Version]:
+        return [each for key, each in self._versions.items() if key[0] == name and each.serial is not None]
+
+    def _choose_default(self, name: str) -> None:
+        """Have the highest version that takes work answer where none is named."""
+        ready = [each.status.version for each in self._served(name) if each.status.state is ModelState.READY]
+        for each in self._served(name):
+            each.status = replace(each.status, is_default=bool(ready) and each.status.version == max(ready))
+
+    def _note(self, name: str, version: int, state: ModelState) -> None:
+        """Note the state of a version, and that nothing is wrong with it any more."""
+        known = self._versions.setdefault((name, version), _Version(VersionStatus(name, version, state)))
+        known.status = replace(known.status, state=state, reason="")
+
+    def _note_failure(self, name: str, version: int, reason: str) -> None:
+        """Note why a version cannot be served; one of the same number that is served goes on, with the reason shown."""
+        _log.error("model not loaded", extra={"fields": {"model": name, "version": version, "reason": reason}})
+        known = self._versions.setdefault((name, version), _Version(VersionStatus(name, version, ModelState.FAILED)))
+        state = ModelState.FAILED if known.serial is None else known.status.state
+        known.status = replace(known.status, state=state, reason=reason)
+
+    async def _list(self) -> None:
+        """Have what is in the repository and not served among the versions, and what is neither not."""
+        listed: dict[str, tuple[int, ...]] = {}
+        if self._lists_repository:
+            try:
+                listed = await asyncio.to_thread(self._repository.listed)
+            except RepositoryError as error:
+                _log.warning("the repository cannot be listed: %s", error)
+                return
+        for key, each in list(self._versions.items()):
+            if each.status.state is ModelState.UNLOADED and key[1] not in listed.get(key[0], ()):
+                del self._versions[key]
+        for name, versions in listed.items():
+            for version in versions:
+                status = VersionStatus(name, version, ModelState.UNLOADED)
+                self._versions.setdefault((name, version), _Version(status))
+
+    async def _publish(self) -> None:
+        async with self._publishing:  # what comes last is what holds
+            taking = [each for each in self._versions.values() if each.status.state is ModelState.READY]
+            statuses = [each.status for each in self._versions.values()]
+            await self._host.publish(statuses, [each.serial for each in taking if each.serial is not None])
+
+
+def _content(candidate: Candidate) -> str:
+    return candidate.model.manifest.model_dump_json()
+
+
+def worst(parities: Iterable[Parity]) -> Parity | None:
+    """Return the comparison that came nearest to its tolerance; None where nothing was compared."""
+    return max(parities, key=lambda parity: parity.error / parity.tolerance, default=None)
