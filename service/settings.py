@@ -33,6 +33,8 @@ CPU_BUCKETS = (1, 2, 4, 8)
 GPU_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 OWN_PLACES = frozenset({"docs", "health", "metrics", "openapi.json", "page", "problems", "v1", "v2"})
 """What the service's own paths begin with; behind a prefix that begins so, a path could mean two things."""
+_REPEATED = frozenset({"model"})
+"""Options that may be given several times."""
 _SECRET_FIELDS = ("api_keys", "tls_key_password")
 """Their values are not repeated where they are wrong."""
 
@@ -49,10 +51,24 @@ class Settings(BaseSettings):
 
     repository: Path = Path("model-repository")
     """Directory that holds the models, as `<model>/<version>/`."""
-    model: str | None = None
-    """Model to serve; may be left out where the repository holds only one."""
+    settings: Path | None = None
+    """TOML file of settings by their fields' names, `max_images = 8`; options and variables win over it. Its tables
+    `[models.NAME]` are for one model alone."""
+    model: Annotated[tuple[str, ...], NoDecode] = ()
+    """Models to serve, as NAME or NAME:VERSION, separated by commas or each by an option of its own; `all`, which may
+    follow others, for every one in the repository. The first answers where a request names none. May be left out
+    where the repository holds only one."""
     model_version: Annotated[int, Field(gt=0)] | None = None
-    """Version of the model; the highest one by default."""
+    """Version of the model, where there is only one; the highest by default."""
+    version_policy: str = "latest"
+    """Which versions of a model are served, where none is named: `latest`, the highest, or `latest:N`, the N highest.
+    The highest of them answers where a request names none."""
+    model_control: bool = False
+    """Let models be loaded, replaced and unloaded while the service runs: by `python -m service models`, and under
+    `/v2/repository`. With API keys, only for those with role=admin."""
+    watch_repository: bool = False
+    """Load new and changed versions of the models that are served as they appear in the repository, and with `all` new
+    models; wants `model_control`."""
     device: str = "auto"
     """Device to run on: `auto`, `cpu`, `cuda` or `tensorrt`, with `:1` and so on for further GPUs. `auto` takes CUDA
     where the runtime offers it; a device asked for by name is had or refused."""
@@ -69,6 +85,9 @@ class Settings(BaseSettings):
     forwarded_allow_ips: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1", "::1")
     """Proxies whose X-Forwarded-Proto and X-Forwarded-For are believed: addresses and networks, as 10.0.0.0/8,
     separated by commas; * for any, and an empty option for none."""
+    instances: Count = 1
+    """Runs of a model that may be under way at once on each device, each by an engine process of its own; worthwhile
+    where one leaves the device idle."""
     workers: Count = 1
     """HTTP processes, which decode and respond. With 1 (and no `devices`) the engine is a thread of the same process;
     with more each device has an engine process of its own."""
@@ -160,6 +179,12 @@ class Settings(BaseSettings):
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _split_models(cls, value: Any) -> Any:
+        given = (value,) if isinstance(value, str) else value
+        return tuple(item.strip() for each in given for item in each.split(","))
 
     @field_validator("root_path")
     @classmethod
@@ -270,7 +295,7 @@ class Settings(BaseSettings):
     @property
     def has_processes(self) -> bool:
         """Whether the engines are processes of their own."""
-        return self.workers > 1 or bool(self.devices)
+        return self.workers > 1 or self.instances > 1 or bool(self.devices)
 
     @property
     def slots_of_a_worker(self) -> int:
@@ -304,7 +329,9 @@ def add_options(parser: argparse.ArgumentParser, *, only: Collection[str] | None
     for name, field in Settings.model_fields.items():
         if only is not None and name not in only:
             continue
-        action = argparse.BooleanOptionalAction if field.annotation is bool else "store"
+        action: Any = argparse.BooleanOptionalAction if field.annotation is bool else "store"
+        if name in _REPEATED:
+            action = "append"
         extra: dict[str, Any] = {} if field.annotation is bool else {"metavar": name.rsplit("_", 1)[-1].upper()}
         parser.add_argument(
             option_of(name), dest=name, action=action, default=argparse.SUPPRESS, help=_help(field), **extra

@@ -14,11 +14,13 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from service.errors import Unauthorized
 
 PREFIX = "dat_"
 """Begins every key that is made here, so that scanners for leaked secrets can be told of it."""
+Role = Literal["user", "admin"]
 ENTRY_FORM = "NAME:SHA256[:rate=REQUESTS_PER_S][:burst=REQUESTS][:concurrency=REQUESTS]"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -38,6 +40,8 @@ class ApiKey:
     """Requests that may come at once after a pause; only with a rate."""
     concurrency: int | None = None
     """Requests that may be in flight at a time; None for any number."""
+    role: Role = "user"
+    """What its owner may do: an `admin` may also load and unload models."""
 
     @classmethod
     def parse(cls, entry: str) -> ApiKey:
