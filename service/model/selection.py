@@ -62,7 +62,7 @@ def settings_of_only_model(settings: Settings) -> Settings:
 def _only_name(settings: Settings, found: Mapping[str, Sequence[int]]) -> str:
     if len(settings.model) > 1 or settings.serves_all:
         raise SettingsError(
-            f"{option_of('model')}: one model is asked here, NAME or NAME:VERSION (given {','.join(settings.model)!r})"
+            f"{option_of('model')}: one model is wanted here, NAME or NAME:VERSION (given {','.join(settings.model)!r})"
         )
     return _names(settings, found)[0]
 
