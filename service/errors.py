@@ -24,6 +24,7 @@
     └── StartupError              the service cannot start as asked
         ├── SettingsError         an unknown or bad setting
         ├── RepositoryError       no usable model directory
+        │   └── IncompleteModel   files of it are missing or short, as while they are copied
         └── DeviceUnavailable     the device asked for cannot be had
 
 `code` is the stable machine-readable name that users see; `service.http.problems` alone maps the tree to HTTP.
@@ -197,6 +198,10 @@ class RepositoryError(StartupError):
     """A model directory is missing, incomplete, or does not match its manifest."""
 
     code = "repository"
+
+
+class IncompleteModel(RepositoryError):
+    """Files of a model directory are missing or shorter than its manifest says, as while they are being copied."""
 
 
 class DeviceUnavailable(StartupError):

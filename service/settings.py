@@ -1,236 +1,80 @@
 """Every setting of the service as one frozen object, built once from the command line and the environment.
 
-A field `max_images` is the option `--max-images` and the variable `DAT_MAX_IMAGES`; an option wins over a variable,
-a variable over the default. The fields below are the only list there is: the command line's options, the table for
-the documentation and the error messages are all made from them. A variable that starts with `DAT_` and names no
-field is an error, as is a value outside its domain, and both are named.
+A field `max_images` is the option `--max-images`, the variable `DAT_MAX_IMAGES` and the key `max_images` of a settings
+file; an option wins over a variable, a variable over the file, the file over the default. The fields below are the only
+list there is: the command line's options, the table for the documentation and the error messages are all made from
+them. A variable that starts with `DAT_` and names no field is an error, as is a file's key that names none, and a value
+outside its domain, and all are named.
+
+What is said of one model goes before what is said of all: `Settings.of_model` lays over them the model's own file, and
+over that the table for it in the settings file.
 """
 
 from __future__ import annotations
 
 import argparse
-import ipaddress
-import itertools
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, SecretStr, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import PrivateAttr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.access.keys import ApiKey, parse_entries
-from service.engine.runtime.options import Device
 from service.errors import SettingsError
-from service.images.limits import MAX_PIXELS, MAX_SCAN_PIXELS, MAX_SEGMENTS, DecodeLimits
+from service.images.limits import DecodeLimits
+from service.settings_fields import ALL_MODELS, Fields, parted
+from service.settings_file import MODELS_TABLE, SettingsFile, read_model_file, read_settings_file
 
 ENV_PREFIX = "DAT_"
 CLIENT_API_KEY = "DAT_CLIENT_API_KEY"
 """Variable with the key that the commands show to a server; no setting of the service."""
 CPU_BUCKETS = (1, 2, 4, 8)
 GPU_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
-OWN_PLACES = frozenset({"docs", "health", "metrics", "openapi.json", "page", "problems", "v1", "v2"})
-"""What the service's own paths begin with; behind a prefix that begins so, a path could mean two things."""
+OF_ONE_MODEL = (
+    "version_policy", "device", "devices", "instances", "threads", "strict_device", "cuda_graphs", "self_check",
+    "shrink_arena_above", "provider_options", "batch_buckets", "max_delay_ms", "exif_orientation", "explain", "top_k",
+    "v2_outputs",
+)  # fmt: skip
+"""Fields that may be set for one model alone."""
+_REPEATED = frozenset({"model"})
+"""Options that may be given several times."""
+_METAVARS = {"settings": "FILE"}
 _SECRET_FIELDS = ("api_keys", "tls_key_password")
 """Their values are not repeated where they are wrong."""
 
-Count = Annotated[int, Field(gt=0)]
-Milliseconds = Annotated[int, Field(gt=0)]
 
-
-class Settings(BaseSettings):
+class Settings(Fields, BaseSettings):
     """The service's settings; build it with `load_settings`, which turns every failure into a SettingsError."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, use_attribute_docstrings=True
     )
 
-    repository: Path = Path("model-repository")
-    """Directory that holds the models, as `<model>/<version>/`."""
-    model: str | None = None
-    """Model to serve; may be left out where the repository holds only one."""
-    model_version: Annotated[int, Field(gt=0)] | None = None
-    """Version of the model; the highest one by default."""
-    device: str = "auto"
-    """Device to run on: `auto`, `cpu`, `cuda` or `tensorrt`, with `:1` and so on for further GPUs. `auto` takes CUDA
-    where the runtime offers it; a device asked for by name is had or refused."""
-    devices: Annotated[tuple[str, ...], NoDecode] = ()
-    """Several devices to run on in place of `device`, separated by commas, as in cuda:0,cuda:1: each gets an engine
-    process of its own, and a request goes to the one with the least waiting."""
-    host: str = "127.0.0.1"
-    """Address to listen on."""
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """TCP port to listen on; 0 takes a free one."""
-    root_path: str = ""
-    """Path below which a reverse proxy serves this, as /vision; for the addresses in `/docs`, `/openapi.json` and
-    problem documents. Requests may bear it or not."""
-    forwarded_allow_ips: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1", "::1")
-    """Proxies whose X-Forwarded-Proto and X-Forwarded-For are believed: addresses and networks, as 10.0.0.0/8,
-    separated by commas; * for any, and an empty option for none."""
-    workers: Count = 1
-    """HTTP processes, which decode and respond. With 1 (and no `devices`) the engine is a thread of the same process;
-    with more each device has an engine process of its own."""
-    threads: Annotated[int, Field(ge=0)] = 0
-    """Threads that the runtime computes one batch with on the CPU; 0 takes every core."""
-    decode_threads: Annotated[int, Field(ge=0)] = 0
-    """Threads that decode and resize images, in each worker; 0 shares the cores out among the workers."""
-    strict_device: bool = False
-    """Refuse a model of which the device leaves some computing to the CPU, in place of naming it in a warning."""
-    cuda_graphs: bool = True
-    """On CUDA: record the work of each batch size once, and launch it as one."""
-    self_check: bool = True
-    """On a GPU: compare every output with the CPU's on one batch before serving."""
-    shrink_arena_above: Count | None = None
-    """On a GPU: hand memory back after each run of more images than this; left out, only after running out of it."""
-    provider_options: Annotated[dict[str, str], NoDecode] = {}
-    """Options of the device's execution provider in ONNX Runtime, as name=value separated by commas."""
-    batch_buckets: Annotated[tuple[Count, ...], NoDecode] = ()
-    """Batch sizes that the model is run with, separated by commas; a batch is padded to the next one.
-    Left out: 1,2,4,8 on the CPU, and the powers of two up to 64 elsewhere."""
-    max_delay_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """How long a batch that is not full may wait for more images while the device is free."""
-    max_body_bytes: Count = 32 * 1024 * 1024
-    """Largest request body."""
-    max_images: Count = 64
-    """Most images in one request."""
-    max_image_pixels: Count = MAX_PIXELS
-    """Most pixels (width x height) of one image, checked before it is decoded."""
-    max_image_scan_pixels: Count = MAX_SCAN_PIXELS
-    """Most pixels that decoding one image may go over in all: those of every scan of a progressive JPEG, of every
-    strip or tile of a TIFF, checked before it is decoded."""
-    max_image_segments: Count = MAX_SEGMENTS
-    """Most parts that one image's file may consist of, checked before it is decoded: segments of a JPEG, chunks of a
-    PNG, blocks of a GIF, tags, strips and tiles of a TIFF."""
-    max_queued_images: Count = 1024
-    """Most images admitted and not yet answered; beyond it requests get 429."""
-    max_wait_ms: Annotated[int, Field(ge=0)] = 0
-    """Longest time that an image may be predicted to wait for its turn; beyond it requests get 429, so that those
-    taken are answered soon under any load. 0 leaves it to the requests' deadlines."""
-    timeout_ms: Milliseconds = 30_000
-    """Longest time from a request's arrival to its answer; a request can only ask for less."""
-    receive_timeout_ms: Milliseconds = 10_000
-    """Longest time in which a request's head must arrive, and then its body."""
-    keep_alive_timeout_ms: Milliseconds = 75_000
-    """Time after which a connection without a request is closed, in whole seconds. A proxy or balancer in front should
-    close its own sooner: it would send a request on a connection that is just closing."""
-    drain_timeout_ms: Milliseconds = 30_000
-    """Longest time to finish what is in flight after SIGTERM."""
-    hang_timeout_ms: Milliseconds = 60_000
-    """A single run of the model that takes longer counts as hung, and the engine as dead; so does an engine process
-    that computes nothing for so long while it loads."""
-    heartbeat_timeout_ms: Milliseconds = 10_000
-    """With several processes: one that is neither loading nor running the model and is not heard of for so long is
-    replaced."""
-    max_restart_delay_ms: Milliseconds = 5_000
-    """With several processes: longest wait before one that keeps ending is started again; the first waits 0.1 s."""
-    exif_orientation: bool = False
-    """Turn images as their EXIF orientation says. Off: the published accuracies were measured without."""
-    explain: bool = True
-    """Answer to where the model looked, if it was exported with explain.onnx; off, that is not loaded."""
-    top_k: Count = 5
-    """Classes in an answer where the request does not say."""
-    v2_outputs: Annotated[tuple[str, ...], NoDecode] = ("logits",)
-    """Outputs that `/v2` describes, and answers where a request names none, separated by commas; `all` for every one.
-    Any may be asked for by name. One alone, a vector, is what Triton's image client takes."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe log lines to write."""
-    log_format: Literal["json", "text"] = "text"
-    """`json` writes one JSON object a line."""
-    tracing: bool = False
-    """Send OpenTelemetry traces by OTLP over HTTP, as the standard OTEL_ variables say where to. Wants the packages of
-    requirements/tracing.txt."""
-    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = ()
-    """API keys by their hashes, separated by commas, each as NAME:SHA256 and, where it is limited, :rate=10 (requests
-    a second) with :burst=20, and :concurrency=4. Where any is set, `/v1` and `/v2` want one as `Authorization:
-    Bearer`. `python -m service key NAME` makes a key and its entry."""
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
-    """Origins, such as https://example.org, whose pages may ask from a browser (CORS), by commas; * for any."""
-    tls_certificate: Path | None = None
-    """Certificate, with its chain, in PEM; with it the service speaks https, and nothing else."""
-    tls_key: Path | None = None
-    """Private key of the certificate in PEM; left out where the certificate's file holds it."""
-    tls_key_password: SecretStr | None = None
-    """Password of the private key. Prefer the variable: other users of the machine can read a command line."""
-    tls_ca_certificates: Path | None = None
-    """Certificates in PEM of which one must have signed a client's own; left out, clients need none."""
+    _tables: Mapping[str, Mapping[str, Any]] = PrivateAttr(default_factory=dict)
+    """What the settings file says of single models: checked values by field, by model."""
+    _of: str | None = PrivateAttr(default=None)
+    """The model that these are the settings of."""
 
-    @field_validator("batch_buckets", "devices", "cors_origins", mode="before")
-    @classmethod
-    def _split_commas(cls, value: Any) -> Any:
-        return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
+    @model_validator(mode="after")
+    def _one_version_of_one_model(self) -> Settings:
+        if self.model_version is None:
+            return self
+        given = f"{option_of('model_version')} is of one model, and {option_of('model')}"
+        if len(self.model) > 1 or ALL_MODELS in self.model:
+            raise ValueError(f"{given} names several: name each as NAME:VERSION")
+        if self.model and parted(self.model[0])[1]:
+            raise ValueError(f"{given} has its version already: {self.model[0]}")
+        if not self.model and self.model_control:
+            raise ValueError(f"{given} names none, where others may be loaded: name it as NAME:VERSION")
+        return self
 
-    @field_validator("root_path")
-    @classmethod
-    def _known_root_path(cls, path: str) -> str:
-        path = path.rstrip("/")
-        if not re.fullmatch(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)*", path):
-            raise ValueError("a path such as /vision is wanted, of letters, digits and - . _ ~ between slashes")
-        if path and path.split("/")[1] in OWN_PLACES:
-            raise ValueError("the service's own paths begin so, and could not be told from those of the proxy")
-        return path
-
-    @field_validator("forwarded_allow_ips", mode="before")
-    @classmethod
-    def _named_proxies(cls, value: Any) -> Any:
-        return () if value == "" else cls._split_commas(value)
-
-    @field_validator("forwarded_allow_ips")
-    @classmethod
-    def _known_proxies(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
-        if proxies == ("*",):
-            return proxies
-        for proxy in proxies:
-            try:
-                ipaddress.ip_network(proxy)
-            except ValueError as error:
-                raise ValueError(f"{error}; what is trusted is an address, a network, or * alone") from error
-        return proxies
-
-    @field_validator("v2_outputs", mode="before")
-    @classmethod
-    def _named_outputs(cls, value: Any) -> Any:
-        return () if value == "all" else cls._split_commas(value)
-
-    @field_validator("batch_buckets")
-    @classmethod
-    def _ascending(cls, buckets: tuple[int, ...]) -> tuple[int, ...]:
-        if any(low >= high for low, high in itertools.pairwise(buckets)):
-            raise ValueError("the sizes must ascend, each only once")
-        return buckets
-
-    @field_validator("provider_options", mode="before")
-    @classmethod
-    def _split_pairs(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        pairs = [item.strip().partition("=") for item in value.split(",")]
-        if any(not name or not equals for name, equals, _ in pairs):
-            raise ValueError("options are written name=value, separated by commas")
-        return {name.strip(): content.strip() for name, _, content in pairs}
-
-    @field_validator("device")
-    @classmethod
-    def _known_device(cls, device: str) -> str:
-        if device != "auto":
-            Device.parse(device)
-        return device
-
-    @field_validator("devices")
-    @classmethod
-    def _known_devices(cls, devices: tuple[str, ...]) -> tuple[str, ...]:
-        for device in devices:
-            Device.parse(device)
-        return devices
-
-    @field_validator("cors_origins")
-    @classmethod
-    def _known_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in origins:
-            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", origin):
-                raise ValueError(f"{origin!r} is not an origin, which is scheme://host or scheme://host:port, or *")
-        return origins
+    @model_validator(mode="after")
+    def _control_comes_first(self) -> Settings:
+        if self.watch_repository and not self.model_control:
+            raise ValueError(f"{option_of('watch_repository')} is given without {option_of('model_control')}")
+        return self
 
     @model_validator(mode="after")
     def _certificate_comes_first(self) -> Settings:
@@ -238,15 +82,6 @@ class Settings(BaseSettings):
         if rest and self.tls_certificate is None:
             raise ValueError(f"{option_of(rest[0])} is given without {option_of('tls_certificate')}")
         return self
-
-    @field_validator("api_keys", mode="before")
-    @classmethod
-    def _parse_keys(cls, value: Any) -> Any:
-        return parse_entries(value) if isinstance(value, str) else value
-
-    @field_serializer("api_keys")
-    def _name_keys(self, keys: tuple[ApiKey, ...]) -> list[str]:
-        return [key.name for key in keys]
 
     @model_validator(mode="after")
     def _full_request_fits_queue(self) -> Settings:
@@ -262,6 +97,68 @@ class Settings(BaseSettings):
         """Return the batch sizes to run with on a device: CPU_BUCKETS for `cpu`, GPU_BUCKETS for any other."""
         return self.batch_buckets or (CPU_BUCKETS if device == "cpu" else GPU_BUCKETS)
 
+    def of_model(self, name: str) -> Settings:
+        """Return what holds for one model: the table for it, over its own file, over what holds for all.
+
+        The model's own file is read anew each time, for it comes and changes with the model. Raises SettingsError that
+        names the file and the key where something is wrong with it.
+        """
+        if self._of == name:
+            return self
+        own = read_model_file(self.repository, name)
+        of_own = {} if own is None else _checked_table(own.values, place=f"{own.path}: ")
+        return self._with(of_own, self._tables.get(name, {}), of=name)
+
+    def with_options(self, options: Mapping[str, Any]) -> Settings:
+        """Return these with command-line options over them: of a command that asks one model, they speak of that."""
+        given = {name: value for name, value in options.items() if name in OF_ONE_MODEL}
+        return self._with(given, of=self._of)
+
+    def _with(self, *layers: Mapping[str, Any], of: str | None) -> Settings:
+        """Return these with other values over them, the last first."""
+        if not any(layers):
+            settings = self.model_copy()
+            settings._of = of
+            return settings
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        for layer in layers:
+            if "device" in layer and "devices" not in layer:
+                values["devices"] = ()
+            values.update(layer)
+        try:
+            settings = type(self)(**values)
+        except ValidationError as error:
+            raise SettingsError("; ".join(_sentence(problem, values) for problem in error.errors())) from error
+        settings._tables, settings._of = self._tables, of  # private attributes stay open where fields are frozen
+        return settings
+
+    @property
+    def models_with_tables(self) -> tuple[str, ...]:
+        """Models that the settings file has tables for."""
+        return tuple(self._tables)
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The models that are named, each once, in their order; `all` is not among them."""
+        names = dict.fromkeys(parted(model)[0] for model in self.model if model != ALL_MODELS)
+        return tuple(names)
+
+    @property
+    def serves_all(self) -> bool:
+        """Whether every model of the repository is to be served, besides those that are named."""
+        return ALL_MODELS in self.model
+
+    def named_versions(self, name: str) -> tuple[int, ...]:
+        """Return the versions of a model that are asked for by number, ascending; none where its policy chooses."""
+        if self.model_version is not None and self.model_names in ((), (name,)):
+            return (self.model_version,)
+        return tuple(sorted(version for each, version in map(parted, self.model) if each == name and version))
+
+    @property
+    def latest_versions(self) -> int:
+        """How many of a model's highest versions the version policy serves."""
+        return parted(self.version_policy)[1] or 1
+
     @property
     def decode_limits(self) -> DecodeLimits:
         """What one image may be and cost."""
@@ -269,8 +166,11 @@ class Settings(BaseSettings):
 
     @property
     def has_processes(self) -> bool:
-        """Whether the engines are processes of their own."""
-        return self.workers > 1 or bool(self.devices)
+        """Whether the engines are processes of their own, for all models or for one that has a table."""
+        return self.workers > 1 or any(
+            bool(each.get("devices")) or each.get("instances", 1) > 1
+            for each in ({"devices": self.devices, "instances": self.instances}, *self._tables.values())
+        )
 
     @property
     def slots_of_a_worker(self) -> int:
@@ -304,20 +204,26 @@ def add_options(parser: argparse.ArgumentParser, *, only: Collection[str] | None
     for name, field in Settings.model_fields.items():
         if only is not None and name not in only:
             continue
-        action = argparse.BooleanOptionalAction if field.annotation is bool else "store"
-        extra: dict[str, Any] = {} if field.annotation is bool else {"metavar": name.rsplit("_", 1)[-1].upper()}
+        action: Any = argparse.BooleanOptionalAction if field.annotation is bool else "store"
+        if name in _REPEATED:
+            action = "append"
+        extra: dict[str, Any] = {} if field.annotation is bool else {"metavar": _metavar(name)}
         parser.add_argument(
             option_of(name), dest=name, action=action, default=argparse.SUPPRESS, help=_help(field), **extra
         )
 
 
+def _metavar(name: str) -> str:
+    return _METAVARS.get(name, name.rsplit("_", 1)[-1].upper())
+
+
 def load_settings(
     options: Mapping[str, Any] | None = None, *, environment: Mapping[str, str] | None = None
 ) -> Settings:
-    """Build the settings from command-line `options` by field name, and the process's environment.
+    """Build the settings from command-line `options` by field name, the process's environment, and a settings file.
 
     `environment` is only read for unknown variables, and is the process's own unless a test gives another.
-    Raises SettingsError that names every unknown variable, or every bad value by its option or variable.
+    Raises SettingsError that names every unknown variable or key, or every bad value by where it was given.
     """
     options = dict(options or {})
     known = {variable_of(name) for name in Settings.model_fields} | {CLIENT_API_KEY}
@@ -325,21 +231,74 @@ def load_settings(
     unknown = sorted(name for key, name in variables.items() if key.startswith(ENV_PREFIX) and key not in known)
     if unknown:
         raise SettingsError(f"unknown variable{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}")
+    set_variables = {name.upper(): value for name, value in os.environ.items() if value}
+    path = options.get("settings") or set_variables.get(variable_of("settings"))
+    file = None if path is None else read_settings_file(Path(path))
+    of_file: dict[str, Any] = {}
+    if file is not None:
+        said = set(options) | {name for name in Settings.model_fields if variable_of(name) in set_variables}
+        if "device" in said:
+            said.add("devices")
+        of_file = {name: value for name, value in _checked_file(file).items() if name not in said}
     try:
-        return Settings(**options)
+        settings = Settings(**of_file, **options)
     except ValidationError as error:
         raise SettingsError("; ".join(_sentence(problem, options) for problem in error.errors())) from error
+    if file is not None:
+        tables = {
+            name: _checked_table(table, place=f"{file.path}: {MODELS_TABLE}.{name}.")
+            for name, table in file.tables.items()
+        }
+        settings._tables = tables
+    return settings
+
+
+def _checked_file(file: SettingsFile) -> dict[str, Any]:
+    """Return what a file says of all models, its paths from where it lies; raises SettingsError for each bad key."""
+    allowed = Settings.model_fields.keys() - {"settings"}
+    checked = _checked(file.values, allowed=allowed, place=f"{file.path}: ")
+    return {name: file.path.parent / value if isinstance(value, Path) else value for name, value in checked.items()}
+
+
+def _checked_table(values: Mapping[str, Any], *, place: str) -> dict[str, Any]:
+    """Return what is said of one model; raises SettingsError for each bad key."""
+    return _checked(values, allowed=OF_ONE_MODEL, place=place)
+
+
+def _checked(values: Mapping[str, Any], *, allowed: Collection[str], place: str) -> dict[str, Any]:
+    """Return a file's values as the fields have them; raises SettingsError that names each bad key by its place."""
+    problems = [f"{place}{name}: {_why_not(name)}" for name in values if name not in allowed]
+    known = {name: value for name, value in values.items() if name in allowed}
+    for name, value in known.items():
+        # Where a number is wanted, pydantic would take it for 0 or 1.
+        if isinstance(value, bool) and Settings.model_fields[name].annotation is not bool:
+            problems.append(f"{place}{name}: it is neither true nor false (given {value})")
+    try:
+        fields = Fields(**known)
+    except ValidationError as error:
+        problems += [f"{place}{problem['loc'][0]}: {_reason(problem)}" for problem in error.errors()]
+    if problems:
+        raise SettingsError("; ".join(dict.fromkeys(problems)))
+    return {name: getattr(fields, name) for name in known}
+
+
+def _why_not(name: str) -> str:
+    if name in Settings.model_fields and name != "settings":
+        return f"this cannot be set for one model; what can is {', '.join(OF_ONE_MODEL)}"
+    return "there is no such setting in a file"
 
 
 def _sentence(problem: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    if not problem["loc"]:
+        return _reason(problem)
+    field = str(problem["loc"][0])
+    return f"{option_of(field) if field in options else variable_of(field)}: {_reason(problem)}"
+
+
+def _reason(problem: Mapping[str, Any]) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     place: Sequence[Any] = problem["loc"]
-    if not place:
-        return message
-    field = str(place[0])
-    name = option_of(field) if field in options else variable_of(field)
-    given = "" if field in _SECRET_FIELDS else f" (given {problem['input']!r})"
-    return f"{name}: {message}{given}"
+    return message if not place or place[0] in _SECRET_FIELDS else f"{message} (given {problem['input']!r})"
 
 
 def markdown_table() -> str:

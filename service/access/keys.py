@@ -13,17 +13,20 @@ import math
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal, cast, get_args
 
 from service.errors import Unauthorized
 
 PREFIX = "dat_"
 """Begins every key that is made here, so that scanners for leaked secrets can be told of it."""
-ENTRY_FORM = "NAME:SHA256[:rate=REQUESTS_PER_S][:burst=REQUESTS][:concurrency=REQUESTS]"
+Role = Literal["user", "admin"]
+ENTRY_FORM = "NAME:SHA256[:rate=REQUESTS_PER_S][:burst=REQUESTS][:concurrency=REQUESTS][:role=admin]"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 _BYTES = 32
+_LIMITS = ("rate", "burst", "concurrency")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class ApiKey:
     """Requests that may come at once after a pause; only with a rate."""
     concurrency: int | None = None
     """Requests that may be in flight at a time; None for any number."""
+    role: Role = "user"
+    """What its owner may do: an `admin` may also load and unload models."""
 
     @classmethod
     def parse(cls, entry: str) -> ApiKey:
@@ -46,19 +51,20 @@ class ApiKey:
         What is not an entry is likely to be a key, and must not be shown.
         """
         name, _, rest = entry.partition(":")
-        digest, *limits = rest.split(":")
+        digest, *parts = rest.split(":")
         if not _NAME.fullmatch(name) or not _DIGEST.fullmatch(digest):
             raise ValueError(
                 f"is not of the form {ENTRY_FORM}; keys themselves are not taken. "
                 "`python -m service key NAME` makes a key and its entry"
             )
-        values: dict[str, float] = {}
-        for limit in limits:
-            kind, _, value = limit.partition("=")
-            if kind not in ("rate", "burst", "concurrency") or kind in values:
-                raise ValueError("has a limit that is not one of rate=, burst= and concurrency=, each at most once")
-            values[kind] = _positive(kind, value)
-        return cls.limited(name, bytes.fromhex(digest), **values)
+        given = [part.partition("=")[::2] for part in parts]
+        limits = {kind: _positive(kind, value) for kind, value in given if kind in _LIMITS}
+        roles = [value for kind, value in given if kind == "role"]
+        if len(limits) + len(roles[:1]) != len(given):
+            raise ValueError("has a part that is not one of rate=, burst=, concurrency= and role=, each at most once")
+        if roles and roles[0] not in get_args(Role):
+            raise ValueError(f"has a role that is not {' or '.join(get_args(Role))}")
+        return replace(cls.limited(name, bytes.fromhex(digest), **limits), role=cast(Role, (roles or ["user"])[0]))
 
     @classmethod
     def limited(
@@ -106,12 +112,12 @@ def parse_entries(entries: str) -> tuple[ApiKey, ...]:
     return tuple(keys)
 
 
-def make_key(name: str) -> tuple[str, str]:
+def make_key(name: str, *, role: Role = "user") -> tuple[str, str]:
     """Return a new key and its entry for the settings; raises ValueError for a name that cannot be one."""
     if not _NAME.fullmatch(name):
         raise ValueError("a key's name is 1 to 64 letters, digits, and . _ - after the first")
     key = PREFIX + secrets.token_urlsafe(_BYTES)
-    return key, f"{name}:{_digest(key.encode()).hex()}"
+    return key, f"{name}:{_digest(key.encode()).hex()}{'' if role == 'user' else f':role={role}'}"
 
 
 def _digest(key: bytes) -> bytes:

@@ -129,6 +129,7 @@ async def run_parts(
                     advance(1)
                 else:
                     raise RuntimeError(f"part {part.number} has no end")
+                await predictor.confirm()
                 counts = await _in_thread(partial(_finish, writer, opened.pop_all()))
             yield part, counts
 

@@ -83,6 +83,8 @@ async def _run(options: argparse.Namespace, settings: Settings, found: Found, jo
     from service.bulk.run import Question
     from service.bulk.writing import schema_of
 
+    if options.url is None:
+        settings = source.of_the_model(options, settings)
     parts = await asyncio.to_thread(plan, found.files, part_images=options.part_images, column=options.column)
     async with _open_workplace(options, settings, journal) as workplace:
         outputs = () if options.outputs == "none" else source.checked_outputs(options.outputs, workplace.model)

@@ -12,12 +12,13 @@ from pathlib import Path
 from service.commands.options import given_settings, settings_from
 from service.errors import SettingsError
 from service.model.manifest import unknown_outputs
+from service.model.selection import settings_of_only_model
 from service.predictors.types import Predictor, PredictorModel
 from service.settings import CLIENT_API_KEY, Settings, add_options, option_of
 from service.telemetry.logs import configure_logging
 from service.text_files import BadTextFile, read_lines
 
-_OF_EITHER = frozenset({"model", "max_body_bytes", "log_level", "log_format"})
+_OF_EITHER = frozenset({"settings", "model", "max_body_bytes", "log_level", "log_format"})
 _OF_A_PROCESS = frozenset(
     {
         "repository", "model_version", "device", "threads", "decode_threads", "strict_device", "cuda_graphs",
@@ -57,6 +58,8 @@ def prepare(options: argparse.Namespace) -> Settings:
     settings = settings_from(options)
     if options.url is None and options.api_key_file is not None:
         raise SettingsError("--api-key-file is for a server: give its --url")
+    if len(settings.model) > 1 or settings.serves_all:
+        raise SettingsError(f"{option_of('model')}: one model is asked here (given {','.join(settings.model)!r})")
     meant_for_process = sorted(_OF_A_PROCESS & given_settings(options).keys()) if options.url is not None else []
     if meant_for_process:
         raise SettingsError(
@@ -68,6 +71,14 @@ def prepare(options: argparse.Namespace) -> Settings:
     return settings
 
 
+def of_the_model(options: argparse.Namespace, settings: Settings) -> Settings:
+    """Return what holds for the one model that is asked in this process, the command's options before all else.
+
+    Raises StartupError where the repository does not hold it, or something is wrong with its settings.
+    """
+    return settings_of_only_model(settings).with_options(given_settings(options))
+
+
 @asynccontextmanager
 async def open_source(options: argparse.Namespace, settings: Settings) -> AsyncIterator[Predictor]:
     """Give the predictor that the options choose; only what that one needs is imported.
@@ -77,13 +88,17 @@ async def open_source(options: argparse.Namespace, settings: Settings) -> AsyncI
     if options.url is None:
         from service.predictors import in_process
 
+        settings = of_the_model(options, settings)
         async with in_process.open_predictor(settings, concurrency=options.concurrency) as local:
             yield local
     else:
         from service.predictors import over_http
 
         async with over_http.open_predictor(
-            options.url, api_key=_api_key(options.api_key_file), model=settings.model, concurrency=options.concurrency
+            options.url,
+            api_key=_api_key(options.api_key_file),
+            model=settings.model[0] if settings.model else None,
+            concurrency=options.concurrency,
         ) as remote:
             yield remote
 

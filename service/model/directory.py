@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from service.errors import RepositoryError
+from service.errors import IncompleteModel, RepositoryError
 from service.model.manifest import (
     EXPLAIN_FILE,
     LABELS_FILE,
@@ -100,33 +100,69 @@ def labels_of_rows(path: Path, rows: Iterator[tuple[int, list[str]]], num_classe
 def open_model(path: Path) -> ModelDirectory:
     """Read and check one model directory `<repository>/<model>/<version>`.
 
-    Raises RepositoryError that names the file and what is wrong with it.
+    Raises RepositoryError that names the file and what is wrong with it: IncompleteModel where files are missing or
+    too short, which may be for now.
     """
+    manifest = _whole_manifest(path)
+    for name, record in manifest.files.items():
+        _check_digest(path / name, record)
+    return ModelDirectory(path, manifest, read_labels(path / LABELS_FILE, manifest.num_classes))
+
+
+def check_whole(path: Path) -> None:
+    """Raise IncompleteModel while files of a model directory are missing or too short; reads nothing but the manifest.
+
+    Anything else that is wrong is for `open_model` to say.
+    """
+    try:
+        _whole_manifest(path)
+    except IncompleteModel:
+        raise
+    except RepositoryError:
+        return
+
+
+def _whole_manifest(path: Path) -> Manifest:
+    """Return the manifest of a directory whose files have the sizes that it says; raises RepositoryError."""
     manifest_path = path / MANIFEST_FILE
     try:
         manifest = Manifest.model_validate_json(manifest_path.read_bytes())
+    except FileNotFoundError as error:
+        raise IncompleteModel(f"{manifest_path} cannot be read: {error.strerror}") from error
     except OSError as error:
         raise RepositoryError(f"{manifest_path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc'])) or 'manifest'}: {problem['msg']}" for problem in error.errors()
         )
-        raise RepositoryError(f"{manifest_path} is not a valid manifest: {problems}") from error
+        # A file that is cut off is no JSON; one that is JSON is all there.
+        is_cut_off = any(problem["type"] == "json_invalid" for problem in error.errors())
+        kind = IncompleteModel if is_cut_off else RepositoryError
+        raise kind(f"{manifest_path} is not a valid manifest: {problems}") from error
     if (manifest.name, str(manifest.version)) != (path.parent.name, path.name):
         raise RepositoryError(
             f"{manifest_path} is of {manifest.name} version {manifest.version}, "
             f"but lies in {path.parent.name}/{path.name}"
         )
     for name, record in manifest.files.items():
-        _check_file(path / name, record)
-    return ModelDirectory(path, manifest, read_labels(path / LABELS_FILE, manifest.num_classes))
+        _check_size(path / name, record)
+    return manifest
 
 
-def _check_file(path: Path, record: FileRecord) -> None:
+def _check_size(path: Path, record: FileRecord) -> None:
     try:
         size_bytes = path.stat().st_size
-        if size_bytes != record.size_bytes:
-            raise RepositoryError(f"{path} has {size_bytes} bytes; its manifest says {record.size_bytes}")
+    except FileNotFoundError as error:
+        raise IncompleteModel(f"{path} cannot be read: {error.strerror}") from error
+    except OSError as error:
+        raise RepositoryError(f"{path} cannot be read: {error.strerror}") from error
+    if size_bytes != record.size_bytes:
+        kind = IncompleteModel if size_bytes < record.size_bytes else RepositoryError
+        raise kind(f"{path} has {size_bytes} bytes; its manifest says {record.size_bytes}")
+
+
+def _check_digest(path: Path, record: FileRecord) -> None:
+    try:
         digest = sha256_of(path)
     except OSError as error:
         raise RepositoryError(f"{path} cannot be read: {error.strerror}") from error
@@ -135,39 +171,46 @@ def _check_file(path: Path, record: FileRecord) -> None:
 
 
 def find_models(repository: Path) -> dict[str, tuple[int, ...]]:
-    """Return the models in a repository with their versions, ascending; directories being written are passed over."""
+    """Return the models in a repository with their versions, ascending; directories being written are passed over.
+
+    Raises RepositoryError where it cannot be read.
+    """
     try:
         entries = sorted(entry for entry in repository.iterdir() if re.match(NAME_PATTERN, entry.name))
+        found = {entry.name: _versions_in(entry) for entry in entries if entry.is_dir()}
     except OSError as error:
         raise RepositoryError(f"the model repository {repository} cannot be read: {error.strerror}") from error
-    found = {}
-    for entry in entries:
-        if not entry.is_dir():
-            continue
-        versions = sorted(
-            int(child.name)
-            for child in entry.iterdir()
-            if re.fullmatch(r"[1-9][0-9]*", child.name) and (child / MANIFEST_FILE).exists()
-        )
-        if versions:
-            found[entry.name] = tuple(versions)
+    return {name: versions for name, versions in found.items() if versions}
+
+
+def _versions_in(directory: Path) -> tuple[int, ...]:
+    named = (child for child in directory.iterdir() if re.fullmatch(r"[1-9][0-9]*", child.name))
+    return tuple(sorted(int(child.name) for child in named if (child / MANIFEST_FILE).exists()))
+
+
+def held_models(repository: Path) -> dict[str, tuple[int, ...]]:
+    """Return what `find_models` does; raises RepositoryError where that is nothing."""
+    found = find_models(repository)
+    if not found:
+        raise RepositoryError(f"the model repository {repository} holds no model; make one with: python -m export")
     return found
+
+
+def check_held(repository: Path, found: Mapping[str, Sequence[int]], name: str, version: int | None = None) -> None:
+    """Raise RepositoryError that says what there is unless a repository holds a model and, if given, its version."""
+    if name not in found:
+        raise RepositoryError(f"{repository} holds no model {name!r}; it holds: {', '.join(found)}")
+    if version is not None and version not in found[name]:
+        listed = ", ".join(map(str, found[name]))
+        raise RepositoryError(f"{repository} holds no version {version} of {name}; it holds: {listed}")
 
 
 def select_model(repository: Path, *, name: str | None = None, version: int | None = None) -> ModelDirectory:
     """Open the named model (the only one where no name is given) at the given, or its highest, version."""
-    found = find_models(repository)
-    if not found:
-        raise RepositoryError(f"the model repository {repository} holds no model; make one with: python -m export")
+    found = held_models(repository)
     if name is None:
         if len(found) > 1:
             raise RepositoryError(f"{repository} holds several models, choose one of: {', '.join(found)}")
         name = next(iter(found))
-    if name not in found:
-        raise RepositoryError(f"{repository} holds no model {name!r}; it holds: {', '.join(found)}")
-    if version is None:
-        version = found[name][-1]
-    if version not in found[name]:
-        listed = ", ".join(map(str, found[name]))
-        raise RepositoryError(f"{repository} holds no version {version} of {name}; it holds: {listed}")
-    return open_model(repository / name / str(version))
+    check_held(repository, found, name, version)
+    return open_model(repository / name / str(version or found[name][-1]))

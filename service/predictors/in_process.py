@@ -18,8 +18,9 @@ from service.errors import InferenceFailed, ServiceError, SettingsError
 from service.images.limits import UnusableImage
 from service.images.pool import DecodePool
 from service.images.preprocessing import decode_into, prepare_pillow
-from service.model.directory import ModelDirectory, select_model
+from service.model.directory import ModelDirectory
 from service.model.loading import in_process_engine, preprocessing_of
+from service.model.selection import only_model
 from service.predictors.types import Fault, PredictorFailed, PredictorModel, Ranking, ranked
 from service.settings import Settings
 
@@ -62,6 +63,9 @@ class InProcessPredictor:
         """How many images should be under way; more than that wait for room."""
         return self._concurrency
 
+    async def confirm(self) -> None:
+        """See `Predictor`; a model that is loaded stays as it is."""
+
     async def classify(self, image: bytes, *, top_k: int | None = None) -> Ranking | Fault:
         """Return the most likely classes of one image; see `Predictor`."""
         outputs = await self.features(image, (self._model.class_output,))
@@ -97,15 +101,15 @@ class InProcessPredictor:
 
 @asynccontextmanager
 async def open_predictor(settings: Settings, *, concurrency: int | None = None) -> AsyncIterator[InProcessPredictor]:
-    """Load and warm the model that the settings name, and give a predictor of it.
+    """Load and warm the one model that the settings name, and give a predictor of it.
 
     `concurrency` is how many images are taken on at a time, enough to keep the device busy if left out. Raises
     StartupError where the model cannot be loaded as asked.
     """
+    model, settings = only_model(settings)
     if settings.devices:
         raise SettingsError("one process runs on one device: give `device`, not `devices`, or ask a server")
     prepare_pillow()
-    model = select_model(settings.repository, name=settings.model, version=settings.model_version)
     device = resolve_device(settings.device)
     largest_batch = max(settings.buckets_for(device))
     under_way = concurrency or _BATCHES_UNDER_WAY * largest_batch + settings.decode_thread_count

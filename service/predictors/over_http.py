@@ -1,5 +1,8 @@
 """A model behind a server, asked over HTTP with as many images a request as wait for one to leave.
 
+The version that the server names first is asked to the end, by its number: where another takes its place meanwhile, the
+server refuses, and no answers of two versions mix.
+
 A request that the server had no room or no time for, or that the connection failed, is sent again by the RetryPolicy;
 inference changes nothing on the server, so that asking twice is safe. Where the policy gives up, so does the predictor:
 a server that has turned one image away for so long would turn away the next.
@@ -79,6 +82,17 @@ class HttpPredictor:
             self._features[names] = Groups(partial(self._extract, names), requests=self._requests)
         return await self._features[names].ask(image)
 
+    async def confirm(self) -> None:
+        """Raise PredictorFailed unless the model is still the one that it was; see `Predictor`."""
+        path, query = _address_of(self._model.name, self._model.version)
+        response = await self._until_answered("GET", path, accept="application/json", params=query)
+        now = _model_of(_json_of(response))
+        if now != self._model:
+            raise PredictorFailed(
+                f"{response.url} is another model than before: its weights were {self._model.weights_sha256}, exported "
+                f"{self._model.created}, and are {now.weights_sha256}, exported {now.created}"
+            )
+
     async def close(self) -> None:
         """Give up what is under way."""
         for rankings in self._rankings.values():
@@ -117,27 +131,30 @@ class HttpPredictor:
         self, path: str, images: Sequence[bytes], query: Mapping[str, Any], *, accept: str
     ) -> httpx.Response | Fault:
         """Send a request until the server has answered for good; raises PredictorFailed as the protocol says."""
-        query = {**query, "model": self._model.name, "priority": "bulk"}
+        query = {**query, "model": f"{self._model.name}:{self._model.version}", "priority": "bulk"}
         if len(images) == 1:
             body: dict[str, Any] = {"content": images[0], "headers": {"Content-Type": "application/octet-stream"}}
         else:
             body = {"files": [("image", ("image", image)) for image in images]}
             query["on_error"] = "skip"
+        response = await self._until_answered("POST", path, accept=accept, params=query, **body)
+        return response if response.is_success else _fault_of(response)
+
+    async def _until_answered(self, method: str, path: str, *, accept: str, **content: Any) -> httpx.Response:
+        """Send a request until it is answered for good, well or not; raises PredictorFailed where it never is."""
         began_s, tries = time.monotonic(), 0
         while True:
             tries += 1
             wanted_s = None
-            request = self._client.build_request("POST", path, params=query, **body)
+            request = self._client.build_request(method, path, **content)
             request.headers["Accept"] = accept
             try:
                 response = await self._client.send(request)
             except httpx.TransportError as error:
                 trouble = _sentence(error)
             else:
-                if response.is_success:
-                    return response
                 if response.status_code not in _AGAIN:
-                    return _fault_of(response)
+                    return response
                 trouble = _problem_of(response)[1].detail
                 wanted_s = retry_after_s(response.headers.get("Retry-After"))
             wait_s = self._retries.wait_s(tries, elapsed_s=time.monotonic() - began_s, retry_after_s=wanted_s)
@@ -199,8 +216,8 @@ async def open_predictor(
 ) -> AsyncIterator[HttpPredictor]:
     """Find out what the server at `url` serves, and give a predictor of it.
 
-    `model` may be left out where it serves only one. `transport` takes the network's place in tests. Raises
-    PredictorFailed at once where the server cannot be reached or refuses.
+    `model` is NAME or NAME:VERSION; left out, it is the server's default. `transport` takes the network's place in
+    tests. Raises PredictorFailed at once where the server cannot be reached or refuses.
     """
     under_way = concurrency or DEFAULT_CONCURRENCY
     try:
@@ -214,18 +231,9 @@ async def open_predictor(
     except (httpx.InvalidURL, ValueError) as error:
         raise PredictorFailed(f"{url!r} is not an address: {error}") from error
     async with client:
-        name = model or await _only_model(client)
-        details = await _get(client, f"/v1/models/{name}")
-        described = PredictorModel(
-            name=details["name"],
-            version=details["version"],
-            labels=tuple(Label(each["class_id"], each["name"], each["synset"]) for each in details["labels"]),
-            outputs={each["name"]: tuple(each["shape"]) for each in details["outputs"]},
-            class_output=_CLASS_OUTPUT,
-            precision=details["precision"],
-            created=details["created"],
-            weights_sha256=details["weights_sha256"],
-        )
+        name, _, version = (model or await _default_model(client)).partition(":")
+        path, query = _address_of(name, version or None)
+        described = _model_of(await _get(client, path, query))
         predictor = HttpPredictor(client, described, concurrency=under_way, retries=retries or RetryPolicy())
         try:
             yield predictor
@@ -233,18 +241,43 @@ async def open_predictor(
             await predictor.close()
 
 
-async def _only_model(client: httpx.AsyncClient) -> str:
-    names = [str(each["name"]) for each in (await _get(client, "/v1/models"))["models"]]
-    if len(names) != 1:
-        raise PredictorFailed(f"{client.base_url} serves {', '.join(names) or 'no model'}; name one with --model")
-    return names[0]
+def _address_of(name: str, version: str | int | None) -> tuple[str, dict[str, str]]:
+    """Return the path and the query of what a server says of a model."""
+    return f"/v1/models/{name}", {} if version is None else {"version": str(version)}
 
 
-async def _get(client: httpx.AsyncClient, path: str) -> Any:
+def _model_of(details: Mapping[str, Any]) -> PredictorModel:
+    return PredictorModel(
+        name=details["name"],
+        version=details["version"],
+        labels=tuple(Label(each["class_id"], each["name"], each["synset"]) for each in details["labels"]),
+        outputs={each["name"]: tuple(each["shape"]) for each in details["outputs"]},
+        class_output=_CLASS_OUTPUT,
+        precision=details["precision"],
+        created=details["created"],
+        weights_sha256=details["weights_sha256"],
+    )
+
+
+async def _default_model(client: httpx.AsyncClient) -> str:
+    listed = await _get(client, "/v1/models", {})
     try:
-        response = await client.get(path)
+        return str(listed["default"])
+    except (KeyError, TypeError) as error:
+        raise PredictorFailed(
+            f"{client.base_url} does not say which model it asks by default: is this the service, in this version?"
+        ) from error
+
+
+async def _get(client: httpx.AsyncClient, path: str, query: Mapping[str, str]) -> Any:
+    try:
+        response = await client.get(path, params=query)
     except (httpx.TransportError, httpx.UnsupportedProtocol) as error:
         raise PredictorFailed(f"{client.base_url} cannot be reached: {_sentence(error)}") from error
+    return _json_of(response)
+
+
+def _json_of(response: httpx.Response) -> Any:
     if not response.is_success:
         raise PredictorFailed(f"{response.url} answered {response.status_code}: {_problem_of(response)[1].detail}")
     try:

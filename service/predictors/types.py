@@ -72,6 +72,13 @@ class Predictor(Protocol):
         """How many images should be under way at once to keep the model busy."""
         ...
 
+    async def confirm(self) -> None:
+        """Raise PredictorFailed unless the model is still the one that `model` says.
+
+        Answers that were had before are then all of that model.
+        """
+        ...
+
     async def classify(self, image: bytes, *, top_k: int | None = None) -> Ranking | Fault:
         """Return the `top_k` most likely classes of one image file, highest first.
 

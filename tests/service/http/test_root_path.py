@@ -12,7 +12,8 @@ from service.errors import SettingsError
 from service.http.problems import all_kinds
 from service.http.root_path import path_below_root
 from service.model.directory import ModelDirectory
-from service.settings import OWN_PLACES, load_settings
+from service.settings import load_settings
+from service.settings_fields import OWN_PLACES
 from tests.service.conftest import GatedSession, Served, make_parts, serving
 from tests.service.pictures import photo
 from tests.service.tiny_model import NAME

@@ -1,0 +1,89 @@
+"""Which versions of which models the settings want, of those that a repository holds.
+
+A model's versions are those that are named or, where none is, the highest ones, as many as its version policy says.
+The highest of them answers where a request names none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from service.errors import RepositoryError, SettingsError
+from service.model.directory import ModelDirectory, check_held, held_models, open_model
+from service.settings import Settings, option_of
+
+
+def wanted_versions(settings: Settings, name: str, available: Sequence[int]) -> tuple[int, ...]:
+    """Return the versions of a model to serve, ascending, of those `available`, ascending too.
+
+    `settings` are those of the model. Raises RepositoryError where a version that is named is not available.
+    """
+    named = settings.named_versions(name)
+    for version in named:
+        check_held(settings.repository, {name: available}, name, version)
+    return named or tuple(available[-settings.latest_versions :])
+
+
+def select_models(settings: Settings) -> list[tuple[ModelDirectory, Settings]]:
+    """Open every version to serve from the start, each with the settings of its model.
+
+    The models come in the order of the settings, those of `all` that are not named by their names, and the versions
+    ascending. Raises RepositoryError, or SettingsError of a model's own settings, that names the first one at fault.
+    """
+    found = held_models(settings.repository)
+    names = _names(settings, found)
+    if not settings.model_control:
+        _check_tables(settings, names)
+    return [
+        (open_model(settings.repository / name / str(version)), of_model)
+        for name, of_model in ((name, settings.of_model(name)) for name in names)
+        for version in wanted_versions(of_model, name, found[name])
+    ]
+
+
+def only_model(settings: Settings) -> tuple[ModelDirectory, Settings]:
+    """Open the one model that the settings choose, in its highest version that they want, with its settings.
+
+    For what asks one model: a command, or a replica beside others. Raises RepositoryError, or SettingsError where the
+    settings choose several.
+    """
+    found = held_models(settings.repository)
+    name = _only_name(settings, found)
+    of_model = settings.of_model(name)
+    version = wanted_versions(of_model, name, found[name])[-1]
+    return open_model(settings.repository / name / str(version)), of_model
+
+
+def settings_of_only_model(settings: Settings) -> Settings:
+    """Return the settings of the one model that they choose, without opening it; raises as `only_model` does."""
+    return settings.of_model(_only_name(settings, held_models(settings.repository)))
+
+
+def _only_name(settings: Settings, found: Mapping[str, Sequence[int]]) -> str:
+    if len(settings.model) > 1 or settings.serves_all:
+        raise SettingsError(
+            f"{option_of('model')}: one model is wanted here, NAME or NAME:VERSION (given {','.join(settings.model)!r})"
+        )
+    return _names(settings, found)[0]
+
+
+def _names(settings: Settings, found: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return the models to serve from the start, the default one first; raises RepositoryError."""
+    for name in settings.model_names:
+        check_held(settings.repository, found, name)
+    if not settings.model and len(found) > 1:
+        raise RepositoryError(
+            f"{settings.repository} holds several models, choose one of: {', '.join(found)}; "
+            f"or {option_of('model')} all"
+        )
+    others = found if settings.serves_all or not settings.model else ()
+    return list(dict.fromkeys((*settings.model_names, *others)))
+
+
+def _check_tables(settings: Settings, names: Sequence[str]) -> None:
+    """Raise SettingsError where the settings file has a table for a model that is not among those served."""
+    others = [name for name in settings.models_with_tables if name not in names]
+    if others:
+        raise SettingsError(
+            f"{settings.settings}: models.{others[0]}: this model is not served; served: {', '.join(names)}"
+        )
