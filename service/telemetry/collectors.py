@@ -45,6 +45,8 @@ class ParityGauge(Protocol):
 
     @property
     def error(self) -> float: ...  # noqa: D102
+    @property
+    def tolerance(self) -> float: ...  # noqa: D102
 
 
 class VersionGauges(Protocol):
@@ -56,6 +58,8 @@ class VersionGauges(Protocol):
     def version(self) -> int: ...  # noqa: D102
     @property
     def state(self) -> str: ...  # noqa: D102
+    @property
+    def is_default(self) -> bool: ...  # noqa: D102
     @property
     def parity(self) -> ParityGauge | None: ...  # noqa: D102
 
@@ -97,21 +101,30 @@ def engine_gauges(models: Iterable[ModelGauges]) -> Iterator[Metric]:
 
 
 def version_gauges(versions: Iterable[VersionGauges]) -> Iterator[Metric]:
-    """Yield the state of each version, and how far its devices are from the CPU."""
+    """Yield the state of each version, which one is a model's default, and how far its devices are from the CPU."""
     states = GaugeMetricFamily(
         "dat_model_state", "1 for the state that a version of a model is in.", labels=(*OF_MODEL, "state")
+    )
+    defaults = GaugeMetricFamily(
+        "dat_default_version", "The version that answers where a model is asked for without one.", labels=("model",)
     )
     errors = GaugeMetricFamily(
         "dat_parity_error",
         "Relative error of a version's device to the CPU at its load, in the worst output; absent on the CPU.",
         labels=OF_MODEL,
     )
+    tolerances = GaugeMetricFamily(
+        "dat_parity_tolerance", "The relative error from which on a version is refused.", labels=OF_MODEL
+    )
     for each in versions:
         labels = (each.name, str(each.version))
         states.add_metric((*labels, each.state), 1)
+        if each.is_default:
+            defaults.add_metric((each.name,), each.version)
         if each.parity is not None:
             errors.add_metric(labels, each.parity.error)
-    yield from (states, errors)
+            tolerances.add_metric(labels, each.parity.tolerance)
+    yield from (states, defaults, errors, tolerances)
 
 
 def process_metrics(pids: Mapping[str, int]) -> Iterator[Metric]:

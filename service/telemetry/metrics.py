@@ -3,7 +3,7 @@
 Implements the engine's observer: those methods are called in the engine's thread, the others on the event loop;
 prometheus_client's metrics are safe in both. Durations are in seconds. `code` is `ok` or the stable code of an error.
 What is of one version of a model says so in the labels `model` and `version`, which are empty where a request came to
-none.
+none. Prometheus takes an empty label for an absent one.
 
 A service of several processes counts into files of a directory that all share (`metrics_directory`), which is
 prometheus_client's way, and any of its processes renders the sums. What is read rather than counted, such as the
@@ -16,26 +16,16 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Literal
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 
 from service.engine.core import DropReason
 from service.telemetry.collectors import (
-    OF_MODEL,
     ModelGauges,
     ReadAtScrape,
     VersionGauges,
@@ -44,117 +34,7 @@ from service.telemetry.collectors import (
     process_metrics,
     version_gauges,
 )
-
-MetricT = TypeVar("MetricT", bound=MetricWrapperBase)
-
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-"""Bounds of the histogram of batch sizes, the same for every model."""
-STAGE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-
-
-class _Labelled(Generic[MetricT]):
-    """A metric with labels. To look one up by their values costs more than to count; there are few, which stay."""
-
-    def __init__(self, metric: MetricT) -> None:
-        self.metric = metric
-        self.of = cache(metric.labels)
-
-
-class _Group:
-    """Metrics that are counted together, in one registry."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    def _counter(self, name: str, documentation: str, *labels: str) -> _Labelled[Counter]:
-        return _Labelled(Counter(name, documentation, labels, registry=self._registry))
-
-    def _durations(self, name: str, documentation: str, *labels: str) -> _Labelled[Histogram]:
-        return _Labelled(Histogram(name, documentation, labels, buckets=STAGE_BUCKETS_S, registry=self._registry))
-
-    def _gauge(self, name: str, documentation: str, *, of_processes: Literal["livesum", "max"]) -> Gauge:
-        return Gauge(name, documentation, multiprocess_mode=of_processes, registry=self._registry)
-
-
-class _Requests(_Group):
-    def __init__(self, registry: CollectorRegistry) -> None:
-        super().__init__(registry)
-        self.ended = self._counter(
-            "dat_requests", "Requests answered, by route, HTTP status and code.", *OF_MODEL, "route", "status", "code"
-        )
-        self.by_key = self._counter(
-            "dat_key_requests", "Requests that bore an API key, by its name and code.", "key", "code"
-        )
-        self.duration_s = self._durations(
-            "dat_request_duration_seconds", "From a request's headers to the end of its response.", *OF_MODEL, "route"
-        )
-        self.failed_s = self._counter(
-            "dat_failed_request_seconds",
-            "Time spent on requests that ended in an error, of dat_request_duration_seconds.",
-            *OF_MODEL,
-            "route",
-        )
-        self.stage_s = self._counter(
-            "dat_request_stage_seconds",
-            "Time that answered inference requests spent in each stage: of each request, its slowest image's.",
-            *OF_MODEL,
-            "stage",
-        )
-        self.in_flight = self._gauge("dat_requests_in_flight", "Requests being answered.", of_processes="livesum")
-
-
-class _Images(_Group):
-    def __init__(self, registry: CollectorRegistry) -> None:
-        super().__init__(registry)
-        self.abandoned_decodes = self._gauge(
-            "dat_abandoned_decodes",
-            "Decodings that go on in their threads although their requests have ended.",
-            of_processes="livesum",
-        )
-        self.ended = self._counter(
-            "dat_images",
-            "Images received in complete requests, by outcome: answered, or the code of what was wrong.",
-            *OF_MODEL,
-            "outcome",
-        )
-        self.stage_s = self._durations(
-            "dat_stage_duration_seconds",
-            "Time that an image spent in decode, preprocess, queue and inference, a request in postprocess and total.",
-            *OF_MODEL,
-            "stage",
-        )
-
-
-class _Batches(_Group):
-    def __init__(self, registry: CollectorRegistry) -> None:
-        super().__init__(registry)
-        self.size = _Labelled(
-            Histogram(
-                "dat_batch_size", "Images of one run of a model.", OF_MODEL, buckets=BATCH_SIZES, registry=registry
-            )
-        )
-        self.ended = self._counter(
-            "dat_batches",
-            "Runs of a model, by padded batch size and outcome (ok, failed).",
-            *OF_MODEL,
-            "bucket",
-            "outcome",
-        )
-        self.run_s = self._counter(
-            "dat_batch_seconds", "Time of the runs of a model, by padded batch size.", *OF_MODEL, "bucket"
-        )
-        self.last_run = _Labelled(
-            Gauge(
-                "dat_last_run_timestamp_seconds",
-                "When a model last ran, in seconds since 1970.",
-                OF_MODEL,
-                multiprocess_mode="max",
-                registry=registry,
-            )
-        )
-        self.dropped = self._counter(
-            "dat_dropped_images", "Images that left the queue unanswered, by reason.", *OF_MODEL, "reason"
-        )
+from service.telemetry.series import Batches, Images, Loads, Requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,51 +59,65 @@ class InferenceTotals:
     """When the model last ran, in seconds since 1970; 0 where it never has."""
 
 
+class _EndedRequests:
+    """The series of how requests to one version of a model ended, or of those to none."""
+
+    def __init__(self, requests: Requests, *labels: str) -> None:
+        self.ended = requests.ended.under(*labels)
+        self.duration_s = requests.duration_s.under(*labels)
+        self.failed_s = requests.failed_s.under(*labels)
+
+
 class ModelMetrics:
     """What is counted of one version of a model; the engine's observer, and told of its requests' images."""
 
-    def __init__(self, requests: _Requests, images: _Images, batches: _Batches, *, name: str, version: int) -> None:
-        self.labels = (name, str(version))
-        self._requests = requests
-        self._images = images
-        self._batches = batches
+    def __init__(self, requests: Requests, images: Images, batches: Batches, *, name: str, version: int) -> None:
+        self.labels = labels = (name, str(version))
+        """The values of `model` and `version`."""
+        self.requests = _EndedRequests(requests, *labels)
+        self._request_stage_s = requests.stage_s.under(*labels)
+        self._images_ended = images.ended.under(*labels)
+        self._stage_s = images.stage_s.under(*labels)
+        self._runs_ended = batches.ended.under(*labels)
+        self._run_s = batches.run_s.under(*labels)
+        self._dropped = batches.dropped.under(*labels)
+        # There from the start: what has never run is not what nobody knows of.
+        self._size = batches.size.metric.labels(*labels)
+        self._last_run = batches.last_run.metric.labels(*labels)
 
     def images_ended(self, outcome: str, count: int = 1) -> None:
         """Count images by how they ended."""
-        self._images.ended.of(*self.labels, outcome).inc(count)
+        self._images_ended.of(outcome).inc(count)
 
     def stage_took(self, stage: str, duration_s: float) -> None:
         """Record one duration of a stage."""
-        self._images.stage_s.of(*self.labels, stage).observe(duration_s)
+        self._stage_s.of(stage).observe(duration_s)
 
     def request_inferred(self, stages_s: Mapping[str, float]) -> None:
         """Record where the time of an answered inference request went."""
         for stage in ("postprocess", "total"):
             self.stage_took(stage, stages_s[stage])
         for stage, duration_s in stages_s.items():
-            self._requests.stage_s.of(*self.labels, stage).inc(duration_s)
+            self._request_stage_s.of(stage).inc(duration_s)
 
     def batch_ran(self, *, bucket: int, queue_s: Sequence[float], inference_s: float) -> None:
         """Record a run of the model; `queue_s` has one entry an image."""
-        self._batches.ended.of(*self.labels, str(bucket), "ok").inc()
-        self._batches.run_s.of(*self.labels, str(bucket)).inc(inference_s)
-        self._batches.last_run.of(*self.labels).set(time.time())
-        self._batches.size.of(*self.labels).observe(len(queue_s))
+        self._runs_ended.of(str(bucket), "ok").inc()
+        self._run_s.of(str(bucket)).inc(inference_s)
+        self._last_run.set(time.time())
+        self._size.observe(len(queue_s))
         for waited_s in queue_s:
             self.stage_took("queue", waited_s)
             self.stage_took("inference", inference_s)
 
     def batch_failed(self, *, bucket: int, images: int) -> None:
         """Record a run that failed and took its images with it."""
-        self._batches.ended.of(*self.labels, str(bucket), "failed").inc()
-        self._batches.dropped.of(*self.labels, "failed").inc(images)
+        self._runs_ended.of(str(bucket), "failed").inc()
+        self._dropped.of("failed").inc(images)
 
     def dropped(self, reason: DropReason, images: int) -> None:
         """Record images that left the queue unanswered."""
-        self._batches.dropped.of(*self.labels, reason.value).inc(images)
-
-
-_NO_MODEL = ("", "")
+        self._dropped.of(reason.value).inc(images)
 
 
 class Metrics:
@@ -243,13 +137,28 @@ class Metrics:
             self._shown = CollectorRegistry()
             MultiProcessCollector(self._shown, str(directory))  # type: ignore[no-untyped-call]
         PlatformCollector(registry=self._shown)
-        self._requests = _Requests(self.registry)
-        self._images = _Images(self.registry)
-        self._batches = _Batches(self.registry)
+        self._has_processes = directory is not None
+        self._requests = Requests(self.registry)
+        self._images = Images(self.registry)
+        self._batches = Batches(self.registry)
+        self._loads = Loads(self.registry)
+        self._to_no_model = _EndedRequests(self._requests, "", "")
 
     def of_model(self, name: str, version: int) -> ModelMetrics:
         """Return what counts for one version of a model."""
         return ModelMetrics(self._requests, self._images, self._batches, name=name, version=version)
+
+    def forget(self, name: str, version: int) -> None:
+        """Show no more of a version that is gone, so that a service which replaces its models for long stays small.
+
+        What was counted since the last scrape is lost, and its ModelMetrics count for nobody. With several processes
+        the series stay until the service ends: the files in which these count have no way to take one out.
+        """
+        if self._has_processes:
+            return
+        for group in (self._requests, self._images, self._batches):
+            for metric in group.of_versions:
+                metric.remove_by_labels({"model": name, "version": str(version)})
 
     def watch(self, models: Callable[[], Iterable[ModelGauges]]) -> None:
         """Read the engines' gauges, and what the models are, at every scrape; `models` gives those that take work."""
@@ -272,27 +181,44 @@ class Metrics:
         self, *, route: str, status: int, code: str, duration_s: float, model: ModelMetrics | None = None
     ) -> None:
         """Count an answered, or dropped, request, and of which version of which model it was, if of any."""
-        of_model = model.labels if model is not None else _NO_MODEL
+        requests = self._to_no_model if model is None else model.requests
         self._requests.in_flight.dec()
-        self._requests.ended.of(*of_model, route, str(status), code).inc()
-        self._requests.duration_s.of(*of_model, route).observe(duration_s)
+        requests.ended.of(route, str(status), code).inc()
+        requests.duration_s.of(route).observe(duration_s)
         if code != "ok":
-            self._requests.failed_s.of(*of_model, route).inc(duration_s)
+            requests.failed_s.of(route).inc(duration_s)
 
     def key_used(self, *, key: str, code: str) -> None:
         """Count a request that bore an API key."""
         self._requests.by_key.of(key, code).inc()
+
+    def load_ended(
+        self, *, model: str, outcome: Literal["loaded", "failed", "unloaded"], duration_s: float = 0.0
+    ) -> None:
+        """Count a version of a model that takes work now, could not be loaded, or was let go of.
+
+        `duration_s` is what a load that succeeded took. Of several processes it is counted in one alone, which must be
+        of those that have the directory.
+        """
+        self._loads.ended.of(model, outcome).inc()
+        if outcome == "loaded":
+            self._loads.duration_s.of(model).observe(duration_s)
+            self._loads.last.of(model).set(time.time())
 
     def decodes_abandoned(self, count: int) -> None:
         """Record how many decodings go on for nobody; any thread."""
         self._images.abandoned_decodes.set(count)
 
     def inference_totals(self, routes: Collection[str], *, name: str, version: int) -> InferenceTotals:
-        """Return what was counted until now of a version's requests to `routes`, those that run it; takes a while."""
+        """Return what was counted until now of a version's requests to `routes`, those that run it.
+
+        It reads every metric, which takes a while: not on an event loop.
+        """
+        of_version = (name, str(version))
         shown: defaultdict[str, list[Sample]] = defaultdict(list)
         for family in self._shown.collect():
             for sample in family.samples:
-                if (sample.labels.get("model"), sample.labels.get("version")) == (name, str(version)):
+                if (sample.labels.get("model"), sample.labels.get("version")) == of_version:
                     shown[sample.name].append(sample)
 
         def samples(metric: MetricWrapperBase, ending: str = "_total") -> list[Sample]:

@@ -4,6 +4,9 @@ Invariants: a span holds nothing that a request's sender chose but the ids of th
 `traceparent`; `tracestate` is not read); a request's spans lie within each other, since one offset takes all their
 times from time.monotonic to the wall clock. Everything here belongs to one event loop.
 
+The spans of a request that came to a version of a model, of its inference and of the run bear the model's name and
+version.
+
 An engine's run serves many requests, so its span `batch` belongs to none of their traces: it is the root of one of its
 own, with a link to each request that it served, and each such request's span `inference` has a link to it. The engine
 knows of no trace; the process that answers makes the batch's span when it first sees one of the run's answers. Where
@@ -42,6 +45,12 @@ SERVICE_NAME = "dat-serve"
 BATCH_SIZE = "dat.batch.size"
 BATCH_BUCKET = "dat.batch.bucket"
 IMAGES = "dat.images"
+MODEL_NAME = "dat.model.name"
+"""The semantic conventions have names for generative models alone (`gen_ai.`), which none of these is."""
+MODEL_VERSION = "dat.model.version"
+
+Model = tuple[str, str]
+"""The name and version of one."""
 
 _KNOWN_METHODS = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"))
 _BATCH_OPEN_S = 1.0
@@ -65,7 +74,7 @@ class OpenTelemetryTracer:
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer(SERVICE_NAME)
-        self._batches: OrderedDict[float, _Batch] = OrderedDict()
+        self._batches: OrderedDict[tuple[Model | None, float], _Batch] = OrderedDict()
 
     def record(
         self,
@@ -76,23 +85,25 @@ class OpenTelemetryTracer:
         status: int | None,
         code: str,
         ended_s: float,
+        model: Model | None = None,
     ) -> None:
         """Make the spans of a request that has ended, called on the event loop; times on time.monotonic.
 
-        `route` is its path's template, None where it took no route; `status` is None where no answer began.
+        `route` is its path's template, None where it took no route; `status` is None where no answer began; `model` is
+        the name and version that it came to, None where it came to none.
         """
         offset_ns = time.time_ns() - time.monotonic_ns()
         span = self._tracer.start_span(
             _name(scope, route),
             context=_PROPAGATOR.extract(_carrier(scope), context=Context()),
             kind=SpanKind.SERVER,
-            attributes=_attributes(scope, route=route, status=status, code=code),
+            attributes={**_attributes(scope, route=route, status=status, code=code), **_of_model(model)},
             start_time=_ns(stages.started_s, offset_ns),
         )
         if span.is_recording():
             if status is None or status >= 500:
                 span.set_status(Status(StatusCode.ERROR))
-            self._record_stages(span, stages, offset_ns)
+            self._record_stages(span, stages, offset_ns, model)
         span.end(_ns(ended_s, offset_ns))
 
     async def shutdown(self) -> None:
@@ -102,12 +113,19 @@ class OpenTelemetryTracer:
         self._batches.clear()
         await asyncio.to_thread(self._provider.shutdown)  # which waits for the collector
 
-    def _record_stages(self, parent: Span, stages: Stages, offset_ns: int) -> None:
+    def _record_stages(self, parent: Span, stages: Stages, offset_ns: int, model: Model | None) -> None:
         """Make a span of each stage, from when the first image entered it to when the last one left."""
         context = set_span_in_context(parent, Context())
 
-        def child(name: str, began_s: float, ended_s: float, links: Sequence[Link] = (), **more: int) -> None:
-            attributes = {_ATTRIBUTES[key]: value for key, value in more.items()}
+        def child(
+            name: str,
+            began_s: float,
+            ended_s: float,
+            links: Sequence[Link] = (),
+            model: Model | None = None,
+            **more: int,
+        ) -> None:
+            attributes = _of_model(model) | {_ATTRIBUTES[key]: value for key, value in more.items()}
             start_ns = _ns(began_s, offset_ns)
             span = self._tracer.start_span(name, context, attributes=attributes, links=links, start_time=start_ns)
             span.end(_ns(ended_s, offset_ns))
@@ -126,26 +144,37 @@ class OpenTelemetryTracer:
             images_of.setdefault(image.started_s, []).append(image)
         for started_s, served in images_of.items():
             run = served[0]
-            links = [Link(self._batch(run, len(served), parent, offset_ns))]
+            links = [Link(self._batch(run, len(served), parent, offset_ns, model))]
             ended_s = started_s + run.inference_s
             child(
-                "inference", started_s, ended_s, links, images=len(served), size=run.batch_size, bucket=run.bucket
-            )  # fmt: skip
+                "inference",
+                started_s,
+                ended_s,
+                links,
+                model,
+                images=len(served),
+                size=run.batch_size,
+                bucket=run.bucket,
+            )
         if stages.postprocessed_s is not None:
             child("postprocess", *stages.postprocessed_s)
 
-    def _batch(self, run: Run, images: int, request: Span, offset_ns: int) -> SpanContext:
-        """Return the span of a run, linked to one more request of which it served so many images."""
-        batch = self._batches.get(run.started_s)
+    def _batch(self, run: Run, images: int, request: Span, offset_ns: int, model: Model | None) -> SpanContext:
+        """Return the span of a run, linked to one more request of which it served so many images.
+
+        A run is known by when it began and by its model: engines of several models may begin in the same moment.
+        """
+        key = (model, run.started_s)
+        batch = self._batches.get(key)
         if batch is None:
             span = self._tracer.start_span(
                 "batch",
                 context=Context(),
-                attributes={BATCH_SIZE: run.batch_size, BATCH_BUCKET: run.bucket},
+                attributes={BATCH_SIZE: run.batch_size, BATCH_BUCKET: run.bucket, **_of_model(model)},
                 start_time=_ns(run.started_s, offset_ns),
             )
             batch = _Batch(span, run.batch_size, _ns(run.started_s + run.inference_s, offset_ns))
-            self._batches[run.started_s] = batch
+            self._batches[key] = batch
             if len(self._batches) > _MOST_BATCHES:
                 self._batches.popitem(last=False)[1].end()
         batch.served(request.get_span_context(), images)
@@ -177,6 +206,10 @@ class _Batch:
 
 
 _ATTRIBUTES = {"images": IMAGES, "size": BATCH_SIZE, "bucket": BATCH_BUCKET}
+
+
+def _of_model(model: Model | None) -> dict[str, str | int]:
+    return {} if model is None else {MODEL_NAME: model[0], MODEL_VERSION: model[1]}
 
 
 def _ns(time_s: float, offset_ns: int) -> int:

@@ -20,11 +20,20 @@ class Tracer(Protocol):
     """Makes the traces of requests; belongs to one event loop."""
 
     def record(
-        self, scope: Scope, stages: Stages, *, route: str | None, status: int | None, code: str, ended_s: float
+        self,
+        scope: Scope,
+        stages: Stages,
+        *,
+        route: str | None,
+        status: int | None,
+        code: str,
+        ended_s: float,
+        model: tuple[str, str] | None = None,
     ) -> None:
         """Make the trace of a request that ended at `ended_s`, on time.monotonic.
 
-        `route` is its path's template, None where it took no route; `status` is None where no answer began.
+        `route` is its path's template, None where it took no route; `status` is None where no answer began; `model` is
+        the name and version that it came to, None where it came to none.
         """
         ...
 

@@ -68,9 +68,9 @@ def dashboard_expressions() -> list[Expression]:
     ]
 
 
-def filled_in(text: str, *, instance: str = ".*") -> str:
-    """Return an expression with Grafana's variables filled in."""
-    values = {"$__rate_interval": "1m", "$instance": instance, "$model": ".*"}
+def filled_in(text: str, *, chosen: str = ".*") -> str:
+    """Return an expression with Grafana's variables filled in; `chosen` stands for what is chosen of each."""
+    values = {"$__rate_interval": "1m", **{f"${name}": chosen for name in ("instance", "model", "version")}}
     for name, value in values.items():
         text = text.replace(name, value)
     return text

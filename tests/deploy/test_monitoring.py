@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.engine.core import DropReason
@@ -21,6 +20,7 @@ from service.http.app import interface
 from service.http.problems import all_kinds
 from service.http.routes import classify, explain, features
 from service.http.routes.v2 import infer
+from service.serving.states import ModelState, Parity, VersionStatus
 from service.telemetry.metrics import Metrics
 from tests.api_keys import entry_of
 from tests.deploy import monitoring, promql
@@ -32,7 +32,7 @@ from tests.service.pictures import photo
 
 OF_TARGETS = {"job", "instance", "service"}
 """Labels that Prometheus adds to all that it scrapes."""
-OF_PROMETHEUS = {"up": set[str](), "ALERTS": {"alertname", "alertstate", "severity"}}
+OF_PROMETHEUS = {"up": set[str](), "ALERTS": {"alertname", "alertstate", "severity", "model"}}
 """Metrics that are Prometheus's own, and their labels."""
 
 Samples = Mapping[str, Mapping[str, set[str]]]
@@ -76,11 +76,15 @@ def told(repository: Path) -> Iterator[Samples]:
             ]
             assert statuses == [200, 200, 422, 429]
             live = samples_of(client.get("/metrics").raise_for_status().text)
-    failing = Metrics(buckets=(1,))
-    failing.batch_failed(bucket=1, images=1)
+    failing = Metrics()
+    model = failing.of_model("tiny", 1)
+    model.batch_failed(bucket=1, images=1)
     for reason in DropReason:
-        failing.dropped(reason, 1)
-    failed = samples_of(generate_latest(failing.registry).decode())
+        model.dropped(reason, 1)
+    for outcome in ("loaded", "failed", "unloaded"):
+        failing.load_ended(model="tiny", outcome=outcome)
+    failing.watch_versions(lambda: [VersionStatus("tiny", 1, ModelState.FAILED, is_default=True, parity=Parity(1, 1))])
+    failed = samples_of(failing.render().decode())
     both: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for seen in (failed, live):
         for metric, labels in seen.items():
@@ -152,7 +156,8 @@ def test_what_an_expression_names_is_what_a_server_tells(expression: monitoring.
 
 def values_of(label: str, seen: Mapping[str, set[str]]) -> set[str]:
     """The values that a label can have: those of a closed list of the service's, besides those that were seen."""
-    closed = {"code": {*all_kinds(), "ok"}, "state": {state.value for state in EngineState}}
+    states = {state.value for kind in (EngineState, ModelState) for state in kind}
+    closed = {"code": {*all_kinds(), "ok"}, "state": states}
     return seen.get(label, set()) | closed.get(label, set())
 
 

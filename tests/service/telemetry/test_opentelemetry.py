@@ -16,18 +16,21 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from service.engine.types import Answer
+from service.engine.types import Answer, Run
 from service.errors import SettingsError
 from service.model.directory import ModelDirectory
 from service.settings import Settings
 from service.telemetry.opentelemetry import OpenTelemetryTracer
+from service.telemetry.stages import Stages
 from service.telemetry.tracing import load_tracer
+from tests.service import tiny_model
 from tests.service.conftest import GatedSession, Served, serving
 from tests.service.pictures import photo
 
 CLASSIFY = "/v1/classify"
 HEADERS = {"Content-Type": "image/jpeg"}
 STAGES = ["decode", "preprocess", "queue", "inference", "postprocess"]
+MODEL = {"dat.model.name": tiny_model.NAME, "dat.model.version": str(tiny_model.VERSION)}
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
@@ -84,6 +87,7 @@ async def test_stages_of_a_request_follow_each_other_within_its_span(model: Mode
         "http.response.status_code": 200,
         "url.scheme": "http",
         "server.address": "service",
+        **MODEL,
     }
     stages = [traced.only(name) for name in STAGES]
     assert all(is_child(stage, request) for stage in stages)
@@ -96,7 +100,9 @@ async def test_batch_has_the_time_of_the_inference_and_links_both_ways(model: Mo
         await served.http.post(CLASSIFY, content=photo(), headers=HEADERS)
     batch, inference = traced.only("batch"), traced.only("inference")
     assert batch.parent is None
-    assert dict(batch.attributes or {}) == {"dat.batch.size": 1, "dat.batch.bucket": 1}
+    run = {"dat.batch.size": 1, "dat.batch.bucket": 1, **MODEL}
+    assert dict(batch.attributes or {}) == run
+    assert dict(inference.attributes or {}) == {**run, "dat.images": 1}
     assert linked_ids(batch) == {traced.only(f"POST {CLASSIFY}").context.span_id}
     assert linked_ids(inference) == {batch.context.span_id}
     assert during(batch) == during(inference)
@@ -176,6 +182,39 @@ async def test_images_in_several_runs_have_an_inference_span_for_each(model: Mod
     assert len(runs) == len(traced.named("batch")) >= 2
     assert len({next(iter(linked_ids(span))) for span in runs}) == len(runs)
     assert (traced.only("decode").attributes or {})["dat.images"] == 9
+
+
+SCOPE = {"type": "http", "method": "POST", "headers": []}
+
+
+def record(tracer: OpenTelemetryTracer, model: tuple[str, str] | None, *runs: Run) -> None:
+    """Make the trace of a request of which these runs served an image each."""
+    stages = Stages(started_s=0.5, runs=runs)
+    tracer.record(SCOPE, stages, route=CLASSIFY, status=200, code="ok", ended_s=3.0, model=model)
+
+
+async def test_runs_of_two_models_that_began_in_the_same_moment_are_not_taken_for_one(traced: Traced) -> None:
+    run = Run(queue_s=0.1, inference_s=0.2, batch_size=2, bucket=2, started_s=1.0)
+    for model in (("a", "1"), ("b", "1"), ("b", "2"), ("a", "1"), ("b", "1"), ("b", "2")):
+        record(traced.tracer, model, run)
+    batches = {span.context.span_id: span for span in traced.named("batch")}
+    names = [
+        ((span.attributes or {})["dat.model.name"], (span.attributes or {})["dat.model.version"])
+        for span in batches.values()
+    ]
+    assert sorted(names) == [("a", "1"), ("b", "1"), ("b", "2")]
+    for inference in traced.named("inference"):
+        (batch,) = (batches[span_id] for span_id in linked_ids(inference))
+        assert dict(batch.attributes or {}).items() <= dict(inference.attributes or {}).items()
+        assert len(linked_ids(batch)) == 2
+    await traced.tracer.shutdown()
+
+
+async def test_a_request_that_came_to_no_model_names_none(traced: Traced) -> None:
+    record(traced.tracer, None)
+    attributes = traced.only(f"POST {CLASSIFY}").attributes or {}
+    assert not [name for name in attributes if name.startswith("dat.")]
+    await traced.tracer.shutdown()
 
 
 def test_nothing_is_imported_where_traces_are_off() -> None:

@@ -1,0 +1,167 @@
+"""The metrics that are counted, each with its name, its labels and what it means; `telemetry.metrics` counts them.
+
+What is of one version of a model begins with the labels `model` and `version`.
+"""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from typing import Generic, Literal, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+from service.telemetry.collectors import OF_MODEL
+
+MetricT = TypeVar("MetricT", bound=MetricWrapperBase)
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Bounds of the histogram of batch sizes, the same for every model."""
+STAGE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+
+
+class Labelled(Generic[MetricT]):
+    """A metric with labels, the first of which may be given. To look one up costs more than to count: it is kept."""
+
+    def __init__(self, metric: MetricT, *first: str) -> None:
+        self.metric = metric
+        self.of = cache(partial(metric.labels, *first))
+        """Return the series of the labels' other values; there are few, which stay for as long as this does."""
+
+    def under(self, *first: str) -> Labelled[MetricT]:
+        """Return the same metric with the values of its first labels given."""
+        return Labelled(self.metric, *first)
+
+
+class _Group:
+    """Metrics that are counted together, in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self.of_versions: list[MetricWrapperBase] = []
+        """Those of them that have series for each version of a model."""
+
+    def _counter(self, name: str, documentation: str, *labels: str) -> Labelled[Counter]:
+        return self._labelled(Counter(name, documentation, labels, registry=self._registry), labels)
+
+    def _histogram(
+        self, name: str, documentation: str, *labels: str, buckets: tuple[float, ...] = STAGE_BUCKETS_S
+    ) -> Labelled[Histogram]:
+        return self._labelled(Histogram(name, documentation, labels, buckets=buckets, registry=self._registry), labels)
+
+    def _latest(self, name: str, documentation: str, *labels: str) -> Labelled[Gauge]:
+        """Return a gauge of a moment, of which that of the process that was last is shown."""
+        gauge = Gauge(name, documentation, labels, multiprocess_mode="max", registry=self._registry)
+        return self._labelled(gauge, labels)
+
+    def _gauge(self, name: str, documentation: str, *, of_processes: Literal["livesum"]) -> Gauge:
+        return Gauge(name, documentation, multiprocess_mode=of_processes, registry=self._registry)
+
+    def _labelled(self, metric: MetricT, labels: tuple[str, ...]) -> Labelled[MetricT]:
+        if labels[: len(OF_MODEL)] == OF_MODEL:
+            self.of_versions.append(metric)
+        return Labelled(metric)
+
+
+class Requests(_Group):
+    """What is counted of requests; without a model where they came to none."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)
+        self.ended = self._counter(
+            "dat_requests", "Requests answered, by route, HTTP status and code.", *OF_MODEL, "route", "status", "code"
+        )
+        self.by_key = self._counter(
+            "dat_key_requests", "Requests that bore an API key, by its name and code.", "key", "code"
+        )
+        self.duration_s = self._histogram(
+            "dat_request_duration_seconds", "From a request's headers to the end of its response.", *OF_MODEL, "route"
+        )
+        self.failed_s = self._counter(
+            "dat_failed_request_seconds",
+            "Time spent on requests that ended in an error, of dat_request_duration_seconds.",
+            *OF_MODEL,
+            "route",
+        )
+        self.stage_s = self._counter(
+            "dat_request_stage_seconds",
+            "Time that answered inference requests spent in each stage: of each request, its slowest image's.",
+            *OF_MODEL,
+            "stage",
+        )
+        self.in_flight = self._gauge("dat_requests_in_flight", "Requests being answered.", of_processes="livesum")
+
+
+class Images(_Group):
+    """What is counted of images."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)
+        self.abandoned_decodes = self._gauge(
+            "dat_abandoned_decodes",
+            "Decodings that go on in their threads although their requests have ended.",
+            of_processes="livesum",
+        )
+        self.ended = self._counter(
+            "dat_images",
+            "Images received in complete requests, by outcome: answered, or the code of what was wrong.",
+            *OF_MODEL,
+            "outcome",
+        )
+        self.stage_s = self._histogram(
+            "dat_stage_duration_seconds",
+            "Time that an image spent in decode, preprocess, queue and inference, a request in postprocess and total.",
+            *OF_MODEL,
+            "stage",
+        )
+
+
+class Batches(_Group):
+    """What is counted of the runs of models."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)
+        self.size = self._histogram("dat_batch_size", "Images of one run of a model.", *OF_MODEL, buckets=BATCH_SIZES)
+        self.ended = self._counter(
+            "dat_batches",
+            "Runs of a model, by padded batch size and outcome (ok, failed).",
+            *OF_MODEL,
+            "bucket",
+            "outcome",
+        )
+        self.run_s = self._counter(
+            "dat_batch_seconds", "Time of the runs of a model, by padded batch size.", *OF_MODEL, "bucket"
+        )
+        self.last_run = self._latest(
+            "dat_last_run_timestamp_seconds",
+            "When a model last ran, in seconds since 1970; 0 where it never has.",
+            *OF_MODEL,
+        )
+        self.dropped = self._counter(
+            "dat_dropped_images", "Images that left the queue unanswered, by reason.", *OF_MODEL, "reason"
+        )
+
+
+class Loads(_Group):
+    """What is counted of the loading of models, and of letting go of them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)
+        self.ended = self._counter(
+            "dat_model_loads",
+            "Versions of a model that were loaded, failed to be, or were unloaded, by outcome.",
+            "model",
+            "outcome",
+        )
+        self.duration_s = self._histogram(
+            "dat_model_load_duration_seconds",
+            "From the start of a version's load to its taking work, of those that came to it.",
+            "model",
+            buckets=LOAD_BUCKETS_S,
+        )
+        self.last = self._latest(
+            "dat_last_load_timestamp_seconds",
+            "When a version of a model was last loaded, in seconds since 1970.",
+            "model",
+        )
