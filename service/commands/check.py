@@ -1,4 +1,4 @@
-"""`check`: load the model, run every batch size, and say what would be served."""
+"""`check`: load the models, run every batch size, and say what would be served."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from service.engine.board import Board
 from service.engine.core import EngineCore
 from service.engine.runtime.session import resolve_device
 from service.engine.slots import SlotPool
-from service.model.directory import ModelDirectory, select_model
+from service.model.directory import ModelDirectory
 from service.model.loading import graphs_of, input_shape, load_session
+from service.serving.repository import ModelRepository
 from service.settings import Settings, add_options
 from service.telemetry.logs import configure_logging
 
@@ -22,14 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what would be served and how long each bucket takes; raises StartupError where nothing could be."""
+    """Print what would be served and how long each bucket takes; raises StartupError where something could not be."""
     settings = settings_from(options)
     configure_logging(level=settings.log_level, form=settings.log_format)
-    model = select_model(settings.repository, name=settings.model, version=settings.model_version)
-    manifest = model.manifest
-    print(f"model     {manifest.name} version {manifest.version} ({manifest.variant}, {manifest.precision})")
-    for device in settings.devices or (settings.device,):
-        _check_device(settings, model, resolve_device(device))
+    for candidate in ModelRepository(settings).at_start():
+        manifest, of_model = candidate.model.manifest, candidate.settings
+        print(f"model     {manifest.name} version {manifest.version} ({manifest.variant}, {manifest.precision})")
+        for device in of_model.devices or (of_model.device,):
+            _check_device(of_model, candidate.model, resolve_device(device))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`serve`: load the model and answer over HTTP until told to end."""
+"""`serve`: load the models and answer over HTTP until told to end."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from service.engine.runtime.session import resolve_device
 from service.http.app import create_app
 from service.http.connection.server import Server, listen
 from service.http.connection.tls import tls_context
-from service.model.directory import ModelDirectory, select_model
-from service.model.loading import in_process_engine
 from service.processes.plan import Plan
 from service.processes.supervisor import Supervisor
+from service.processes.trial import try_candidate
+from service.serving.in_process import InProcessHosting
+from service.serving.registry import Candidate
+from service.serving.repository import ModelRepository
 from service.settings import Settings, add_options
 from service.telemetry.logs import configure_logging
 from service.telemetry.metrics import Metrics
@@ -41,40 +43,38 @@ def run(options: argparse.Namespace) -> int:
         process="supervisor" if settings.has_processes else None,
     )
     require_tracing(settings)
-    model = select_model(settings.repository, name=settings.model, version=settings.model_version)
-    return _serve_with_processes(settings, model) if settings.has_processes else _serve_alone(settings, model)
+    repository = ModelRepository(settings)
+    candidates = repository.at_start()
+    has_processes = any(candidate.settings.has_processes for candidate in candidates) or settings.has_processes
+    serve = _serve_with_processes if has_processes else _serve_alone
+    return serve(settings, candidates, repository)
 
 
-def _serve_alone(settings: Settings, model: ModelDirectory) -> int:
-    """Serve from this process, with the engine as a thread of it."""
+def _serve_alone(settings: Settings, candidates: Sequence[Candidate], repository: ModelRepository) -> int:
+    """Serve from this process, with each engine as a thread of it."""
     tls = tls_context(settings)
-    device = resolve_device(settings.device)
+    for device in {candidate.settings.device for candidate in candidates}:
+        resolve_device(device)  # one that cannot be had is said before anything is started
     listener = listen(settings.host, settings.port)
-    buckets = settings.buckets_for(device)
-    metrics = Metrics(buckets=buckets)
-    engine = in_process_engine(settings, model, device=device, observer=metrics)
-    app = create_app(settings, model, engine, metrics=metrics, on_failed_start=lambda error: server.fail(error))
-    server = Server(
-        app,
-        settings,
-        give_up=app.state.service.in_flight.give_up,
-        tls=tls,
-    )
-    _log_listening(settings, listener, model, device=device, buckets=buckets)
+    metrics = Metrics()
+    hosting = InProcessHosting(settings, candidates, repository, metrics=metrics, prove=try_candidate)
+    app = create_app(settings, hosting, metrics=metrics, on_failed_start=lambda error: server.fail(error))
+    server = Server(app, settings, give_up=app.state.service.in_flight.give_up, tls=tls)
+    _log_listening(settings, listener, candidates)
     server.serve_on(listener)
     return 0
 
 
-def _serve_with_processes(settings: Settings, model: ModelDirectory) -> int:
-    """Serve from several workers, with an engine process a device, and watch over them."""
+def _serve_with_processes(settings: Settings, candidates: Sequence[Candidate], repository: ModelRepository) -> int:
+    """Serve from several workers, with engine processes for the devices, and watch over them."""
     tls_context(settings)  # what is wrong with its files is said before anything is started
-    devices = settings.devices or (_resolved_elsewhere(settings.device),)
-    buckets = settings.buckets_for(devices[0])
     listener = listen(settings.host, settings.port)
     with metrics_directory() as directory:
-        plan = Plan(settings, model, devices=devices, buckets=buckets, metrics_directory=directory)
-        supervisor = Supervisor(plan, listener)
-        _log_listening(settings, listener, model, device=",".join(devices), buckets=buckets, workers=settings.workers)
+        plan = Plan(settings, candidates[0].name, directory)
+        supervisor = Supervisor(
+            plan, listener, candidates, repository, resolve=_resolved_elsewhere, prove=try_candidate
+        )
+        _log_listening(settings, listener, candidates, workers=settings.workers)
         return supervisor.run()
 
 
@@ -87,21 +87,12 @@ def _resolved_elsewhere(device: str) -> str:
 
 
 def _log_listening(
-    settings: Settings,
-    listener: socket.socket,
-    model: ModelDirectory,
-    *,
-    device: str,
-    buckets: Sequence[int],
-    **more: object,
+    settings: Settings, listener: socket.socket, candidates: Sequence[Candidate], **more: object
 ) -> None:
     host, port = listener.getsockname()[:2]
     fields = {
         "url": f"{'https' if settings.tls_certificate else 'http'}://{f'[{host}]' if ':' in host else host}:{port}",
-        "model": model.manifest.name,
-        "version": model.manifest.version,
-        "device": device,
-        "buckets": ",".join(map(str, buckets)),
+        "models": ",".join(f"{candidate.name}:{candidate.version}" for candidate in candidates),
         **more,
     }
     _log.info("listening", extra={"fields": fields})

@@ -56,8 +56,9 @@ class EngineClient(ABC):
     """What those who ask know of an engine; every method belongs to one event loop, except where said.
 
     `graphs` are those that the engine runs, `pool` has the slots of this process, which is worker `worker` on the
-    board; of its images and those of other engines at most as many are in hand as `room` has places. `max_wait_s`, above 0, bounds the time that images are predicted to wait for their turn. An engine whose
-    step lasts `hang_after_s` hangs.
+    board; of its images and those of other engines at most as many are in hand as `room` has places. `max_wait_s`,
+    above 0, bounds the time that images are predicted to wait for their turn. An engine whose step lasts `hang_after_s`
+    hangs.
     """
 
     def __init__(

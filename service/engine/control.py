@@ -129,7 +129,7 @@ class ControlSocket:
         data = pickle.dumps(message)
         with contextlib.ExitStack() as kept:
             if len(data) > _MOST_INLINE_BYTES:
-                aside = kept.enter_context(open(os.memfd_create("dat-serve-message", os.MFD_CLOEXEC), "r+b"))
+                aside = kept.enter_context(os.fdopen(os.memfd_create("dat-serve-message", os.MFD_CLOEXEC), "r+b"))
                 aside.write(data)
                 aside.flush()
                 data, descriptors = _ASIDE, [aside.fileno(), *descriptors]
@@ -152,7 +152,7 @@ class ControlSocket:
             if not data:
                 return None
             if data == _ASIDE:
-                with open(descriptors.pop(0), "rb") as aside:
+                with os.fdopen(descriptors.pop(0), "rb") as aside:
                     aside.seek(0)
                     data = aside.read()
             return pickle.loads(data), descriptors  # noqa: S301  # from our own process

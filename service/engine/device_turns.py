@@ -9,8 +9,8 @@ engine that wants to run says how urgent its most urgent image is, and waits. Wh
 
 Both are start-time fair queueing (Goyal, Vin and Cheng, 1996): who was idle saves nothing up, and owes nothing.
 
-Invariants: one engine at a time has the device; who waits is woken, and nobody polls; an engine that leaves, even in the
-middle of a run that never ends, gives its turn back.
+Invariants: one engine at a time has the device; who waits is woken, and nobody polls; an engine that leaves, even in
+the middle of a run that never ends, gives its turn back.
 """
 
 from __future__ import annotations

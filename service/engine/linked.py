@@ -74,10 +74,10 @@ class _LinkedSlots:
 class LinkedEngine:
     """One engine and its thread; the methods are for the process's main thread.
 
-    `load` gives the session of each graph that `geometry` lists, which is also the shape of the workers' memory; `row` is
-    the engine's on its version's board, and `contender` its place in the line for the device. The callbacks are called
-    in the engine's thread: `on_loaded` once it takes work, or `on_failed` with the reason why it never will, and `on_end`
-    last and always, with the exception that broke the engine, if one did.
+    `load` gives the session of each graph that `geometry` lists, which is also the shape of the workers' memory; `row`
+    is the engine's on its version's board, and `contender` its place in the line for the device. The callbacks are
+    called in the engine's thread: `on_loaded` once it takes work, or `on_failed` with the reason why it never will, and
+    `on_end` last and always, with the exception that broke the engine, if one did.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class LinkedEngine:
         self._is_closed = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._ending = False
-        self._core: EngineCore | None = None
+        self._core: EngineCore
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -193,10 +193,9 @@ class LinkedEngine:
             command()
 
     def _close(self) -> None:
-        """Let go of the sessions, the links and the device."""
+        """Let go of the links and the device; the sessions go with this object."""
         self._row.clear()
         self._contender.leave()
-        self._core = None
         for link in self._links.values():
             link.socket.close()
         self._links.clear()

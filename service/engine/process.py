@@ -14,7 +14,19 @@ import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from service.engine.control import Attach, ControlSocket, End, Load, Loaded, NotLoaded, Ping, Pong, Ready, Unload, Unloaded
+from service.engine.control import (
+    Attach,
+    ControlSocket,
+    End,
+    Load,
+    Loaded,
+    NotLoaded,
+    Ping,
+    Pong,
+    Ready,
+    Unload,
+    Unloaded,
+)
 from service.engine.linked import LinkedEngine
 
 _log = logging.getLogger(__name__)

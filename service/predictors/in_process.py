@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 from service.engine.in_process import InProcessEngine
 from service.engine.reservation import Reservation
+from service.engine.room import Room
 from service.engine.runtime.session import resolve_device
 from service.engine.types import Outputs, Priority
 from service.errors import InferenceFailed, ServiceError, SettingsError
@@ -39,9 +40,7 @@ class InProcessPredictor:
         self._top_k = settings.top_k
         self._concurrency = concurrency
         self._room = asyncio.Semaphore(concurrency)
-        self._preprocessing = preprocessing_of(
-            model.manifest, limits=settings.decode_limits, exif_orientation=settings.exif_orientation
-        )
+        self._preprocessing = preprocessing_of(model.manifest, settings)
         self._model = PredictorModel(
             model.manifest.name,
             model.manifest.version,
@@ -116,10 +115,10 @@ async def open_predictor(settings: Settings, *, concurrency: int | None = None) 
     used = {
         "explain": False,  # nobody asks for it here
         "max_wait_ms": 0,
-        # An image that was given up keeps its slot while a thread or a batch is still at it.
-        "max_queued_images": under_way + settings.decode_thread_count + largest_batch,
     }
-    engine = in_process_engine(settings.model_copy(update=used), model, device=device)
+    # An image that was given up keeps its slot while a thread or a batch is still at it.
+    room = Room(under_way + settings.decode_thread_count + largest_batch)
+    engine = in_process_engine(settings.model_copy(update=used), model, device=device, room=room)
     pool = DecodePool(settings.decode_thread_count)
     await engine.start()
     try:

@@ -66,8 +66,8 @@ class _Version:
 class Fleet:
     """Brings versions to processes; see `serving.registry.Host`. Belongs to the supervisor's event loop.
 
-    `engines_on` returns the roles of the engine processes for devices, one a device, which it makes where there are none;
-    `resolve` says, in a thread, what device `auto` stands for.
+    `engines_on` returns the roles of the engine processes for devices, one a device, which it makes where there are
+    none; `resolve` says, in a thread, what device `auto` stands for.
     """
 
     def __init__(

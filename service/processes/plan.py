@@ -14,7 +14,7 @@ from service.model.loading import graphs_of, input_shape
 from service.serving.states import VersionStatus
 from service.settings import Settings
 from service.telemetry.logs import configure_logging
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import LoadOutcome, Metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class LoadEnded:
     """To a worker: count how a load ended."""
 
     model: str
-    outcome: str
+    outcome: LoadOutcome
     duration_s: float
 
 

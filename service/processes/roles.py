@@ -64,6 +64,7 @@ class Role(ABC):
     def begin(self) -> tuple[Start, list[int]]:
         """Return the first message to a new process, and the descriptors that go with it."""
 
+    @abstractmethod
     def end(self) -> None:
         """Forget the process that has ended."""
 

@@ -1,7 +1,7 @@
 """The supervisor: starts engine processes and the HTTP workers, has them serve the models, and keeps them there.
 
-It serves no request itself. It binds the listening socket once, and every worker accepts on it. What the processes serve
-`fleet` brings them; when one is started anew, it is brought that again, and nobody else notices.
+It serves no request itself. It binds the listening socket once, and every worker accepts on it. What the processes
+serve `fleet` brings them; when one is started anew, it is brought that again, and nobody else notices.
 
     dead    the process has ended                                                   started again, after a delay
     hung    a ping was not answered for `heartbeat_timeout_ms`, or, by engines      killed, and then as above
@@ -28,6 +28,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from prometheus_client.multiprocess import mark_process_dead
 
@@ -37,9 +38,10 @@ from service.errors import ServiceError, StartupError
 from service.processes.fleet import Fleet
 from service.processes.plan import Change, Changed, LoadEnded, Plan, Processes
 from service.processes.roles import Child, EngineRole, Role, WorkerRole, living
-from service.serving.control import ModelControl
 from service.serving.registry import Candidate, Registry, Repository
 from service.serving.states import ModelState, VersionStatus
+from service.serving.watch import RepositoryWatch
+from service.telemetry.metrics import LoadOutcome
 from service.telemetry.metrics_directory import VARIABLE
 
 _log = logging.getLogger(__name__)
@@ -58,8 +60,8 @@ _MOST_LEAVING_S = 3.0
 class Supervisor:
     """Runs a service of several processes on a socket that listens; `plan` says what they are.
 
-    `candidates` are served from the start. `resolve` says what a device stands for, `prove` tries a candidate, and
-    `watch`, where given, runs as long as the service does and asks for loads.
+    `candidates` are served from the start, and what the settings let change is of `repository`. `resolve` says what a
+    device stands for, `prove` tries a candidate.
     """
 
     def __init__(
@@ -71,13 +73,11 @@ class Supervisor:
         *,
         resolve: Callable[[str], str],
         prove: Callable[[Candidate], Awaitable[None]],
-        watch: Callable[[ModelControl], Awaitable[None]] | None = None,
     ) -> None:
         self._plan = plan
         self._listener = listener
         self._settings = plan.settings
         self._candidates = candidates
-        self._watch_repository = watch
         key_limits = KeyLimits.create_shared(self._settings.api_keys, workers=self._settings.workers)
         self._engines: list[EngineRole] = []
         self._workers = [
@@ -113,8 +113,9 @@ class Supervisor:
             self._begin(self._keep(worker))
         self._begin(self._start_serving())
         ending = asyncio.create_task(self._ending.wait())
+        first: set[asyncio.Future[Any]] = {ending, self._failed}
         try:
-            await asyncio.wait([ending, self._failed], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             await self._registry.stop()
             for task in (ending, *self._tasks):
                 task.cancel()
@@ -145,8 +146,8 @@ class Supervisor:
         await self._registry.start(self._candidates)
         self._is_started = True
         self._tell_if_up()
-        if self._watch_repository is not None:
-            await self._watch_repository(self._registry)
+        if self._settings.watch_repository:
+            await RepositoryWatch(self._settings, self._registry, self._registry.load).run()
 
     def _engines_on(self, devices: Sequence[str]) -> list[EngineRole]:
         """Return the roles for devices, one for each time that a device is named, and fill those that are new."""
@@ -315,7 +316,7 @@ class _ByWorkers:
     def __init__(self, workers: Sequence[WorkerRole]) -> None:
         self._workers = workers
 
-    def load_ended(self, *, model: str, outcome: str, duration_s: float) -> None:
+    def load_ended(self, *, model: str, outcome: LoadOutcome, duration_s: float = 0.0) -> None:
         for child in living(self._workers)[:1]:
             child.control.send(LoadEnded(model, outcome, duration_s))
 

@@ -1,8 +1,9 @@
 """Trying a version where its failure hurts nobody: in a process that loads it, runs it, and ends.
 
 Whatever a version may do that is broken, truncated or lying, or asks for more memory than there is, it does here first.
-The process has no privilege over the memory that the service needs: where memory runs out, the kernel ends it before all
-others; on the CPU it is, besides, refused more than is available when it begins. It yields the processors to everybody.
+The process has no privilege over the memory that the service needs: where memory runs out, the kernel ends it before
+all others; on the CPU it is, besides, refused more than is available when it begins. It yields the processors to
+everybody.
 """
 
 from __future__ import annotations
@@ -119,7 +120,10 @@ def _available_bytes() -> int:
     """Return the memory that can be had: the machine's, or what the control group has left where that is less."""
     available = _kilobytes("/proc/meminfo", "MemAvailable") * 1024
     group = Path("/sys/fs/cgroup")
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         try:
             text = (group / limit).read_text().strip()
             if text != "max" and int(text) < _UNLIMITED_BYTES:

@@ -25,9 +25,7 @@ from service.telemetry.metrics import Metrics
 _log = logging.getLogger(__name__)
 
 
-def run_worker(
-    control: ControlSocket, descriptors: Sequence[int], plan: Plan, number: int, published: Publish
-) -> int:
+def run_worker(control: ControlSocket, descriptors: Sequence[int], plan: Plan, number: int, published: Publish) -> int:
     """Be worker `number`; `descriptors` holds the keys' account and the socket."""
     plan.configure_logging(worker_name(number))
     key_limits, listener = descriptors

@@ -1,7 +1,7 @@
 """What a worker serves, as the supervisor says: it brings versions, says which of them get requests, and takes them.
 
-Invariants: those of `serving.served`; a version that is to get requests gets none before an engine of it takes work here;
-of two revisions the later holds, whatever order their preparations end in.
+Invariants: those of `serving.served`; a version that is to get requests gets none before an engine of it takes work
+here; of two revisions the later holds, whatever order their preparations end in.
 """
 
 from __future__ import annotations

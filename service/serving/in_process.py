@@ -10,7 +10,6 @@ from functools import partial
 
 from service.engine.device_turns import DeviceTurns
 from service.engine.graphs import Graph
-from service.engine.in_process import InProcessEngine
 from service.engine.room import Room
 from service.engine.runtime.selfcheck import Parity
 from service.engine.runtime.session import OnnxSession, resolve_device
@@ -21,6 +20,7 @@ from service.serving.control import ModelControl
 from service.serving.registry import Candidate, Loaded, Registry, Repository, worst
 from service.serving.served import Served, ServedModels
 from service.serving.states import ModelState, VersionStatus
+from service.serving.watch import RepositoryWatch
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
@@ -75,6 +75,8 @@ class InProcessHost:
         await served.engine.wait_empty()
         await served.engine.stop(_STOP_S)
         del self._served[serial]
+        if not any((each.name, each.version) == (served.name, served.version) for each in self._served.values()):
+            self._metrics.forget(served.name, served.version)
 
     async def stop(self, timeout_s: float) -> None:
         """End every engine, whatever it has left to do."""
@@ -84,13 +86,13 @@ class InProcessHost:
 def device_of(settings: Settings) -> str:
     """Return the one device of a model that this process runs; raises SettingsError where it is to have several."""
     if settings.devices or settings.instances > 1:
-        raise SettingsError("several devices or instances of a model want processes of their own: set workers or devices")
+        raise SettingsError(
+            "several devices or instances of a model want processes of their own: set workers or devices"
+        )
     return settings.device
 
 
-def _load(
-    model: ModelDirectory, device: str, settings: Settings, parities: list[Parity], graph: Graph
-) -> OnnxSession:
+def _load(model: ModelDirectory, device: str, settings: Settings, parities: list[Parity], graph: Graph) -> OnnxSession:
     session = load_session(model, graph, device=device, settings=settings)
     if session.parity is not None:
         parities.append(session.parity)
@@ -100,7 +102,8 @@ def _load(
 class InProcessHosting:
     """Keeps the models of this process's application served; see `control.Hosting`.
 
-    `candidates` are served from the start; `watch`, where given, runs as long as the service does and asks for loads.
+    `candidates` are served from the start, and what the settings let change is of `repository`; `prove` tries it
+    before.
     """
 
     def __init__(
@@ -111,8 +114,8 @@ class InProcessHosting:
         *,
         metrics: Metrics,
         prove: Callable[[Candidate], Awaitable[None]],
-        watch: Callable[[ModelControl], Awaitable[None]] | None = None,
     ) -> None:
+        self._settings = settings
         self._candidates = candidates
         self._models = ServedModels(default=candidates[0].name)
         self._models.publish([VersionStatus(each.name, each.version, ModelState.LOADING) for each in candidates], ())
@@ -121,7 +124,6 @@ class InProcessHosting:
             repository, self._host, prove=prove, observer=metrics, lists_repository=settings.model_control
         )
         self._control = self._registry if settings.model_control else None
-        self._watch = watch
         self._starting: asyncio.Task[None]
         self._watching: asyncio.Task[None] | None = None
 
@@ -147,8 +149,9 @@ class InProcessHosting:
             if not self._starting.cancelled():
                 raise
             raise StartupError("The service was stopped before its models were loaded.") from None
-        if self._watch is not None:
-            self._watching = asyncio.create_task(self._watch(self._registry))
+        if self._settings.watch_repository:
+            watch = RepositoryWatch(self._settings, self._registry, self._registry.load)
+            self._watching = asyncio.create_task(watch.run())
 
     async def stop(self, timeout_s: float) -> None:
         """Fail whatever still waits, and let go of every engine."""

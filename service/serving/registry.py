@@ -1,7 +1,7 @@
 """Which versions of which models are served, and every step by which that changes.
 
-    load       wanted versions are read and checked, tried apart, loaded and warmed up beside what runs; then requests are
-               given to them, and those not wanted any more drain and go
+    load       wanted versions are read and checked, tried apart, loaded and warmed up beside what runs; then requests
+               are given to them, and those not wanted any more drain and go
     unload     requests are given to no version of the model any more; what it has in flight ends, and it goes
 
 The registry decides, a `Host` does: with threads of this process, or with processes.
@@ -26,6 +26,7 @@ from service.errors import LoadFailed, RepositoryError, StartupError, UnknownMod
 from service.model.directory import ModelDirectory
 from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
+from service.telemetry.metrics import LoadOutcome
 
 _log = logging.getLogger(__name__)
 
@@ -75,8 +76,8 @@ class Host(Protocol):
 class LoadObserver(Protocol):
     """Told how loads end; `telemetry.metrics.Metrics` is one."""
 
-    def load_ended(self, *, model: str, outcome: str, duration_s: float) -> None:
-        """A load of a version of a model took so long and ended so: `loaded` or `failed`."""
+    def load_ended(self, *, model: str, outcome: LoadOutcome, duration_s: float = 0.0) -> None:
+        """A version of a model takes work, could not be loaded, or was let go of."""
         ...
 
 
@@ -88,7 +89,7 @@ class Repository(Protocol):
         ...
 
     def wanted(self, name: str) -> Sequence[int]:
-        """Return the versions of a model that are to be served, ascending; raises UnknownModel where it is not there."""
+        """Return the versions of a model that are to be served, ascending; raises UnknownModel where it has none."""
         ...
 
     def open(self, name: str, version: int) -> Candidate:
@@ -133,6 +134,11 @@ class Registry:
         self._changes: set[asyncio.Task[None]] = set()
         self._publishing = asyncio.Lock()
         self._serials = 0
+
+    @property
+    def statuses(self) -> Sequence[VersionStatus]:
+        """How every version is, that is served, was asked for or, where it is listed, lies in the repository."""
+        return [each.status for each in self._versions.values()]
 
     async def start(self, candidates: Sequence[Candidate]) -> None:
         """Serve these from the start, one after the other; raises StartupError where one of them cannot be."""
@@ -237,6 +243,7 @@ class Registry:
             await self._host.unload(each.serial)
             each.serial, each.content = None, ""
             each.status = VersionStatus(name, each.status.version, ModelState.UNLOADED)
+            self._observer.load_ended(model=name, outcome="unloaded")
             _log.info("model unloaded", extra={"fields": {"model": name, "version": each.status.version}})
         await self._list()
         await self._publish()

@@ -17,12 +17,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from service.errors import IncompleteModel, RepositoryError, ServiceError
 from service.model.directory import check_whole, find_models
 from service.model.selection import wanted_versions
-from service.serving.served import ServedModels
-from service.serving.states import ModelState
+from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -31,6 +31,13 @@ INCOMPLETE_S = 60.0
 """How long files may be missing, and nothing change, before that counts as broken."""
 Stamp = tuple[tuple[str, int, int], ...]
 """Names, sizes and times of change (ns) of files; equal while none of them has changed."""
+
+
+class Watched(Protocol):
+    """Knows how every version is."""
+
+    @property
+    def statuses(self) -> Sequence[VersionStatus]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +69,7 @@ class RepositoryWatch:
     def __init__(
         self,
         settings: Settings,
-        models: ServedModels,
+        models: Watched,
         load: Callable[[str], Awaitable[None]],
         *,
         clock: Callable[[], float] = time.monotonic,

@@ -36,6 +36,8 @@ from service.telemetry.collectors import (
 )
 from service.telemetry.series import Batches, Images, Loads, Requests
 
+LoadOutcome = Literal["loaded", "failed", "unloaded"]
+
 
 @dataclass(frozen=True, slots=True)
 class InferenceTotals:
@@ -192,9 +194,7 @@ class Metrics:
         """Count a request that bore an API key."""
         self._requests.by_key.of(key, code).inc()
 
-    def load_ended(
-        self, *, model: str, outcome: Literal["loaded", "failed", "unloaded"], duration_s: float = 0.0
-    ) -> None:
+    def load_ended(self, *, model: str, outcome: LoadOutcome, duration_s: float = 0.0) -> None:
         """Count a version of a model that takes work now, could not be loaded, or was let go of.
 
         `duration_s` is what a load that succeeded took. Of several processes it is counted in one alone, which must be

@@ -152,9 +152,11 @@ class OnnxSession:
             output_names=self._output_names,
         )
         expected, tolerance = cpu.run(images, self._output_names), TOLERANCES[options.precision]
+        largest = 0.0
         for size, actual in given.items():
-            wrong, error = differences(tiled(expected, size), actual, tolerance)
-            self.parity = Parity(max(error, self.parity.error if self.parity else 0.0), tolerance)
+            wrong, relative = differences(tiled(expected, size), actual, tolerance)
+            largest = max(largest, relative)
+            self.parity = Parity(largest, tolerance)
             if wrong:
                 raise DeviceUnavailable(
                     f"{model_path} does not compute on {self.device} what it computes on the CPU, in a batch of "

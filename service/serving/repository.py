@@ -1,0 +1,44 @@
+"""The model repository as the registry sees it: which versions are to be served, each with its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.errors import UnknownModel
+from service.model.directory import find_models, open_model
+from service.model.loading import check_outputs
+from service.model.selection import select_models, wanted_versions
+from service.serving.registry import Candidate
+from service.settings import Settings
+
+
+class ModelRepository:
+    """The repository that the settings name; see `registry.Repository`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def at_start(self) -> list[Candidate]:
+        """Read and check what is to be served from the start, the default model first; raises StartupError."""
+        candidates = [Candidate(model, settings) for model, settings in select_models(self._settings)]
+        for candidate in candidates:
+            check_outputs(candidate.model, candidate.settings)
+        return candidates
+
+    def listed(self) -> dict[str, tuple[int, ...]]:
+        """Return the versions of every model that is there; raises RepositoryError."""
+        return find_models(self._settings.repository)
+
+    def wanted(self, name: str) -> Sequence[int]:
+        """Return the versions of a model that are to be served; raises UnknownModel, or StartupError."""
+        found = find_models(self._settings.repository)
+        if name not in found:
+            raise UnknownModel(f"The repository holds no model {name!r}; it holds: {', '.join(found) or 'none'}.")
+        return wanted_versions(self._settings.of_model(name), name, found[name])
+
+    def open(self, name: str, version: int) -> Candidate:
+        """Read and check a version, with the settings that are the model's at present; raises StartupError."""
+        settings = self._settings.of_model(name)
+        model = open_model(self._settings.repository / name / str(version))
+        check_outputs(model, settings)
+        return Candidate(model, settings)
