@@ -14,6 +14,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from service.errors import Unauthorized
 
@@ -38,6 +39,8 @@ class ApiKey:
     """Requests that may come at once after a pause; only with a rate."""
     concurrency: int | None = None
     """Requests that may be in flight at a time; None for any number."""
+    role: Literal["user", "admin"] = "user"
+    """An admin may load and unload models as well."""
 
     @classmethod
     def parse(cls, entry: str) -> ApiKey:
