@@ -1,8 +1,8 @@
-"""The application: its parts, its routes, and its life from the engine's start to its end.
+"""The application: its parts, its routes, and its life from the models' start to their end.
 
-There is no application at module level; `create_app` makes one from settings, a checked model directory and an
-engine that has not been started. The engine loads while the server answers: health and metrics from the first moment,
-inference once it is ready.
+There is no application at module level; `create_app` makes one from settings and what hosts the models, which has not
+been started. Models load while the server answers: health and metrics from the first moment, inference of each model
+once it takes work.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from starlette.types import ASGIApp, Lifespan
 
 from service import VERSION
 from service.access.key_limits import KeyLimits
-from service.engine.client import EngineClient
-from service.errors import SettingsError, StartupError
+from service.errors import StartupError
 from service.http.bodies.uploads import Limits
 from service.http.direct import DirectRoute, ShortWay
 from service.http.in_flight import InFlight
@@ -37,10 +36,8 @@ from service.http.security_headers import SecurityHeaders, cors_layer
 from service.http.service import Service
 from service.images.pool import DecodePool
 from service.images.preprocessing import prepare_pillow
-from service.model.directory import ModelDirectory
-from service.model.loading import preprocessing_of
-from service.model.manifest import unknown_outputs
-from service.settings import Settings, option_of
+from service.serving.control import Hosting
+from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracer, load_tracer
 
@@ -64,8 +61,7 @@ _THREADS_END_S = 0.25
 
 def create_app(
     settings: Settings,
-    model: ModelDirectory,
-    engine: EngineClient,
+    hosting: Hosting,
     *,
     metrics: Metrics,
     on_failed_start: Callable[[StartupError], None],
@@ -75,24 +71,20 @@ def create_app(
 ) -> FastAPI:
     """Return the application.
 
-    When the engine has loaded, `on_ready` is called on the event loop, and `on_failed_start` where it could not.
-    `metrics` is the engine's observer, or another of the same process. Traces go to `tracer`, or else where the
+    When all models of the start take work, `on_ready` is called on the event loop, and `on_failed_start` where one
+    never will. `metrics` is what the models of `hosting` are counted in. Traces go to `tracer`, or else where the
     settings say; it ends with the application. `key_limits` is shared by several workers.
     """
     prepare_pillow()
-    if lacking := unknown_outputs(settings.v2_outputs, model.manifest.output_names):
-        raise SettingsError(f"{option_of('v2_outputs')}: {lacking}")
     tracer = tracer or load_tracer(settings)
-    metrics.watch(engine)
-    metrics.describe(model.manifest)
+    models = hosting.models
+    metrics.watch(lambda: models.served)
+    metrics.watch_versions(lambda: models.statuses)
     service = Service(
         settings=settings,
-        model=model,
-        engine=engine,
+        models=models,
+        control=hosting.control,
         metrics=metrics,
-        preprocessing=preprocessing_of(
-            model.manifest, limits=settings.decode_limits, exif_orientation=settings.exif_orientation
-        ),
         decode_pool=DecodePool(settings.decode_thread_count, on_abandoned=metrics.decodes_abandoned),
         inference_routes=frozenset(
             route.path for router in _INFERENCE for route in router.routes if isinstance(route, DirectRoute)
@@ -101,7 +93,9 @@ def create_app(
         key_limits=key_limits or KeyLimits(settings.api_keys),
         in_flight=InFlight(),
     )
-    return Application(service, tracer, lifespan=lambda _: _lifespan(service, on_failed_start, on_ready, tracer))
+    return Application(
+        service, tracer, lifespan=lambda _: _lifespan(service, hosting, on_failed_start, on_ready, tracer)
+    )
 
 
 class Application(FastAPI):
@@ -139,9 +133,8 @@ class Application(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return all that a request passes, whichever way it goes."""
-        manifest, root_path = self._service.model.manifest, self._service.settings.root_path
-        served = {"model": manifest.name, "version": str(manifest.version)}
-        ways = ShortWay(self, super().build_middleware_stack(), surround=self._surround, names=served)
+        root_path = self._service.settings.root_path
+        ways = ShortWay(self, super().build_middleware_stack(), surround=self._surround)
         return RootPath(ways, root_path) if root_path else ways
 
     def openapi(self) -> dict[str, Any]:
@@ -168,28 +161,30 @@ def _add_routes(app: FastAPI) -> None:
 @contextlib.asynccontextmanager
 async def _lifespan(
     service: Service,
+    hosting: Hosting,
     on_failed_start: Callable[[StartupError], None],
     on_ready: Callable[[], object],
     tracer: Tracer | None,
 ) -> AsyncIterator[None]:
-    """Start the engine, and let go of everything at the end, when no request is left."""
+    """Have the models loaded, and let go of everything at the end, when no request is left."""
 
     async def watch_start() -> None:
         try:
-            await service.engine.wait_ready()
+            await hosting.wait_ready()
         except StartupError as error:
             on_failed_start(error)
         else:
+            service.started.set()
             on_ready()
 
-    await service.engine.start()
+    await hosting.start()
     starting = asyncio.create_task(watch_start())
     try:
         yield
     finally:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
-        await service.engine.stop(_THREADS_END_S)
+        await hosting.stop(_THREADS_END_S)
         service.decode_pool.shutdown(_THREADS_END_S)
         if tracer is not None:
             await tracer.shutdown()

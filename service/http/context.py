@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from service.access.keys import ApiKey
 from service.http.in_flight import Work
+from service.serving.served import Served
 from service.telemetry.stages import Stages
 
 
@@ -24,11 +26,19 @@ class RequestContext:
     """The path as received, with the root path or without; that of the scope may be rewritten on the way."""
     root_path: str = ""
     code: str = "ok"
-    key: str | None = None
-    """Name of the API key that it bears, where keys are configured."""
+    key: ApiKey | None = None
+    """The API key that it bears, where keys are configured."""
     at_end: Callable[[], None] | None = None
     """Called when the request has ended."""
     images: int | None = None
+    served: Served | None = None
+    """What it asks, kept until it has ended; None where it came to no model."""
+
+    def keep(self, served: Served) -> None:
+        """Note what the request asks, which stays until it has ended; once."""
+        assert self.served is None, "a request asks one version of one model"
+        served.keep()
+        self.served = served
 
     def answer_within(self, timeout_ms: float) -> None:
         """Have the request answered within a time from its arrival, unless it is to be answered earlier anyway."""

@@ -9,7 +9,8 @@ service, the query's parameters), and here they are made directly, with the same
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine, Mapping
+import re
+from collections.abc import Callable, Collection, Coroutine
 from functools import lru_cache
 from typing import Any, get_origin, get_type_hints
 from urllib.parse import parse_qsl
@@ -54,36 +55,46 @@ class DirectRoute(APIRoute):
 class ShortWay:
     """Leads requests for DirectRoutes straight to them, past all the layers of `stack`, and all others through it.
 
-    `surround` wraps each entrance in the middleware, which no request may skip. `names` has the values of the paths'
-    parameters that the short way is for; a request with others goes through the stack too.
+    `surround` wraps each entrance in the middleware, which no request may skip.
     """
 
-    def __init__(
-        self, app: FastAPI, stack: ASGIApp, *, surround: Callable[[ASGIApp], ASGIApp], names: Mapping[str, str]
-    ) -> None:
+    def __init__(self, app: FastAPI, stack: ASGIApp, *, surround: Callable[[ASGIApp], ASGIApp]) -> None:
         self._stack = stack
-        self._entrances: dict[tuple[str, str], ASGIApp] = {}
+        self._fixed: dict[tuple[str, str], ASGIApp] = {}
+        self._named: list[tuple[re.Pattern[str], Collection[str], ASGIApp]] = []
         for route in app.routes:
             if isinstance(route, DirectRoute):
-                own = {name: names[name] for name in route.param_convertors}
-                entrance = surround(_Entrance(route, own))
-                self._entrances |= {(method, route.path.format(**own)): entrance for method in route.methods or ()}
+                entrance, methods = surround(_Entrance(route)), route.methods or set()
+                if route.param_convertors:
+                    self._named.append((route.path_regex, methods, entrance))
+                else:
+                    self._fixed |= {(method, route.path): entrance for method in methods}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or go through the application's life."""
-        entrance = self._entrances.get((scope["method"], path_below_root(scope))) if scope["type"] == "http" else None
+        entrance = self._entrance(scope) if scope["type"] == "http" else None
         await (entrance or self._stack)(scope, receive, send)
+
+    def _entrance(self, scope: Scope) -> ASGIApp | None:
+        """Return where a request enters, None where it takes no DirectRoute; note what its path names."""
+        method, path = scope["method"], path_below_root(scope)
+        if (entrance := self._fixed.get((method, path))) is not None:
+            scope["path_params"] = {}
+            return entrance
+        for pattern, methods, entrance in self._named:
+            if method in methods and (found := pattern.match(path)):
+                scope["path_params"] = found.groupdict()
+                return entrance
+        return None
 
 
 class _Entrance:
-    def __init__(self, route: DirectRoute, path_params: Mapping[str, str]) -> None:
+    def __init__(self, route: DirectRoute) -> None:
         self._route = route
-        self._path_params = dict(path_params)
         self._answer = route.get_route_handler()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["route"] = self._route
-        scope["path_params"] = self._path_params
         response = await self._answer(Request(scope, receive, send))
         await response(scope, receive, send)
 

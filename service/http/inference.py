@@ -26,7 +26,9 @@ from service.http.context import RequestContext, context_of
 from service.http.parameters import InferenceParameters
 from service.http.service import Service
 from service.images.limits import UnusableImage
+from service.images.pool import DecodePool
 from service.images.preprocessing import ImageTimings, Preprocessing
+from service.serving.served import Served
 
 Check: TypeAlias = Callable[[int, Mapping[int, ImageTimings]], None]
 """Looks at how many images a request has, and by their index at those that could be decoded; may raise."""
@@ -61,34 +63,37 @@ class Inferred(Generic[ImageT]):
 async def infer(
     request: Request,
     service: Service,
+    served: Served,
     parameters: InferenceParameters,
     *,
     outputs: frozenset[str],
     check: Check | None = None,
 ) -> Inferred[Upload]:
-    """Admit, read, decode and infer a request's images; raises what `service.errors` has for each way to fail.
+    """Admit, read, decode and infer the images of a request to `served`, which it keeps.
+
+    Raises what `service.errors` has for each way to fail.
 
     `check` sees what was decoded before anything is inferred, and may raise.
     """
-    service.check_model(parameters.model)
     plan = plan_body(request, service.body_limits)
     context, priority = context_of(request), parameters.engine_priority
-    check_room(context, service, priority)
+    check_room(context, served, priority)
     images = await plan.read(request)
     skip_bad = parameters.on_error == "skip"
     return await infer_images(
-        context, service, images, outputs=outputs, priority=priority, skip_bad=skip_bad, check=check
+        context, service.decode_pool, served, images, outputs=outputs, priority=priority, skip_bad=skip_bad, check=check
     )
 
 
-def check_room(context: RequestContext, service: Service, priority: Priority) -> None:
+def check_room(context: RequestContext, served: Served, priority: Priority) -> None:
     """Raise Overloaded or NotReady where a request's body is not worth reading."""
-    service.engine.check_room(priority=priority, deadline_s=context.work.deadline_s)
+    served.engine.check_room(priority=priority, deadline_s=context.work.deadline_s)
 
 
 async def infer_images(
     context: RequestContext,
-    service: Service,
+    pool: DecodePool,
+    served: Served,
     images: Sequence[ImageT],
     *,
     outputs: frozenset[str],
@@ -102,11 +107,11 @@ async def infer_images(
     """
     context.images = len(images)
     deadline_s = context.work.deadline_s
-    with service.engine.reserve(len(images), priority=priority, deadline_s=deadline_s) as reservation:
-        decoding, faults = await _decode(service, reservation, images, priority)
+    with served.engine.reserve(len(images), priority=priority, deadline_s=deadline_s) as reservation:
+        decoding, faults = await _decode(pool, served, reservation, images, priority)
         context.stages.decoding = decoding.values()
         for fault in faults.values():
-            service.metrics.images_ended(fault.code)
+            served.metrics.images_ended(fault.code)
         if faults and not skip_bad:
             raise BadImages(faults)
         if check is not None:
@@ -114,15 +119,15 @@ async def infer_images(
         good = sorted(decoding)
         answers = await reservation.infer(good, outputs)
         context.stages.inferred(answers)
-    service.metrics.images_ended("ok", len(answers))
+    served.metrics.images_ended("ok", len(answers))
     return Inferred(images, dict(zip(good, answers, strict=True)), faults, decoding)
 
 
 async def _decode(
-    service: Service, reservation: Reservation, images: Sequence[ImageSource], priority: Priority
+    pool: DecodePool, served: Served, reservation: Reservation, images: Sequence[ImageSource], priority: Priority
 ) -> tuple[dict[int, ImageTimings], dict[int, ImageFault]]:
     """Decode every image into its slot, as many at once as the pool has threads."""
-    run, preprocessing = service.decode_pool.run, service.preprocessing
+    run, preprocessing, metrics = pool.run, served.preprocessing, served.metrics
     ends = await asyncio.gather(*(run(priority, _decode_one, image, reservation, preprocessing) for image in images))
     decoding: dict[int, ImageTimings] = {}
     faults: dict[int, ImageFault] = {}
@@ -131,8 +136,8 @@ async def _decode(
             faults[image.index] = end
         else:
             decoding[image.index] = end
-            service.metrics.stage_took("decode", end.decode_s)
-            service.metrics.stage_took("preprocess", end.preprocess_s)
+            metrics.stage_took("decode", end.decode_s)
+            metrics.stage_took("preprocess", end.preprocess_s)
     return decoding, faults
 
 

@@ -2,8 +2,9 @@
 
 Invariants: every response carries `X-Request-ID`; every request leaves one access line and one count; work that ends
 early is answered as `service.http.in_flight` says, in whatever stage it was; an exception that nobody expected becomes
-a 500 that tells nothing of its inside; of a request, the log and the metrics hold its id, its method and the route that
-it took, and nothing else that its sender chose. A response that is sent before the request's body was read closes the
+a 500 that tells nothing of its inside; of a request, the log and the metrics hold its id, its method, the route that it
+took and the version of a model that answered, and nothing else that its sender chose; what a request asks is kept until
+it has ended, and left once. A response that is sent before the request's body was read closes the
 connection, but lingers: it reads and discards for a while what the client still sends, since closing at once would
 reset the connection and could take the answer from the client's hands.
 """
@@ -220,12 +221,18 @@ class RequestContextMiddleware:
             await self._cors(answer)(scope, exchange.receive, exchange.send)
 
     def _account(self, scope: Scope, context: RequestContext, status: int | None) -> None:
+        served, model = context.served, None
+        if served is not None:
+            served.leave()
+            model = served.metrics
         if context.at_end is not None:
             context.at_end()
         stages, ended_s = context.stages, time.monotonic()
         duration_s = ended_s - stages.started_s
         route = getattr(scope.get("route"), "path", UNMATCHED)
-        self._metrics.request_ended(route=route, status=status or 0, code=context.code, duration_s=duration_s)
+        self._metrics.request_ended(
+            route=route, status=status or 0, code=context.code, duration_s=duration_s, model=model
+        )
         fields: dict[str, object] = {
             "method": scope["method"],
             "route": route,
@@ -234,12 +241,15 @@ class RequestContextMiddleware:
             "duration_ms": round(duration_s * 1000, 3),
         }
         if context.key is not None:
-            fields["key"] = context.key
-            self._metrics.key_used(key=context.key, code=context.code)
+            fields["key"] = context.key.name
+            self._metrics.key_used(key=context.key.name, code=context.code)
+        if served is not None:
+            fields["model"], fields["version"] = served.name, served.version
         if context.images is not None:
             fields["images"] = context.images
-        if stages.durations_s and context.code == "ok":  # a thread may have made an answer that nobody waited for
-            self._metrics.request_inferred(stages.durations_s)
+        # A thread may have made an answer that nobody waited for.
+        if model is not None and stages.durations_s and context.code == "ok":
+            model.request_inferred(stages.durations_s)
             fields["timings_ms"] = stages.durations_ms
         _access_log.info("request", extra={"fields": fields})
         if self._tracer is not None:

@@ -38,10 +38,19 @@ class InferenceParameters(CallParameters):
     """What every inference call under `/v1` takes."""
 
     model: str | None = None
-    """Name of the model to ask; may be left out."""
+    """The model to ask, as `NAME` or `NAME:VERSION`. By default the server's default model, and of a model its default
+    version."""
     on_error: OnError = "fail"
     """`fail`: if any image is bad nothing is inferred and every bad one is named. `skip`: the good ones are
     answered, and bad ones carry an `error` in their result."""
+
+    @cached_property
+    def model_and_version(self) -> tuple[str | None, str | None]:
+        """What `model` names, as it is written: a name and, behind a colon, a version; None for what is left out."""
+        if self.model is None:
+            return None, None
+        name, colon, version = self.model.partition(":")
+        return name, version if colon else None
 
 
 class ClassifyParameters(InferenceParameters):

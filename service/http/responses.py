@@ -15,7 +15,7 @@ from service.http.answers.schemas import FailedImage, ModelReference, Timings
 from service.http.bodies.uploads import Upload
 from service.http.context import context_of
 from service.http.inference import Inferred
-from service.http.service import Service
+from service.serving.served import Served
 from service.telemetry.stages import Stages
 
 JSON = "application/json"
@@ -33,7 +33,7 @@ async def in_thread_if_large(size_bytes: int, make: Callable[[], T]) -> T:
 
 async def json_answer(
     request: Request,
-    service: Service,
+    served: Served,
     inferred: Inferred[Upload],
     make_result: Callable[[Upload], ResultT],
     make_answer: Callable[[ModelReference, list[ResultT | FailedImage], str, Timings], object],
@@ -44,7 +44,7 @@ async def json_answer(
 
     `make_result` is called for each image that has an answer; in a thread, if `size_bytes` of values are many.
     """
-    context, manifest = context_of(request), service.model.manifest
+    context = context_of(request)
 
     def render() -> Response:
         began_s = time.monotonic()
@@ -56,18 +56,17 @@ async def json_answer(
         ]
         stages = context.stages
         stages.postprocessed(began_s)
-        reference = ModelReference(manifest.name, manifest.version)
+        reference = ModelReference(served.name, served.version)
         answer = make_answer(reference, results, context.request_id, Timings(**stages.durations_ms))
-        return Response(orjson.dumps(answer), media_type=JSON, headers=answer_headers(service, stages))
+        return Response(orjson.dumps(answer), media_type=JSON, headers=answer_headers(served, stages))
 
     return await in_thread_if_large(size_bytes, render)
 
 
-def answer_headers(service: Service, stages: Stages) -> dict[str, str]:
+def answer_headers(served: Served, stages: Stages) -> dict[str, str]:
     """Return the headers of every answer: the model, and the timings (in milliseconds) for those without a body."""
-    manifest = service.model.manifest
     return {
-        "X-Model-Name": manifest.name,
-        "X-Model-Version": str(manifest.version),
+        "X-Model-Name": served.name,
+        "X-Model-Version": str(served.version),
         "Server-Timing": ", ".join(f"{stage};dur={value:g}" for stage, value in stages.durations_ms.items()),
     }

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from service.access.key_limits import KeyLimits
-from service.engine.client import EngineClient
-from service.engine.types import EngineState
 from service.errors import NotReady, UnknownModel
 from service.http.bodies.uploads import Limits
+from service.http.context import RequestContext
 from service.http.in_flight import InFlight
 from service.images.pool import DecodePool
-from service.images.preprocessing import Preprocessing
-from service.model.directory import ModelDirectory
-from service.model.manifest import ExplainRecord
+from service.serving.control import ModelControl
+from service.serving.served import Served, ServedModels
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
@@ -26,37 +25,53 @@ class Service:
     """The parts of one application, made in `service.http.app` and shared by its routes."""
 
     settings: Settings
-    model: ModelDirectory
-    engine: EngineClient
+    """What holds for all models; what is of one is in the settings of its `Served`."""
+    models: ServedModels
+    control: ModelControl | None
+    """What loads and unloads models; None where the settings do not allow that."""
     metrics: Metrics
-    preprocessing: Preprocessing
     decode_pool: DecodePool
     inference_routes: frozenset[str]
-    """Paths of the routes that run the model."""
+    """Paths of the routes that run a model."""
     body_limits: Limits
     key_limits: KeyLimits
     in_flight: InFlight
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when every model of the start takes work."""
 
-    @property
-    def explain(self) -> ExplainRecord | None:
-        """What the model can say of where it looked; None where it cannot, or the settings do not want it to."""
-        return self.model.manifest.explain if self.settings.explain else None
+    def resolve(self, context: RequestContext, name: str | None = None, version: str | None = None) -> Served:
+        """Return what answers a request to its end, whatever is loaded meanwhile; once for a request.
 
-    def check_model(self, name: str | None, version: str | None = None) -> None:
-        """Raise UnknownModel unless `name` and `version` are the served model's, or None."""
-        served = self.model.manifest
-        if name is not None and name != served.name:
-            raise UnknownModel(f"There is no model {name!r} here; {served.name!r} is served.")
-        if version is not None and version != str(served.version):
-            raise UnknownModel(f"There is no version {version!r} of {served.name!r} here; {served.version} is served.")
+        It is the default model where none is named, and its default version where none is. Raises UnknownModel where it
+        is not there or not loaded, and NotReady where it is on its way.
+        """
+        served = self.models.resolve(name, version)
+        context.keep(served)
+        return served
 
     def check_ready(self) -> None:
-        """Raise NotReady while the engine loads, hangs, fails on every batch or is dead."""
-        if self.engine.healthy:
-            return
-        if self.engine.state is EngineState.READY:
-            raise NotReady("The engine hangs, or fails on every batch.")
-        raise NotReady(f"The engine is {self.engine.state.value}.")
+        """Raise NotReady until all models of the start take work, and while one hangs, fails on every batch or is dead.
+
+        A model that is loaded later counts once it takes work; one that could not be replaced is as ready as before.
+        """
+        if not self.started.is_set():
+            raise NotReady("The service is loading what it is to serve.")
+        for status in self.models.statuses:
+            if status.is_default:
+                self.check_model_ready(status.name)
+
+    def check_model_ready(self, name: str, version: str | None = None) -> None:
+        """Raise NotReady, with the reason, unless a model or a version takes work; UnknownModel where there is none."""
+        try:
+            served = self.models.resolve(name, version)
+        except UnknownModel as error:
+            if any(version in (None, str(status.version)) for status in self.models.statuses_of(name)):
+                raise NotReady(str(error)) from None
+            raise
+        try:
+            served.check_ready()
+        except NotReady as error:
+            raise NotReady(f"{name}: {error}") from None
 
 
 def service_of(request: Request) -> Service:

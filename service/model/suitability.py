@@ -1,4 +1,4 @@
-"""Whether a model is in a form that suits the device that it meets: what is right there, but slower than need be.
+"""Whether a model suits what it meets: the device, where it may be right but slower than need be, and the settings.
 
 What a device cannot run at all, or computes wrongly, the session finds out when it loads the model.
 """
@@ -6,7 +6,15 @@ What a device cannot run at all, or computes wrongly, the session finds out when
 from __future__ import annotations
 
 from service.engine.runtime.options import Device
-from service.model.manifest import Manifest
+from service.errors import SettingsError
+from service.model.manifest import Manifest, unknown_outputs
+from service.settings import Settings, option_of
+
+
+def check_settings(manifest: Manifest, settings: Settings) -> None:
+    """Raise SettingsError where a model has not what its settings name: to be asked before it is served."""
+    if lacking := unknown_outputs(settings.v2_outputs, manifest.output_names):
+        raise SettingsError(f"{option_of('v2_outputs')}: {manifest.name!r} version {manifest.version}: {lacking}")
 
 
 def drawbacks(manifest: Manifest, device: str) -> list[str]:

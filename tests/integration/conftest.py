@@ -145,7 +145,7 @@ def service_thread(model: ModelDirectory, **settings: object) -> Iterator[Thread
 
     async def serve() -> None:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await parts.engine.wait_ready()
+        await served.started.wait()
         ready.set()
         await serving
 

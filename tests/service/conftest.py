@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -22,11 +23,13 @@ from service.engine.types import Session
 from service.errors import StartupError
 from service.http.app import create_app
 from service.model.directory import ModelDirectory, open_model
-from service.model.loading import graphs_of, load_session
+from service.model.loading import load_session
+from service.serving.control import ModelControl
 from service.settings import Settings, load_settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracer
 from tests.service import tiny_explain, tiny_model
+from tests.service.fixed_hosting import FixedHosting, engine_of, served_by
 
 INPUT_SHAPE = (tiny_model.SIZE, tiny_model.SIZE, 3)
 OUTPUT_NAMES = tuple(tiny_model.shapes())
@@ -96,14 +99,25 @@ class Served:
     """A running application and a client of it."""
 
     app: FastAPI
-    engine: InProcessEngine
+    hosting: FixedHosting
+    engines: Sequence[InProcessEngine]
     metrics: Metrics
     http: httpx.AsyncClient
     failed_starts: list[StartupError]
 
+    @property
+    def engine(self) -> InProcessEngine:
+        """The default model's engine."""
+        return self.engines[0]
+
     def sample(self, name: str, **labels: str) -> float:
-        """The present value of a metric, 0 where it was never set."""
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+        """The present value of a metric, of all with these labels together; 0 where it was never set."""
+        samples = [each for family in self.metrics.registry.collect() for each in family.samples if each.name == name]
+        return sum(each.value for each in samples if labels.items() <= each.labels.items())
+
+    async def ready(self) -> None:
+        """Return when the models of the start take work."""
+        await self.app.state.service.started.wait()
 
 
 @dataclass(frozen=True)
@@ -111,29 +125,39 @@ class Parts:
     """An application that is not running, and what it is made of."""
 
     app: FastAPI
-    engine: InProcessEngine
+    hosting: FixedHosting
+    engines: Sequence[InProcessEngine]
     metrics: Metrics
     failed_starts: list[StartupError]
 
+    @property
+    def engine(self) -> InProcessEngine:
+        """The default model's engine."""
+        return self.engines[0]
+
 
 def make_parts(
-    model: ModelDirectory, load: Callable[[Graph], Session], tracer: Tracer | None = None, **settings: object
+    model: ModelDirectory,
+    load: Callable[[Graph], Session],
+    tracer: Tracer | None = None,
+    *,
+    others: Sequence[ModelDirectory] = (),
+    control: ModelControl | None = None,
+    **settings: object,
 ) -> Parts:
-    """Make an application of some settings; the engine gets them too."""
+    """Make an application of some settings, with the model of `load` and others that are loaded as the service does."""
     chosen = load_settings({name: str(value) for name, value in settings.items()}, environment={})
-    metrics = Metrics(buckets=chosen.buckets_for("cpu"))
-    engine = InProcessEngine(
-        graphs_of(model, chosen, buckets=chosen.buckets_for("cpu")),
-        load,
-        input_shape=INPUT_SHAPE,
-        max_queued_images=chosen.max_queued_images,
-        max_wait_s=chosen.max_wait_ms / 1000,
-        hang_after_s=chosen.hang_timeout_ms / 1000,
-        observer=metrics,
+    metrics = Metrics()
+    models = (model, *others)
+    loads = (load, *(partial(load_on_cpu, other) for other in others))
+    engines = [engine_of(each, load, chosen, metrics) for each, load in zip(models, loads, strict=True)]
+    hosting = FixedHosting(
+        [served_by(engine, each, chosen, metrics) for engine, each in zip(engines, models, strict=True)],
+        control=control,
     )
     failed_starts: list[StartupError] = []
-    app = create_app(chosen, model, engine, metrics=metrics, on_failed_start=failed_starts.append, tracer=tracer)
-    return Parts(app, engine, metrics, failed_starts)
+    app = create_app(chosen, hosting, metrics=metrics, on_failed_start=failed_starts.append, tracer=tracer)
+    return Parts(app, hosting, engines, metrics, failed_starts)
 
 
 def load_on_cpu(model: ModelDirectory, graph: Graph) -> Session:
@@ -148,16 +172,25 @@ async def serving(
     *,
     wait_ready: bool = True,
     tracer: Tracer | None = None,
+    others: Sequence[ModelDirectory] = (),
+    control: ModelControl | None = None,
     **settings: object,
 ) -> AsyncIterator[Served]:
-    """Serve the tiny model (or a gated session) with some settings."""
-    parts = make_parts(model, lambda graph: session or load_on_cpu(model, graph), tracer, **settings)
+    """Serve the tiny model (or a gated session), and others beside it, with some settings."""
+    parts = make_parts(
+        model,
+        lambda graph: session or load_on_cpu(model, graph),
+        tracer,
+        others=others,
+        control=control,
+        **settings,
+    )
     async with parts.app.router.lifespan_context(parts.app):
         if wait_ready:
-            await parts.engine.wait_ready()
+            await parts.app.state.service.started.wait()
         transport = httpx.ASGITransport(parts.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
-            yield Served(parts.app, parts.engine, parts.metrics, http, parts.failed_starts)
+            yield Served(parts.app, parts.hosting, parts.engines, parts.metrics, http, parts.failed_starts)
         if session is not None:
             session.gate.set()
 

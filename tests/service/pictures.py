@@ -46,9 +46,13 @@ def naive(
     return np.array(image)[top : top + crop[0], left : left + crop[1]]
 
 
-def expected(data: bytes, output: str) -> NDArray[np.float32]:
-    """The tiny model's output for one image file."""
-    answer: NDArray[np.float32] = tiny_model.reference(naive(data)[None])[output][0]
+def expected(
+    data: bytes, output: str, *, size: int = tiny_model.SIZE, seed: int = tiny_model.SEED
+) -> NDArray[np.float32]:
+    """The output for one image file of the tiny model, or of one with another size or other weights."""
+    resize = tiny_model.RESIZE * size // tiny_model.SIZE
+    image = naive(data, resize=(resize, resize), crop=(size, size))
+    answer: NDArray[np.float32] = tiny_model.reference(image[None], seed=seed)[output][0]
     return answer
 
 

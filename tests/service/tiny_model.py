@@ -1,7 +1,8 @@
 """A model directory small enough to make in a test: fixed weights, the outputs of the real ones.
 
 The graph normalises, averages over the image (`embedding`) and multiplies by a matrix (`logits`); `stage1` to
-`stage4` are average pools of the normalised image. `reference` computes the same in NumPy.
+`stage4` are average pools of the normalised image. `reference` computes the same in NumPy. Models of another size, a
+multiple of SIZE, or with weights of another seed stand beside it where a test serves several.
 """
 
 from __future__ import annotations
@@ -19,33 +20,34 @@ from tests.service import tiny_explain
 
 NAME, VERSION = "tiny", 3
 RESIZE, SIZE, CLASSES = 64, 56, 7
+SEED = 7
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 POOLS = {"stage1": 4, "stage2": 8, "stage3": 14, "stage4": 28}
 LABELS = tuple(f"class {number}" for number in range(CLASSES))
 
 
-def weights() -> NDArray[np.float32]:
-    return np.random.default_rng(7).normal(0, 3, (3, CLASSES)).astype(np.float32)
+def weights(seed: int = SEED) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(0, 3, (3, CLASSES)).astype(np.float32)
 
 
-def reference(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    """The outputs for uint8 (batch, SIZE, SIZE, 3)."""
+def reference(images: NDArray[np.uint8], *, seed: int = SEED) -> dict[str, NDArray[np.float32]]:
+    """The outputs for uint8 (batch, size, size, 3)."""
     x = ((images.astype(np.float64) / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
     batch = len(images)
     outputs = {"embedding": x.mean((2, 3))}
-    outputs["logits"] = outputs["embedding"] @ weights()
+    outputs["logits"] = outputs["embedding"] @ weights(seed)
     for name, pool in POOLS.items():
-        side = SIZE // pool
+        side = images.shape[1] // pool
         outputs[name] = x.reshape(batch, 3, side, pool, side, pool).mean((3, 5))
     return {name: value.astype(np.float32) for name, value in outputs.items()}
 
 
-def graph() -> onnx.ModelProto:
+def graph(*, size: int = SIZE, seed: int = SEED) -> onnx.ModelProto:
     constants = {
         "scale": np.float32(1 / 255),
         "mean": np.array(MEAN, np.float32).reshape(3, 1, 1),
         "std": np.array(STD, np.float32).reshape(3, 1, 1),
-        "weights": weights(),
+        "weights": weights(seed),
         "axes": np.array([2, 3], np.int64),
     }
     nodes = [
@@ -62,13 +64,14 @@ def graph() -> onnx.ModelProto:
         ),
     ]
     outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]) for name, shape in shapes().items()
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
+        for name, shape in shapes(size).items()
     ]
     return helper.make_model(
         helper.make_graph(
             nodes,
             "tiny",
-            [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SIZE, SIZE, 3])],
+            [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", size, size, 3])],
             outputs,
             [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
         ),
@@ -77,28 +80,37 @@ def graph() -> onnx.ModelProto:
     )
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
+def shapes(size: int = SIZE) -> dict[str, tuple[int, ...]]:
     return {
         "logits": (CLASSES,),
         "embedding": (3,),
-        **{name: (3, SIZE // pool, SIZE // pool) for name, pool in POOLS.items()},
+        **{name: (3, size // pool, size // pool) for name, pool in POOLS.items()},
     }
 
 
-def write(root: Path, *, name: str = NAME, version: int = VERSION, explain: bool = True) -> Path:
+def write(
+    root: Path,
+    *,
+    name: str = NAME,
+    version: int = VERSION,
+    explain: bool = True,
+    size: int = SIZE,
+    seed: int = SEED,
+) -> Path:
     """Write `<root>/<name>/<version>` and return it."""
     directory = root / name / str(version)
     directory.mkdir(parents=True)
-    (directory / contract.MODEL_FILE).write_bytes(graph().SerializeToString())
+    (directory / contract.MODEL_FILE).write_bytes(graph(size=size, seed=seed).SerializeToString())
     if explain:
-        (directory / contract.EXPLAIN_FILE).write_bytes(tiny_explain.graph(SIZE).SerializeToString())
+        (directory / contract.EXPLAIN_FILE).write_bytes(tiny_explain.graph(size).SerializeToString())
     rows = [f"{number}\t{label}" for number, label in enumerate(LABELS)]
     (directory / contract.LABELS_FILE).write_text("\n".join(["class_id\tname", *rows]) + "\n")
-    write_manifest(directory, name=name, version=version)
+    write_manifest(directory, name=name, version=version, size=size)
     return directory
 
 
-def write_manifest(directory: Path, *, name: str = NAME, version: int = VERSION) -> None:
+def write_manifest(directory: Path, *, name: str = NAME, version: int = VERSION, size: int = SIZE) -> None:
+    resize = RESIZE * size // SIZE
     files = {
         path.name: contract.FileRecord(
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(), size_bytes=path.stat().st_size
@@ -115,8 +127,8 @@ def write_manifest(directory: Path, *, name: str = NAME, version: int = VERSION)
         opset=20,
         sampling="none",
         num_classes=CLASSES,
-        input=contract.InputRecord(height=SIZE, width=SIZE),
-        preprocess=contract.PreprocessRecord(resize_height=RESIZE, resize_width=RESIZE, mean=MEAN, std=STD),
+        input=contract.InputRecord(height=size, width=size),
+        preprocess=contract.PreprocessRecord(resize_height=resize, resize_width=resize, mean=MEAN, std=STD),
         outputs=tuple(
             contract.OutputRecord(
                 name=output,
@@ -127,7 +139,7 @@ def write_manifest(directory: Path, *, name: str = NAME, version: int = VERSION)
                 max_abs_difference=0.0,
                 reference_std=1.0,
             )
-            for output, shape in shapes().items()
+            for output, shape in shapes(size).items()
         ),
         weights_source="seed 7",
         weights_sha256="0" * 64,

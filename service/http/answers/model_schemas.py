@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 from pydantic import BaseModel, ConfigDict
 
 from service.model.directory import ModelDirectory
-from service.model.manifest import ExplainRecord
+from service.model.manifest import ExplainRecord, Manifest
+from service.serving.states import ModelState, VersionStatus
 
 
 class _Shown(BaseModel):
@@ -72,27 +74,66 @@ class ExplainEntry(_Shown):
         return cls.model_validate(SimpleNamespace(layers=layers))
 
 
+class ParityEntry(_Shown):
+    """How far what a device computes is from what the CPU does, compared when the version was loaded."""
+
+    error: float
+    """Relative error, in the worst output."""
+    tolerance: float
+    """The largest error with which a version is served."""
+
+
 class ModelSummary(_Shown):
-    """One served model."""
+    """One version of a model, and how it is."""
 
     name: str
     """Name in the model repository."""
     version: int
     """Version in the model repository."""
-    variant: str
-    """The network's variant."""
+    variant: str | None
+    """The network's variant; null while the version takes no work."""
+    state: ModelState
+    """Only a version that is `ready` takes work; one that is `draining` finishes what it has."""
+    reason: str
+    """Why it `failed`, in a sentence; empty in every other state."""
+    is_default: bool
+    """Whether it answers where its model is asked for without a version."""
+    devices: list[str]
+    """What it runs on; empty until that is known."""
+    parity: ParityEntry | None
+    """How exactly its devices compute; null before it was loaded, and where it runs on the CPU alone."""
+
+    @classmethod
+    def of(cls, status: VersionStatus, manifest: Manifest | None) -> ModelSummary:
+        """Return a version as it is, with the manifest of one that takes work."""
+        return cls(
+            name=status.name,
+            version=status.version,
+            variant=manifest.variant if manifest else None,
+            state=status.state,
+            reason=status.reason,
+            is_default=status.is_default,
+            devices=list(status.devices),
+            parity=ParityEntry.model_validate(status.parity) if status.parity else None,
+        )
 
 
 class ModelList(_Shown):
-    """All served models."""
+    """All versions of all models."""
 
+    default: str
+    """Name of the model that answers where a request names none."""
     models: list[ModelSummary]
-    """One entry a model."""
+    """One entry a version, by name and version; the default model's first."""
 
 
 class ModelDetails(ModelSummary):
-    """Everything that a caller may want to know of a model."""
+    """Everything that a caller may want to know of one version of a model."""
 
+    variant: str
+    """The network's variant."""
+    versions: list[ModelSummary]
+    """Every version of the model, this one too."""
     precision: str
     """Precision that the model computes in."""
     created: str
@@ -131,10 +172,19 @@ class ModelDetails(ModelSummary):
     """The classes, by index."""
 
     @classmethod
-    def of(cls, model: ModelDirectory, *, explain: ExplainRecord | None) -> ModelDetails:
-        """Return what a model's manifest and labels say, and `explain` of where it looks."""
+    def of_model(
+        cls,
+        model: ModelDirectory,
+        summary: ModelSummary,
+        *,
+        versions: Sequence[ModelSummary],
+        explain: ExplainRecord | None,
+    ) -> ModelDetails:
+        """Return what a version's manifest and labels say, how all versions are, and `explain` of where it looks."""
         manifest = model.manifest
         facts = {
+            **dict(summary),
+            "versions": list(versions),
             **dict(manifest),
             **dict(manifest.preprocess),
             "input_height": manifest.input.height,

@@ -24,6 +24,7 @@ from service.http.routes.v2.response import render
 from service.http.routes.v2.statistics import statistics_of
 from service.model.directory import Label, ModelDirectory
 from service.model.manifest import Manifest
+from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
 from service.telemetry.metrics import InferenceTotals
 
@@ -56,15 +57,19 @@ def example_answers() -> dict[str, Any]:
     settings = Settings.model_construct()  # the defaults: to validate is to read the environment
     protocol: dict[str, Any] = {
         "ready": v2.ModelReady(name=manifest.name, ready=True),
-        "metadata": metadata_of(manifest, settings, files=False),
-        "config": configuration_of(manifest, settings, files=False),
+        "metadata": metadata_of(manifest, settings, versions=[manifest.version], files=False),
+        "config": configuration_of(manifest, settings, versions=[manifest.version], files=False),
         "stats": v2.Statistics(model_stats=[statistics_of(manifest, _TOTALS)]),
     }
     version = str(manifest.version)
+    status = VersionStatus(manifest.name, manifest.version, ModelState.READY, is_default=True, devices=("cpu",))
+    summary = ModelSummary.of(status, manifest)
     answers = {
         **_of_images(model),
-        "list_models": ModelList(models=[ModelSummary.model_validate(manifest)]),
-        "get_model": ModelDetails.of(replace(model, labels=model.labels[:1]), explain=manifest.explain),
+        "list_models": ModelList(default=manifest.name, models=[summary]),
+        "get_model": ModelDetails.of_model(
+            replace(model, labels=model.labels[:1]), summary, versions=[summary], explain=manifest.explain
+        ),
         "live": v1.Health(status="alive"),
         "ready": v1.Health(status="ready"),
         "metrics": "# TYPE dat_requests_in_flight gauge\ndat_requests_in_flight 0.0\n",

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from service.http.answers.negotiation import negotiate
 from service.http.answers.schemas import ClassifiedImage, ClassifyResponse, Prediction
 from service.http.bodies.uploads import Upload
+from service.http.context import context_of
 from service.http.direct import DirectRoute
 from service.http.inference import infer
 from service.http.openapi import components as openapi
@@ -35,10 +36,11 @@ async def classify(
 ) -> Response:
     """Answer with the `top_k` most likely classes of each image, their scores being softmax probabilities."""
     negotiate(request.headers.get("accept"), (JSON,))
-    k = min(parameters.top_k or service.settings.top_k, service.model.manifest.num_classes)
-    class_output = service.model.manifest.class_output
-    inferred = await infer(request, service, parameters, outputs=frozenset({class_output}))
-    labels = service.model.labels
+    served = service.resolve(context_of(request), *parameters.model_and_version)
+    manifest, labels = served.manifest, served.model.labels
+    k = min(parameters.top_k or served.settings.top_k, manifest.num_classes)
+    class_output = manifest.class_output
+    inferred = await infer(request, service, served, parameters, outputs=frozenset({class_output}))
 
     def result(image: Upload) -> ClassifiedImage:
         best = top_k(softmax(inferred.answers[image.index].outputs[class_output]), k)
@@ -46,4 +48,4 @@ async def classify(
         return ClassifiedImage(image.index, image.filename, predictions)
 
     size_bytes = len(inferred.answers) * k * 8
-    return await json_answer(request, service, inferred, result, ClassifyResponse, size_bytes=size_bytes)
+    return await json_answer(request, served, inferred, result, ClassifyResponse, size_bytes=size_bytes)

@@ -23,11 +23,12 @@ from service.http.inference import Inferred, infer
 from service.http.openapi import components as openapi
 from service.http.parameters import QUERY_PATTERN, ExplainParameters
 from service.http.responses import JSON, answer_headers, json_answer
-from service.http.service import Service, ServiceDependency
+from service.http.service import ServiceDependency
 from service.images import overlay
 from service.images.points import GroupedPoints, Point, QueryCell, View, weights_of
 from service.images.preprocessing import ImageTimings, Preprocessing, decode
 from service.model.manifest import ExplainLayerRecord, ExplainRecord, attention_output, position_output
+from service.serving.served import Served
 
 PNG = "image/png"
 Layers = Mapping[int, ExplainLayerRecord]
@@ -56,11 +57,11 @@ async def explain(
     where they weigh more, one colour a group; longer sides than 1600 pixels are shrunk, and small images enlarged.
     """
     form = negotiate(request.headers.get("accept"), (JSON, PNG))
-    service.check_model(parameters.model)
-    layers = _layers(_record(service), parameters, form)
+    served = service.resolve(context_of(request), *parameters.model_and_version)
+    layers = _layers(_record(served), parameters, form)
     query = _point(parameters.query)
     outputs = frozenset(name(layer) for layer in layers for name in (position_output, attention_output))
-    preprocessing = service.preprocessing
+    preprocessing = served.preprocessing
 
     def check(images: int, decoded: Mapping[int, ImageTimings]) -> None:
         if form == PNG and images != 1:
@@ -68,7 +69,7 @@ async def explain(
         for index, image in decoded.items():
             _check_seen(query, index, _view(image, preprocessing))
 
-    inferred = await infer(request, service, parameters, outputs=outputs, check=check)
+    inferred = await infer(request, service, served, parameters, outputs=outputs, check=check)
     if form == JSON:
 
         def result(image: Upload) -> ExplainedImage:
@@ -76,24 +77,24 @@ async def explain(
 
         points = len(inferred.answers) * sum(layer.groups * layer.points for layer in layers.values())
         size_bytes = points * _JSON_BYTES_A_POINT
-        return await json_answer(request, service, inferred, result, ExplainResponse, size_bytes=size_bytes)
+        return await json_answer(request, served, inferred, result, ExplainResponse, size_bytes=size_bytes)
     if inferred.faults:
         raise BadImages(inferred.faults)
     began_s, stages = time.monotonic(), context_of(request).stages
     drawing = partial(_picture, inferred, layers, query, preprocessing)
     picture = await service.decode_pool.run(parameters.engine_priority, drawing)
     stages.postprocessed(began_s)
-    return Response(picture, media_type=PNG, headers=answer_headers(service, stages))
+    return Response(picture, media_type=PNG, headers=answer_headers(served, stages))
 
 
-def _record(service: Service) -> ExplainRecord:
+def _record(served: Served) -> ExplainRecord:
     """Return what the model can say; raises ExplainUnavailable, with the way to get it, where it cannot."""
-    record = service.explain
+    record = served.explain
     if record is None:
-        name = service.model.manifest.name
+        name = served.name
         why = (
             f"{name!r} was exported without explain.onnx; export it anew, without --no-explain."
-            if service.model.manifest.explain is None
+            if served.manifest.explain is None
             else f"The setting explain is off; without it {name!r} could say where it looks."
         )
         raise ExplainUnavailable(why)

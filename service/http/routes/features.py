@@ -21,9 +21,10 @@ from service.http.inference import Inferred, infer
 from service.http.openapi import components as openapi
 from service.http.parameters import FeaturesParameters
 from service.http.responses import JSON, answer_headers, in_thread_if_large, json_answer
-from service.http.service import Service, ServiceDependency
+from service.http.service import ServiceDependency
 from service.model.manifest import Manifest, unknown_outputs
 from service.model.postprocess import l2_normalized
+from service.serving.served import Served
 from service.telemetry.stages import Stages
 
 NPZ = "application/x-npz"
@@ -54,8 +55,9 @@ async def features(
     """
     outputs = tuple(dict.fromkeys(parameters.outputs))
     form = negotiate(request.headers.get("accept"), (JSON, NPZ, RAW))
-    _check_outputs(service.model.manifest, outputs, parameters, form)
-    inferred = await infer(request, service, parameters, outputs=frozenset(outputs))
+    served = service.resolve(context_of(request), *parameters.model_and_version)
+    _check_outputs(served.manifest, outputs, parameters, form)
+    inferred = await infer(request, service, served, parameters, outputs=frozenset(outputs))
     size_bytes = sum(array.nbytes for answer in inferred.answers.values() for array in answer.outputs.values())
     if form == JSON:
         render = as_base64 if parameters.encoding == "base64" else as_json
@@ -65,11 +67,11 @@ async def features(
             rendered = {name: render(tensor) for name, tensor in tensors.items()}
             return ImageFeatures(image.index, image.filename, rendered)
 
-        return await json_answer(request, service, inferred, result, FeaturesResponse, size_bytes=size_bytes)
+        return await json_answer(request, served, inferred, result, FeaturesResponse, size_bytes=size_bytes)
     if not inferred.answers:
         raise BadImages(inferred.faults)
     return await in_thread_if_large(
-        size_bytes, lambda: _binary(context_of(request).stages, service, inferred, outputs, parameters, form)
+        size_bytes, lambda: _binary(context_of(request).stages, served, inferred, outputs, parameters, form)
     )
 
 
@@ -92,7 +94,7 @@ def _finished(answer: Answer, outputs: tuple[str, ...], parameters: FeaturesPara
 
 def _binary(
     stages: Stages,
-    service: Service,
+    served: Served,
     inferred: Inferred[Upload],
     outputs: tuple[str, ...],
     parameters: FeaturesParameters,
@@ -114,4 +116,4 @@ def _binary(
         if skips:
             headers["X-Image-Index"] = ",".join(map(str, good))
     stages.postprocessed(began_s)
-    return Response(body, media_type=form, headers={**answer_headers(service, stages), **headers})
+    return Response(body, media_type=form, headers={**answer_headers(served, stages), **headers})

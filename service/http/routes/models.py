@@ -1,25 +1,51 @@
-"""`GET /v1/models` and `GET /v1/models/{name}`: what is served."""
+"""`GET /v1/models` and `GET /v1/models/{name}`: what is served, and what became of all else that was to be."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
 
 from service.http.answers.model_schemas import ModelDetails, ModelList, ModelSummary
 from service.http.authorization import authorized
+from service.http.context import context_of
 from service.http.openapi import components as openapi
 from service.http.service import ServiceDependency
+from service.serving.served import ServedModels
+from service.serving.states import VersionStatus
 
-router = APIRouter(tags=["models"], responses=openapi.READING_PROBLEMS, dependencies=[Depends(authorized)])
+router = APIRouter(tags=["models"], dependencies=[Depends(authorized)])
 
 
-@router.get("/v1/models", operation_id="list_models", summary="List the served models")
+@router.get("/v1/models", operation_id="list_models", summary="List the models", responses=openapi.READING_PROBLEMS)
 async def list_models(service: ServiceDependency) -> ModelList:
-    """Answer with every model that is served."""
-    return ModelList(models=[ModelSummary.model_validate(service.model.manifest)])
+    """Answer with every version of every model that is served, or was to be, and how each is."""
+    models = service.models
+    return ModelList(default=models.default, models=_summaries(models, models.statuses))
 
 
-@router.get("/v1/models/{name}", operation_id="get_model", summary="Describe a model")
-async def get_model(name: str, service: ServiceDependency) -> ModelDetails:
-    """Answer with a model's input, outputs, labels and origin."""
-    service.check_model(name)
-    return ModelDetails.of(service.model, explain=service.explain)
+@router.get(
+    "/v1/models/{name}",
+    operation_id="get_model",
+    summary="Describe a model",
+    responses=openapi.MODEL_READING_PROBLEMS,
+)
+async def get_model(
+    request: Request,
+    name: str,
+    service: ServiceDependency,
+    version: Annotated[
+        str | None, Query(description="The version to describe. By default the one that answers where none is named.")
+    ] = None,
+) -> ModelDetails:
+    """Answer with a model's input, outputs, labels and origin, in one version, and with how all of them are."""
+    served = service.resolve(context_of(request), name, version)
+    versions = _summaries(service.models, service.models.statuses_of(name))
+    shown = next(each for each in versions if each.version == served.version)
+    return ModelDetails.of_model(served.model, shown, versions=versions, explain=served.explain)
+
+
+def _summaries(models: ServedModels, statuses: Sequence[VersionStatus]) -> list[ModelSummary]:
+    manifests = {(served.name, served.version): served.manifest for served in models.served}
+    return [ModelSummary.of(status, manifests.get((status.name, status.version))) for status in statuses]

@@ -30,7 +30,7 @@ async def live() -> Health:
     "/health/ready", operation_id="ready", summary="Would a request be answered?", responses=openapi.READINESS_PROBLEMS
 )
 async def ready(service: ServiceDependency) -> Health:
-    """Answer 200 while the engine has loaded and is well, and 503 while it loads, hangs, fails or is dead."""
+    """Answer 200 once every model of the start takes work, and 503 before, and while one hangs, fails or is dead."""
     service.check_ready()
     return Health(status="ready")
 

@@ -15,10 +15,11 @@ from service.http.parameters import CallParameters
 from service.http.responses import JSON, answer_headers, in_thread_if_large
 from service.http.routes.v2 import openapi
 from service.http.routes.v2.coding import IDENTITY, WORTHWHILE_BYTES, answer_coding, compressed
-from service.http.routes.v2.path import check_path
+from service.http.routes.v2.path import resolve_path
 from service.http.routes.v2.request import HEADER_LENGTH, Call, plan_request
 from service.http.routes.v2.response import render
-from service.http.service import Service, ServiceDependency
+from service.http.service import ServiceDependency
+from service.serving.served import Served
 
 RAW = "application/octet-stream"
 
@@ -43,35 +44,36 @@ async def infer(
     request: Request, service: ServiceDependency, parameters: Annotated[CallParameters, Query()]
 ) -> Response:
     """Answer with the outputs asked for, of the images in the input `image`."""
-    check_path(request, service)
-    plan = plan_request(request, service)
+    served = resolve_path(request, service)
+    plan = plan_request(request, service, served)
     context, priority = context_of(request), parameters.engine_priority
-    check_room(context, service, priority)
+    check_room(context, served, priority)
     call = await plan.read(request)
     if call.timeout_s is not None:
         context.answer_within(call.timeout_s * 1000)
     inferred = await infer_images(
         context,
-        service,
+        service.decode_pool,
+        served,
         call.images,
         outputs=frozenset(wanted.name for wanted in call.wanted),
         priority=priority if call.priority is None else call.priority,
     )
     size_bytes = sum(array.nbytes for answer in inferred.answers.values() for array in answer.outputs.values())
-    return await in_thread_if_large(size_bytes, lambda: _response(request, service, call, inferred))
+    return await in_thread_if_large(size_bytes, lambda: _response(request, served, call, inferred))
 
 
-def _response(request: Request, service: Service, call: Call, inferred: Inferred[ImageSource]) -> Response:
+def _response(request: Request, served: Served, call: Call, inferred: Inferred[ImageSource]) -> Response:
     began_s = time.monotonic()
     answers = [inferred.answers[image.index] for image in call.images]
     outputs = {wanted.name: [answer.outputs[wanted.name] for answer in answers] for wanted in call.wanted}
-    rendered = render(call, outputs, service.model)
+    rendered = render(call, outputs, served.model)
     coding = answer_coding(request.headers.get("accept-encoding"))
     coding = IDENTITY if len(rendered.body) < WORTHWHILE_BYTES else coding
     body = rendered.body if coding == IDENTITY else compressed(rendered.body, coding)
     stages = context_of(request).stages
     stages.postprocessed(began_s)
-    headers = {**answer_headers(service, stages), "Vary": "Accept-Encoding"}
+    headers = {**answer_headers(served, stages), "Vary": "Accept-Encoding"}
     if coding != IDENTITY:
         headers["Content-Encoding"] = coding
     if rendered.json_bytes is not None:

@@ -1,4 +1,4 @@
-"""What the server and its model are, and whether they are ready, as the protocol's clients ask.
+"""What the server and its models are, and whether they are ready, as the protocol's clients ask.
 
 Triton's image client wants a model with one input and one output, a vector, with the input's layout and the largest
 batch in the configuration; its perf_analyzer makes its requests from the metadata and the configuration alone. Hence
@@ -7,6 +7,7 @@ both name only the outputs that a request gets by default, and a header turns th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
@@ -14,7 +15,7 @@ from fastapi import APIRouter, Depends, Request
 from service.http.authorization import authorized
 from service.http.routes.v2 import openapi
 from service.http.routes.v2.images import BYTES, INPUT
-from service.http.routes.v2.path import CheckedService
+from service.http.routes.v2.path import NamedModel
 from service.http.routes.v2.request import IMAGE_DATATYPE, expects_files, outputs_by_default
 from service.http.routes.v2.schemas import (
     Live,
@@ -25,8 +26,9 @@ from service.http.routes.v2.schemas import (
     ServerMetadata,
     TensorMetadata,
 )
-from service.http.service import ServiceDependency
+from service.http.service import Service, ServiceDependency
 from service.model.manifest import Manifest, OutputRecord
+from service.serving.served import Served
 from service.settings import Settings
 
 NAME = "dat-serve"
@@ -77,10 +79,10 @@ async def ready(service: ServiceDependency) -> Ready:
     summary="Would the model answer?",
     responses=openapi.MODEL_READINESS_ERRORS,
 )
-async def model_ready(service: CheckedService) -> ModelReady:
-    """Answer 200 while a request would be answered, and 503 otherwise."""
-    service.check_ready()
-    return ModelReady(name=service.model.manifest.name, ready=True)
+async def model_ready(request: Request, model: str, service: ServiceDependency) -> ModelReady:
+    """Answer 200 while a request would be answered, 503 with the reason while not, and 404 where there is no such."""
+    service.check_model_ready(model, request.path_params.get("version"))
+    return ModelReady(name=model, ready=True)
 
 
 _DESCRIBED: dict[str, Any] = {
@@ -96,9 +98,10 @@ _DESCRIBED: dict[str, Any] = {
     **_DESCRIBED,
 )
 @router.get("/v2/models/{model}", operation_id="v2_model_metadata", summary="Describe a model", **_DESCRIBED)
-async def model_metadata(request: Request, service: CheckedService) -> ModelMetadata:
-    """Answer with a model's input and the outputs that a request gets by default."""
-    return metadata_of(service.model.manifest, service.settings, files=expects_files(request))
+async def model_metadata(request: Request, service: ServiceDependency, served: NamedModel) -> ModelMetadata:
+    """Answer with a model's versions, its input and the outputs that a request gets by default."""
+    versions = _versions(service, served)
+    return metadata_of(served.manifest, served.settings, versions=versions, files=expects_files(request))
 
 
 @router.get(
@@ -110,17 +113,23 @@ async def model_metadata(request: Request, service: CheckedService) -> ModelMeta
 @router.get(
     "/v2/models/{model}/config", operation_id="v2_model_config", summary="A model's configuration", **_DESCRIBED
 )
-async def model_config(request: Request, service: CheckedService) -> ModelConfiguration:
+async def model_config(request: Request, service: ServiceDependency, served: NamedModel) -> ModelConfiguration:
     """Answer with the configuration that a Triton server would need to serve the model so."""
-    return configuration_of(service.model.manifest, service.settings, files=expects_files(request))
+    versions = _versions(service, served)
+    return configuration_of(served.manifest, served.settings, versions=versions, files=expects_files(request))
 
 
-def metadata_of(manifest: Manifest, settings: Settings, *, files: bool) -> ModelMetadata:
-    """Return the metadata of a model, whose input is described as pixels, or as files."""
+def _versions(service: Service, served: Served) -> list[int]:
+    """Return every version of a model that takes work, the one asked for too, which may just have been replaced."""
+    return sorted({served.version, *(each.version for each in service.models.served if each.name == served.name)})
+
+
+def metadata_of(manifest: Manifest, settings: Settings, *, versions: Sequence[int], files: bool) -> ModelMetadata:
+    """Return the metadata of one of a model's versions, whose input is described as pixels, or as files."""
     pixels = [-1, manifest.input.height, manifest.input.width, 3]
     return ModelMetadata(
         name=manifest.name,
-        versions=[str(manifest.version)],
+        versions=[str(version) for version in versions],
         platform=PLATFORM,
         inputs=[TensorMetadata(name=INPUT, datatype=BYTES if files else "UINT8", shape=[-1, 1] if files else pixels)],
         outputs=[
@@ -130,8 +139,10 @@ def metadata_of(manifest: Manifest, settings: Settings, *, files: bool) -> Model
     )
 
 
-def configuration_of(manifest: Manifest, settings: Settings, *, files: bool) -> ModelConfiguration:
-    """Return a model's configuration, with the names and values of Triton's model_config.proto."""
+def configuration_of(
+    manifest: Manifest, settings: Settings, *, versions: Sequence[int], files: bool
+) -> ModelConfiguration:
+    """Return one version's configuration, with the names and values of Triton's model_config.proto."""
     described: dict[str, Any] = {"data_type": "TYPE_STRING", "format": "FORMAT_NONE", "dims": [1]}
     if not files:
         size = [manifest.input.height, manifest.input.width, 3]
@@ -140,7 +151,7 @@ def configuration_of(manifest: Manifest, settings: Settings, *, files: bool) -> 
         "name": manifest.name,
         "platform": PLATFORM,
         "backend": "onnxruntime",
-        "version_policy": {"specific": {"versions": [manifest.version]}},
+        "version_policy": {"specific": {"versions": list(versions)}},
         "max_batch_size": settings.max_images,
         "input": [
             {

@@ -22,8 +22,9 @@ from service.http.routes.v2.schemas import IndexRequest, InferRequest, InferResp
 PLAIN_ERRORS = errors(405, 500)
 READINESS_ERRORS = errors(405, 500, 503)
 MODEL_READINESS_ERRORS = errors(404, 405, 422, 500, 503)
-READING_ERRORS = errors(400, 401, 404, 405, 422, 500)
+READING_ERRORS = errors(400, 401, 404, 405, 422, 500, 503)
 REPOSITORY_ERRORS = errors(400, 401, 404, 405, 408, 413, 415, 422, 500)
+CONTROL_ERRORS = errors(400, 401, 403, 404, 405, 408, 413, 415, 422, 500, 503)
 INFERENCE_ERRORS = errors(400, 401, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
 
 CONTENT_ENCODING = "Content-Encoding"

@@ -6,18 +6,20 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.http.context import context_of
 from service.http.service import Service, ServiceDependency
+from service.serving.served import Served
 
 
-def check_path(request: Request, service: Service) -> None:
-    """Raise UnknownModel unless what the request's path names is served."""
-    service.check_model(request.path_params.get("model"), request.path_params.get("version"))
+def resolve_path(request: Request, service: Service) -> Served:
+    """Return what answers for what the request's path names, to its end; raises as `Service.resolve`."""
+    names = request.path_params
+    return service.resolve(context_of(request), names.get("model"), names.get("version"))
 
 
-async def _checked(request: Request, service: ServiceDependency) -> Service:
-    check_path(request, service)
-    return service
+async def _named(request: Request, service: ServiceDependency) -> Served:
+    return resolve_path(request, service)
 
 
-CheckedService = Annotated[Service, Depends(_checked)]
-"""The service, where what the path names is served."""
+NamedModel = Annotated[Served, Depends(_named)]
+"""What answers for what the path names."""

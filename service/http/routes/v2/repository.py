@@ -1,4 +1,4 @@
-"""The protocol's model repository: one model, which is there from the start to the end."""
+"""The protocol's model repository: what there is, and loading and unloading it where the settings allow that."""
 
 from __future__ import annotations
 
@@ -6,14 +6,31 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from service.errors import MalformedRequest, NotReady
-from service.http.authorization import authorized
+from service.http.authorization import authorized, authorized_control
 from service.http.bodies.json_text import parsed_json
-from service.http.bodies.uploads import Limits, check_length, read_whole
+from service.http.bodies.uploads import check_length, read_whole
 from service.http.routes.v2 import openapi
-from service.http.routes.v2.schemas import IndexEntry, IndexRequest, RepositoryRequest
+from service.http.routes.v2.schemas import (
+    IndexEntry,
+    IndexRequest,
+    IndexState,
+    ProtocolParameters,
+    RepositoryRequest,
+)
 from service.http.service import Service, ServiceDependency
+from service.serving.states import ModelState, VersionStatus
 
 router = APIRouter(tags=["inference protocol"], dependencies=[Depends(authorized)])
+
+_STATES: dict[ModelState, tuple[IndexState, str]] = {
+    ModelState.LOADING: ("LOADING", "It is being loaded."),
+    ModelState.READY: ("READY", ""),
+    ModelState.DRAINING: ("UNLOADING", "It finishes what it has, and takes no more."),
+    ModelState.UNLOADED: ("UNAVAILABLE", "It was unloaded."),
+    ModelState.FAILED: ("UNAVAILABLE", "It could not be loaded."),
+}
+"""The protocol's word for each state, and why it takes no work, where it does not say itself."""
+_UNLOAD_DEPENDENTS = "unload_dependents"
 
 
 @router.post(
@@ -24,32 +41,32 @@ router = APIRouter(tags=["inference protocol"], dependencies=[Depends(authorized
     openapi_extra=openapi.json_body(IndexRequest, "Which models; all where it is left out.", {"ready": True}),
 )
 async def index(request: Request, service: ServiceDependency) -> list[IndexEntry]:
-    """Answer with the served model, unless only those are asked for that would answer and it would not."""
+    """Answer with every version of every model that is served, or was to be; or with those that would answer."""
     body = await _body(request, service)
     asked = parsed_json(IndexRequest, body) if body else IndexRequest()
-    manifest = service.model.manifest
-    try:
-        service.check_ready()
-    except NotReady as error:
-        entry = IndexEntry(name=manifest.name, version=str(manifest.version), state="UNAVAILABLE", reason=str(error))
-        return [] if asked.ready else [entry]
-    return [IndexEntry(name=manifest.name, version=str(manifest.version), state="READY", reason="")]
+    entries = [_entry(service, status) for status in service.models.statuses]
+    return [entry for entry in entries if entry.state == "READY"] if asked.ready else entries
 
 
 @router.post(
     "/v2/repository/models/{model}/load",
     operation_id="v2_load_model",
-    summary="Load a model",
+    summary="Load or replace a model",
     response_class=Response,
-    responses=openapi.REPOSITORY_ERRORS,
+    responses=openapi.CONTROL_ERRORS,
     openapi_extra=openapi.json_body(RepositoryRequest, "May be left out.", {}),
 )
 async def load(request: Request, service: ServiceDependency, model: str) -> Response:
-    """Answer 200 for the served model, which is loaded already; it cannot be loaded otherwise than it was exported."""
-    service.check_model(model)
-    body = await _body(request, service)
-    if body and parsed_json(RepositoryRequest, body).parameters:
-        raise MalformedRequest("The model is served as it was exported: it cannot be loaded with parameters.")
+    """Answer 200 when the versions of the model that are now to be served, of those in the repository, take work.
+
+    What is served and unchanged stays as it is. Where a version cannot be served, all that was served still is. Only
+    where `--model-control` is on and, where there are API keys, for those with `role=admin`.
+    """
+    control = authorized_control(request, service)
+    if given := await _parameters(request, service):
+        names = ", ".join(map(repr, given))
+        raise MalformedRequest(f"A model is served as it was exported, and cannot be loaded with parameters ({names}).")
+    await control.load(model)
     return Response(status_code=200)
 
 
@@ -58,16 +75,40 @@ async def load(request: Request, service: ServiceDependency, model: str) -> Resp
     operation_id="v2_unload_model",
     summary="Unload a model",
     response_class=Response,
-    responses=openapi.REPOSITORY_ERRORS,
+    responses=openapi.CONTROL_ERRORS,
     openapi_extra=openapi.json_body(RepositoryRequest, "May be left out.", {}),
 )
-async def unload(service: ServiceDependency, model: str) -> Response:
-    """Refuse: a server that serves one model ends with it."""
-    service.check_model(model)
-    raise MalformedRequest(f"This server serves {model!r} alone and cannot unload it; end the server instead.")
+async def unload(request: Request, service: ServiceDependency, model: str) -> Response:
+    """Answer 200 when no version of the model takes work any more, what they had is answered, and their memory is free.
+
+    Only where `--model-control` is on and, where there are API keys, for those with `role=admin`.
+    """
+    control = authorized_control(request, service)
+    given = await _parameters(request, service)
+    unknown = given.keys() - {_UNLOAD_DEPENDENTS}
+    if unknown or not isinstance(given.get(_UNLOAD_DEPENDENTS, False), bool):
+        raise MalformedRequest(f"To unload takes one parameter, {_UNLOAD_DEPENDENTS!r}, which is true or false.")
+    await control.unload(model)
+    return Response(status_code=200)
+
+
+def _entry(service: Service, status: VersionStatus) -> IndexEntry:
+    state, reason = _STATES[status.state]
+    if status.state is ModelState.READY:
+        try:
+            service.check_model_ready(status.name, str(status.version))
+        except NotReady as error:
+            state, reason = "UNAVAILABLE", str(error)
+    reason = status.reason or reason
+    return IndexEntry(name=status.name, version=str(status.version), state=state, reason=reason)
+
+
+async def _parameters(request: Request, service: Service) -> ProtocolParameters:
+    """Return the parameters that a body gives, which may be left out, as they may."""
+    body = await _body(request, service)
+    return (parsed_json(RepositoryRequest, body).parameters if body else None) or {}
 
 
 async def _body(request: Request, service: Service) -> bytes:
-    limits = Limits.of(service.settings)
-    check_length(request, limits)
-    return await read_whole(request, limits)
+    check_length(request, service.body_limits)
+    return await read_whole(request, service.body_limits)

@@ -32,6 +32,7 @@ from service.http.routes.v2.images import (
 from service.http.routes.v2.schemas import InferInput, InferRequest, ProtocolParameters, RequestedOutput
 from service.http.service import Service
 from service.model.manifest import Manifest, OutputRecord, unknown_outputs
+from service.serving.served import Served
 from service.settings import Settings
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -147,25 +148,28 @@ class RequestPlan:
         return [_wanted(output, self.outputs[output.name], binary) for output in asked]
 
 
-def plan_request(request: Request, service: Service) -> RequestPlan:
-    """Return how to read the body; raises UnsupportedMediaType, MalformedRequest or TooLarge by the headers alone."""
+def plan_request(request: Request, service: Service, served: Served) -> RequestPlan:
+    """Return how to read the body of a request to `served`, by the headers alone.
+
+    Raises UnsupportedMediaType, MalformedRequest or TooLarge.
+    """
     content_type, _ = parse_options_header(request.headers.get("content-type"))
     media_type = content_type.decode("latin-1")
     if media_type and media_type not in MEDIA_TYPES:  # Triton's client names none
         raise UnsupportedMediaType(
             f"{media_type!r} is not taken; send {' or '.join(MEDIA_TYPES)}.", accept_encoding=", ".join(CODINGS)
         )
-    limits = Limits.of(service.settings)
+    limits = service.body_limits
     check_length(request, limits)
-    manifest = service.model.manifest
+    manifest = served.manifest
     return RequestPlan(
         limits=limits,
-        image_limits=ImageLimits(manifest.input.height, manifest.input.width, service.settings.max_images),
+        image_limits=ImageLimits(manifest.input.height, manifest.input.width, limits.max_images),
         coding=request_coding(request.headers.get("content-encoding")),
         header_length=_header_length(request.headers.get(HEADER_LENGTH)),
         files_expected=expects_files(request),
         outputs={record.name: record for record in manifest.outputs},
-        outputs_by_default=[record.name for record in outputs_by_default(manifest, service.settings)],
+        outputs_by_default=[record.name for record in outputs_by_default(manifest, served.settings)],
     )
 
 

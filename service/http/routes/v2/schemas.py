@@ -197,7 +197,7 @@ class BatchStatistics(_Written):
 
 
 class ModelStatistics(_Written):
-    """What a model has done since the service started, for `/v1` and `/v2`, in all processes."""
+    """What a version of a model has done since the service started, for `/v1` and `/v2`, in all processes."""
 
     name: str
     """Name of the model."""
@@ -215,7 +215,7 @@ class ModelStatistics(_Written):
 
 
 class Statistics(_Written):
-    """The statistics of every model asked about."""
+    """The statistics of every version asked about."""
 
     model_stats: list[ModelStatistics]
 
@@ -227,24 +227,34 @@ class IndexRequest(_Read):
     """Only those that would answer."""
 
 
+IndexState = TypeAliasType(
+    "IndexState",
+    Annotated[
+        Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"],
+        Field(description="A version's state, as Triton has it."),
+    ],
+)
+
+
 class IndexEntry(_Written):
-    """One model of the repository."""
+    """One version of a model that is served, or was to be."""
 
     name: str
     """Name of the model."""
     version: str
     """Its version."""
-    state: Literal["READY", "UNAVAILABLE"]
-    """Whether it would answer."""
+    state: IndexState
+    """Whether it would answer, will soon, or is finishing what it has."""
     reason: str
-    """Why not, where it would not."""
+    """Why it would not answer, where it would not."""
 
 
 class RepositoryRequest(_Read):
     """What goes with a wish to load or unload."""
 
     parameters: ProtocolParameters | None = None
-    """A model is served as it was exported: there is none to give."""
+    """To unload takes `unload_dependents`, which changes nothing: no model depends on another. To load takes none: a
+    model is served as it was exported."""
 
 
 class ProtocolError(_Written):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from fastapi import APIRouter, Depends
 
 from service.http.authorization import authorized
 from service.http.routes.v2 import openapi
-from service.http.routes.v2.path import CheckedService
+from service.http.routes.v2.path import NamedModel
 from service.http.routes.v2.schemas import (
     BatchStatistics,
     Duration,
@@ -16,7 +17,9 @@ from service.http.routes.v2.schemas import (
     ModelStatistics,
     Statistics,
 )
+from service.http.service import Service, ServiceDependency
 from service.model.manifest import Manifest
+from service.serving.served import Served
 from service.telemetry.metrics import InferenceTotals
 
 router = APIRouter(tags=["inference protocol"], dependencies=[Depends(authorized)], responses=openapi.READING_ERRORS)
@@ -27,23 +30,34 @@ _NOTHING = Duration(count=0, ns=0)
     "/v2/models/{model}/versions/{version}/stats",
     operation_id="v2_model_version_stats",
     summary="Statistics of a version",
-    description="Answer with a version's statistics.",
 )
-@router.get(
-    "/v2/models/{model}/stats",
-    operation_id="v2_model_stats",
-    summary="Statistics of a model",
-    description="Answer with a model's statistics.",
-)
+async def version_stats(service: ServiceDependency, served: NamedModel) -> Statistics:
+    """Answer with a version's statistics."""
+    return await _statistics(service, [served])
+
+
+@router.get("/v2/models/{model}/stats", operation_id="v2_model_stats", summary="Statistics of a model")
+async def model_stats(service: ServiceDependency, served: NamedModel) -> Statistics:
+    """Answer with the statistics of every version of a model that takes work."""
+    return await _statistics(service, [each for each in service.models.served if each.name == served.name])
+
+
 @router.get("/v2/models/stats", operation_id="v2_stats", summary="Statistics of all models")
-async def stats(service: CheckedService) -> Statistics:
-    """Answer with the served model's statistics."""
-    totals = await asyncio.to_thread(service.metrics.inference_totals, service.inference_routes)
-    return Statistics(model_stats=[statistics_of(service.model.manifest, totals)])
+async def stats(service: ServiceDependency) -> Statistics:
+    """Answer with the statistics of every version of every model that takes work."""
+    return await _statistics(service, service.models.served)
+
+
+async def _statistics(service: Service, models: Sequence[Served]) -> Statistics:
+    def look() -> list[ModelStatistics]:
+        totals, routes = service.metrics.inference_totals, service.inference_routes
+        return [statistics_of(each.manifest, totals(routes, name=each.name, version=each.version)) for each in models]
+
+    return Statistics(model_stats=await asyncio.to_thread(look))
 
 
 def statistics_of(manifest: Manifest, totals: InferenceTotals) -> ModelStatistics:
-    """Return a model's statistics in the protocol's terms."""
+    """Return a version's statistics in the protocol's terms."""
 
     def stage(*names: str) -> Duration:
         return Duration(count=totals.answered, ns=_ns(sum(totals.stages_s.get(name, 0.0) for name in names)))

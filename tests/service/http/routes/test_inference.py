@@ -183,7 +183,7 @@ async def test_request_is_503_while_the_model_loads_and_answered_after(model: Mo
         assert (await served.http.get("/health/ready")).status_code == 503
         assert (await served.http.get("/health/live")).status_code == 200
         session.gate.set()
-        await served.engine.wait_ready()
+        await served.ready()
         assert (await served.http.get("/health/ready")).json() == {"status": "ready"}
         assert (await served.http.post(CLASSIFY, **RAW)).status_code == 200
 

@@ -1,0 +1,73 @@
+"""What hosts models in a test: engines that the test has made, in the test's process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from service.engine.graphs import Graph
+from service.engine.in_process import InProcessEngine
+from service.engine.types import Session
+from service.model.directory import ModelDirectory
+from service.model.loading import graphs_of, input_shape, preprocessing_of
+from service.serving.control import ModelControl
+from service.serving.served import Served, ServedModels
+from service.serving.states import ModelState, VersionStatus
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
+
+
+def engine_of(
+    model: ModelDirectory, load: Callable[[Graph], Session], settings: Settings, metrics: Metrics
+) -> InProcessEngine:
+    """Return an engine for a model, not started, that is counted in `metrics`."""
+    return InProcessEngine(
+        graphs_of(model, settings, buckets=settings.buckets_for("cpu")),
+        load,
+        input_shape=input_shape(model.manifest),
+        max_queued_images=settings.max_queued_images,
+        max_wait_s=settings.max_wait_ms / 1000,
+        hang_after_s=settings.hang_timeout_ms / 1000,
+        observer=metrics.of_model(model.manifest.name, model.manifest.version),
+    )
+
+
+def served_by(engine: InProcessEngine, model: ModelDirectory, settings: Settings, metrics: Metrics) -> Served:
+    """Return a model with its engine, as it is published."""
+    return Served(
+        model=model,
+        settings=settings,
+        engine=engine,
+        preprocessing=preprocessing_of(
+            model.manifest, limits=settings.decode_limits, exif_orientation=settings.exif_orientation
+        ),
+        metrics=metrics.of_model(model.manifest.name, model.manifest.version),
+    )
+
+
+def status_of(served: Served, state: ModelState = ModelState.READY, *, is_default: bool = True) -> VersionStatus:
+    """Return how a version on the CPU is."""
+    return VersionStatus(served.name, served.version, state, is_default=is_default, devices=("cpu",))
+
+
+class FixedHosting:
+    """Serves these, each as its model's default version, the first as the default model; a test may publish others."""
+
+    def __init__(self, served: Sequence[Served], *, control: ModelControl | None = None) -> None:
+        self.models = ServedModels(default=served[0].name)
+        self.control = control
+        self._fixed = tuple(served)
+
+    async def start(self) -> None:
+        loading = [status_of(each, ModelState.LOADING, is_default=False) for each in self._fixed]
+        self.models.publish(loading, [])
+        for each in self._fixed:
+            await each.engine.start()
+
+    async def wait_ready(self) -> None:
+        for each in self._fixed:
+            await each.engine.wait_ready()
+        self.models.publish([status_of(each) for each in self._fixed], self._fixed)
+
+    async def stop(self, timeout_s: float) -> None:
+        for each in self._fixed:
+            await each.engine.stop(timeout_s)
