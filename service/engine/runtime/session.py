@@ -152,11 +152,11 @@ class OnnxSession:
             output_names=self._output_names,
         )
         expected, tolerance = cpu.run(images, self._output_names), TOLERANCES[options.precision]
-        largest = 0.0
+        worst = 0.0
         for size, actual in given.items():
             wrong, relative = differences(tiled(expected, size), actual, tolerance)
-            largest = max(largest, relative)
-            self.parity = Parity(largest, tolerance)
+            worst = max(worst, relative)
+            self.parity = Parity(worst, tolerance)
             if wrong:
                 raise DeviceUnavailable(
                     f"{model_path} does not compute on {self.device} what it computes on the CPU, in a batch of "
