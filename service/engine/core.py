@@ -196,13 +196,19 @@ class EngineCore:
         `take_in` is called when the device is free and before a batch is formed, to submit and cancel what has come
         meanwhile. Dropped images end in a step of their own, so that they do not wait for the next run to end.
         """
-        priority = self.batcher.due_priority(self._clock())
-        if priority is not None:
-            with self._contender.turn(priority):
+        priority = self._due()
+        if priority is None:
+            self._contender.pass_on()
+        else:
+            with self._contender.turn(priority, more=self._due):
                 take_in()
                 self._advance()
         ended, self._ended = self._ended, []
         return ended
+
+    def _due(self) -> Priority | None:
+        """Return how urgent the work is that a run is due for; None where none is."""
+        return self.batcher.due_priority(self._clock())
 
     def _advance(self) -> None:
         self._row.busy_since_s = self._clock()

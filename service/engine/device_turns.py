@@ -5,7 +5,7 @@ engine that wants to run says how urgent its most urgent image is, and waits. Wh
 
 - Interactive work goes before bulk work, of whatever model, but bulk work gets a share of the device's time.
 - Within a priority the engine goes that has had the least time: a model fifty times slower than another gets as much of
-  the device, not fifty times as much, and the other waits for one of its runs at most.
+  the device, not fifty times as much. One that has more to run stays in line when its run ends, and may go again.
 
 Both are start-time fair queueing (Goyal, Vin and Cheng, 1996): who was idle saves nothing up, and owes nothing.
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -56,6 +56,11 @@ _WEIGHTS = {Priority.INTERACTIVE: BULK_EVERY - 1.0, Priority.BULK: 1.0}
 """Parts of the device's time while both priorities wait: what the batcher gives them in images."""
 
 
+def _nothing_more() -> Priority | None:
+    """There is nothing more to run."""
+    return None
+
+
 class Contender:
     """One engine, as it waits for its device; made by `DeviceTurns.join`."""
 
@@ -64,14 +69,22 @@ class Contender:
         self.granted = threading.Event()
 
     @contextmanager
-    def turn(self, priority: Priority) -> Iterator[None]:
-        """Have the device within the block; waits until it is free and nobody is before this engine."""
+    def turn(self, priority: Priority, more: Callable[[], Priority | None] = _nothing_more) -> Iterator[None]:
+        """Have the device within the block; waits until it is free and nobody is before this engine.
+
+        `more` says afterwards what else the engine has to run at once. Where it has, and is next, the device is kept
+        for it: then it must take another `turn`, or `pass_on`.
+        """
         self._turns.acquire(self, priority)
         began_s = self._turns.clock()
         try:
             yield
         finally:
-            self._turns.release(self, priority, self._turns.clock() - began_s)
+            self._turns.release(self, priority, self._turns.clock() - began_s, more())
+
+    def pass_on(self) -> None:
+        """Have nothing to run after all; does nothing where the device is not kept for this engine."""
+        self._turns.pass_on(self)
 
     def leave(self) -> None:
         """Contend no more, and give the device back where a run that does not end has it; any thread."""
@@ -97,20 +110,26 @@ class DeviceTurns:
     def acquire(self, contender: Contender, priority: Priority) -> None:
         """Return when the device is the contender's."""
         with self._lock:
-            if self._holder is None:  # then nobody waits
+            if self._holder is None or self._holder is contender:  # nobody waits, or it was kept for this one
                 self._holder = contender
                 return
             contender.granted.clear()
             self._waiting[contender] = priority
         contender.granted.wait()
 
-    def release(self, contender: Contender, priority: Priority, used_s: float) -> None:
-        """Pass the device on, and count how long the contender had it."""
-        with self._lock:
+    def release(self, contender: Contender, priority: Priority, used_s: float, more: Priority | None) -> None:
+        """Count how long the contender had the device, and give it to whose turn it is; `more` is what it still
+        wants.""" with self._lock:
             self._of_engine[priority].charge(contender, used_s)
             self._of_priority.charge(priority, used_s, weight=_WEIGHTS[priority])
             if self._holder is contender:  # else it has left meanwhile
-                self._pass_on()
+                self._give_to_next({contender: more} if more is not None else {})
+
+    def pass_on(self, contender: Contender) -> None:
+        """Give the device to whose turn it is, if it was kept for the contender."""
+        with self._lock:
+            if self._holder is contender:
+                self._give_to_next({})
 
     def leave(self, contender: Contender) -> None:
         """Forget a contender."""
@@ -120,14 +139,17 @@ class DeviceTurns:
             if self._waiting.pop(contender, None) is not None:
                 contender.granted.set()
             if self._holder is contender:
-                self._pass_on()
+                self._give_to_next({})
 
-    def _pass_on(self) -> None:
-        self._holder = None
-        if not self._waiting:
+    def _give_to_next(self, last: Mapping[Contender, Priority]) -> None:
+        """Give the device to whose turn it is, of those that wait and the last one, if it wants it once more."""
+        wanting = {**self._waiting, **last}
+        if not wanting:
+            self._holder = None
             return
-        priority = self._of_priority.least(sorted(set(self._waiting.values())))
-        chosen = self._of_engine[priority].least(each for each, its in self._waiting.items() if its is priority)
-        del self._waiting[chosen]
+        priority = self._of_priority.least(sorted(set(wanting.values())))
+        chosen = self._of_engine[priority].least(each for each, its in wanting.items() if its is priority)
         self._holder = chosen
-        chosen.granted.set()
+        if chosen not in last:
+            del self._waiting[chosen]
+            chosen.granted.set()

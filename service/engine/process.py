@@ -55,10 +55,13 @@ class MakeEngine(Protocol):
 
 
 class EngineProcess:
-    """What a device serves; `control` leads to the supervisor."""
+    """What a device serves; `control` leads to the supervisor, and `leave` ends the process at once."""
 
-    def __init__(self, make_engine: MakeEngine, *, control: ControlSocket) -> None:
+    def __init__(
+        self, make_engine: MakeEngine, *, control: ControlSocket, leave: Callable[[int], object] = os._exit
+    ) -> None:
         self._make_engine = make_engine
+        self._leave = leave
         self._control = control
         self._engines: dict[int, LinkedEngine] = {}
         """By the serials of their versions."""
@@ -113,6 +116,7 @@ class EngineProcess:
         """Forget an engine; called in its thread, as its last act."""
         if cause is not None:
             logging.shutdown()
-            os._exit(_BROKEN)  # not the thread's end alone: nobody would know which of its records were done
+            self._leave(_BROKEN)  # not the thread's end alone: what it had in hand would be nobody's
+            return
         self._engines.pop(serial, None)
         self._control.send(Unloaded(serial))

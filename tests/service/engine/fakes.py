@@ -19,13 +19,16 @@ import numpy as np
 
 from service.engine.board import Board
 from service.engine.client import EngineClient
-from service.engine.control import Attach, ControlSocket, End
+from service.engine.control import Attach, ControlSocket, End, Load, Unload, Unloaded
 from service.engine.core import DropReason
+from service.engine.device_turns import DeviceTurns
 from service.engine.graphs import Graph
 from service.engine.in_process import InProcessEngine
+from service.engine.linked import LinkedEngine
 from service.engine.process import EngineProcess
 from service.engine.remote import RemoteEngine
 from service.engine.reservation import Reservation
+from service.engine.room import Room
 from service.engine.shared import Geometry, SharedSlots
 from service.engine.types import Answer, Outputs, Pixels, Priority, WorkItem
 
@@ -223,7 +226,8 @@ def _options(session: ScriptedSession, options: dict[str, Any]) -> dict[str, Any
     if "clock" not in options:
         options["clock"] = session.clock = session.clock or FakeClock()
     graphs = (model_graph(*options.pop("buckets", ())),)
-    return {"graphs": graphs, "max_queued_images": 16} | options
+    room = Room(options.pop("max_queued_images", 16))
+    return {"graphs": graphs, "room": room} | options
 
 
 @asynccontextmanager
@@ -276,7 +280,8 @@ async def linked(
 ) -> AsyncIterator[Linked]:
     """Engine 0 as its own process runs it, linked to worker 0; `engines` says how many there may be in all."""
     options = _options(session, options)
-    geometry = Geometry(options.pop("max_queued_images"), session.input_shape, options.pop("graphs"))
+    room = options.pop("room")
+    geometry = Geometry(room.images, session.input_shape, options.pop("graphs"))
     board, descriptor = Board.create(workers=1, engines=engines)
     os.close(descriptor)
     memory = SharedSlots.create(geometry)
@@ -284,6 +289,7 @@ async def linked(
         SharedSlots(geometry, memory),
         board,
         worker=0,
+        room=room,
         max_wait_s=options.pop("max_wait_s", 0.0),
         hang_after_s=hang_after_s,
         clock=options["clock"],
@@ -309,14 +315,31 @@ async def engine_for(
 ) -> AsyncIterator[Linked]:
     """Run an engine, link the worker to it, and end it; engine 0's control socket becomes `served.control`."""
     ours, theirs = ControlSocket.pair()
-    engine = EngineProcess(
-        load or (lambda _: session),
-        control=theirs,
-        row=served.board.engines[number],
-        geometry=served.geometry,
-        clock=clock,
-        **options,
-    )
+    row = served.board.engines[number]
+
+    def make_engine(plan: None, board: int, **callbacks: Any) -> LinkedEngine:
+        assert plan is None
+        os.close(board)
+
+        def end(cause: BaseException | None) -> None:
+            if cause is not None:
+                served.failures.append(cause)
+            on_end(cause)
+
+        on_end, on_loaded = callbacks.pop("on_end"), callbacks.pop("on_loaded")
+        return LinkedEngine(
+            load or (lambda _: session),
+            row=row,
+            geometry=served.geometry,
+            contender=DeviceTurns(clock=clock).join(),
+            clock=clock,
+            on_loaded=lambda: on_loaded(()),
+            on_end=end,
+            **callbacks,
+            **options,
+        )
+
+    engine = EngineProcess(make_engine, control=theirs, leave=lambda _: ours.send(End()))
     if number == 0:
         served.control = ours
     linked_to = replace(served, control=ours)
@@ -324,29 +347,46 @@ async def engine_for(
     def run() -> None:
         try:
             engine.run()
-        except BaseException as error:  # what would end the process
-            served.failures.append(error)
         finally:
-            served.board.engines[number].clear()
             theirs.close()
 
     thread = threading.Thread(target=run, name="engine")
+    load_engine(ours)
     served.client.attach(number, attach(ours, 0, served.memory))
     thread.start()
     try:
         yield linked_to
     finally:
         session.let_go()
-        ours.send(End())
+        ours.send(Unload(SERIAL))
         await served.client.stop()
+        await asyncio.to_thread(unloaded, ours)
+        ours.send(End())
         await asyncio.to_thread(thread.join, PATIENCE_S)
         ours.close()
         assert not thread.is_alive()
+
+
+SERIAL = 1
+"""Of the one version that an engine process of a test serves."""
+
+
+def load_engine(control: ControlSocket) -> None:
+    """Have an engine process make its engine, as the supervisor does."""
+    board = os.memfd_create("board")
+    assert control.send(Load(SERIAL, None), [board])
+    os.close(board)
+
+
+def unloaded(control: ControlSocket) -> None:
+    """Return when an engine process has let go of its engine, or has ended."""
+    while (received := control.receive()) is not None and not isinstance(received[0], Unloaded):
+        pass
 
 
 def attach(control: ControlSocket, worker: int, memory: int) -> socket.socket:
     """Link an engine to a worker, as the supervisor does; returns the worker's end."""
     for_worker, for_engine = socket.socketpair()
     with for_engine:
-        assert control.send(Attach(worker), [for_engine.fileno(), memory])
+        assert control.send(Attach(SERIAL, worker), [for_engine.fileno(), memory])
     return for_worker

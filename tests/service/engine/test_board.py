@@ -12,22 +12,18 @@ def test_the_board_is_one_for_all_and_empty_at_first() -> None:
     board, descriptor = Board.create(workers=2, engines=9)
     other = Board(workers=2, engines=9, descriptor=descriptor)
     os.close(descriptor)
-    assert other.pids() == {}
     assert [row.state for row in other.engines] == [EngineState.DEAD] * 9
     assert (other.admitted, other.waiting(8), other.images_per_s) == (0, 0, None)
     for worker in board.workers:
         worker.admitted, worker.admitted_bulk, worker.answered = 3, 1, 10
         worker.waiting[8] = 2
-    board.workers[1].pid = 17
-    board.engines[8].pid, board.engines[8].state, board.engines[8].busy_since_s = 19, EngineState.READY, 1.5
+    board.engines[8].state, board.engines[8].busy_since_s = EngineState.READY, 1.5
     board.engines[1].images_per_s, board.engines[8].images_per_s = 20.0, 30.0
     assert (other.admitted, other.waiting(8), other.waiting(7)) == (6, 4, 0)
     assert (other.admitted_bulk, other.answered, other.images_per_s) == (2, 20, 50.0)
-    assert other.pids() == {"worker-1": 17, "engine-8": 19}
     assert (other.engines[8].state, other.engines[8].busy_since_s) == (EngineState.READY, 1.5)
     board.engines[8].clear()
     assert (other.engines[8].state, other.engines[8].busy_since_s) == (EngineState.DEAD, 0)
-    assert other.pids() == {"worker-1": 17}
     board.workers[0].clear()
     assert (other.admitted, other.waiting(8)) == (3, 2)
 

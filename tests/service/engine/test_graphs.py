@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from service.engine.control import NotLoaded, Ready
 from service.engine.graphs import graph_of
 from service.engine.types import Answer, OutOfDeviceMemory, Outputs, Pixels
 from service.errors import InferenceFailed, InvalidParameter

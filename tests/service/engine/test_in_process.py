@@ -12,6 +12,7 @@ from service.engine.admission import Backlog
 from service.engine.core import DropReason
 from service.engine.graphs import Graph
 from service.engine.in_process import InProcessEngine
+from service.engine.room import Room
 from service.engine.slots import SlotStateError
 from service.engine.types import EngineState, Priority
 from service.errors import Cancelled, DeadlineExceeded, InvalidParameter, NotReady, Overloaded, StartupError
@@ -300,7 +301,7 @@ async def test_a_loading_engine_refuses_until_its_warm_up_is_over(session: Scrip
         assert may_load.wait(PATIENCE_S)
         return session
 
-    engine = InProcessEngine([model_graph(1, 2)], load, input_shape=ScriptedSession.input_shape)
+    engine = InProcessEngine([model_graph(1, 2)], load, input_shape=ScriptedSession.input_shape, room=Room(16))
     await engine.start()
     before = engine.state, engine.healthy
     with pytest.raises(NotReady, match="still being loaded"):
@@ -344,7 +345,7 @@ async def test_an_engine_stopped_while_loading_tells_those_who_wait_for_it(sessi
         assert may_load.wait(PATIENCE_S)
         return session
 
-    engine = InProcessEngine([model_graph(1)], load, input_shape=ScriptedSession.input_shape)
+    engine = InProcessEngine([model_graph(1)], load, input_shape=ScriptedSession.input_shape, room=Room(16))
     await engine.start()
     waiting = asyncio.create_task(engine.wait_ready())
     stopping = asyncio.create_task(engine.stop(PATIENCE_S))

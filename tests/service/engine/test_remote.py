@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from service.engine.control import Failed, Ping, Pong
+from service.engine.control import NotLoaded, Ping, Pong
 from service.engine.core import DropReason
 from service.engine.graphs import Graph
 from service.engine.records import LAYOUTS, RecordSocket, Reply, ReplyKind, Request, request_for
@@ -21,6 +21,7 @@ from service.errors import NotReady, RepositoryError
 from tests.service.engine.fakes import (
     LOGITS,
     PATIENCE_S,
+    SERIAL,
     Linked,
     RecordingObserver,
     ScriptedSession,
@@ -63,12 +64,11 @@ async def heard(served: Linked, kind: type) -> object:
             return received[0]
 
 
-async def answers_pings(served: Linked) -> None:
-    """Return when the engine has loaded and answered a ping, and the worker has read what it said before that."""
-    served.control.send(Ping())
-    await heard(served, Pong)
-    for _ in range(2):  # the loop finds that there is something to read, and then reads it
-        await asyncio.sleep(0)
+async def takes_work(served: Linked, *, engines: int = 1) -> None:
+    """Return when so many engines take the worker's images."""
+    async with asyncio.timeout(PATIENCE_S):
+        while len(served.client._ready_engines()) < engines:
+            await asyncio.sleep(0.001)
 
 
 async def test_engine_that_ends_fails_what_it_had_and_its_successor_serves_the_next(session: ScriptedSession) -> None:
@@ -94,7 +94,7 @@ async def test_engine_that_ends_fails_what_it_had_and_its_successor_serves_the_n
         with pytest.raises(NotReady):
             client.check_room()
         async with engine_for(served, session):
-            await answers_pings(served)
+            await takes_work(served)
             assert [colour(answer) for answer in await classify(client, *range(16))] == list(range(16))
             assert client.failure is None
 
@@ -112,7 +112,9 @@ async def test_work_of_a_worker_that_is_gone_is_never_run(session: ScriptedSessi
             with pytest.raises(NotReady):
                 await request
         session.let_go()
-        await answers_pings(served)
+        async with asyncio.timeout(PATIENCE_S):
+            while not observer.drops:
+                await asyncio.sleep(0.001)
         assert observer.batches == [(1, 1)]
         assert observer.drops == [(DropReason.CANCELLED, 2)]
 
@@ -199,9 +201,8 @@ async def test_a_call_goes_to_the_engine_with_the_least_waiting() -> None:
     sessions = [ScriptedSession(), ScriptedSession()]
     async with AsyncExitStack() as stack:
         served = await stack.enter_async_context(linked(sessions[0], buckets=(1,), engines=2))
-        second = await stack.enter_async_context(engine_for(served, sessions[1], number=1))
-        for each in (served, second):
-            await answers_pings(each)
+        await stack.enter_async_context(engine_for(served, sessions[1], number=1))
+        await takes_work(served, engines=2)
         for session in sessions:
             session.runs.clear()
             session.hold()
@@ -223,26 +224,26 @@ async def test_model_that_cannot_be_loaded_is_told_to_the_supervisor(session: Sc
         raise RepositoryError("no model there")
 
     async with linked(session, load=load) as served:
-        assert await heard(served, Failed) == Failed("no model there")
+        assert await heard(served, NotLoaded) == NotLoaded(SERIAL, "no model there")
         assert not served.client.healthy
 
 
 async def test_model_whose_results_have_no_place_in_the_memory_is_never_ready(session: ScriptedSession) -> None:
     async with linked(session, graphs=(model_graph(logits=(3,)),)) as served:
-        failed = await heard(served, Failed)
-        assert isinstance(failed, Failed)
+        failed = await heard(served, NotLoaded)
+        assert isinstance(failed, NotLoaded)
         assert "logits is (4, 2) where (4, 3) was promised" in failed.sentence
 
 
-async def test_pings_are_answered_between_steps(session: ScriptedSession) -> None:
+async def test_pings_are_answered_while_a_run_goes_on(session: ScriptedSession) -> None:
     async with linked(session) as served:
         await served.client.wait_ready()
         session.hold()
         call = asyncio.create_task(classify(served.client, 1))
         await session.run_started()
         served.control.send(Ping())
+        await heard(served, Pong)
         assert served.board.engines[0].busy_since_s > 0
         session.let_go()
-        await heard(served, Pong)
         assert colour((await call)[0]) == 1
         assert served.board.engines[0].busy_since_s == 0
