@@ -118,8 +118,11 @@ class DeviceTurns:
         contender.granted.wait()
 
     def release(self, contender: Contender, priority: Priority, used_s: float, more: Priority | None) -> None:
-        """Count how long the contender had the device, and give it to whose turn it is; `more` is what it still
-        wants.""" with self._lock:
+        """Count how long the contender had the device, and give it to whose turn it is.
+
+        `more` is what the contender wants next.
+        """
+        with self._lock:
             self._of_engine[priority].charge(contender, used_s)
             self._of_priority.charge(priority, used_s, weight=_WEIGHTS[priority])
             if self._holder is contender:  # else it has left meanwhile

@@ -124,9 +124,11 @@ async def test_engine_whose_second_graph_gives_something_else_than_promised_does
             return {name: value.repeat(2, -1) if name == "first" else value for name, value in results.items()}
 
     async with linked(Other(), graphs=GRAPHS) as served:
+        assert await asyncio.to_thread(served.control.receive) == (Ready(), [])
         failed = await asyncio.to_thread(served.control.receive)
     assert failed is not None
-    assert "first" in str(failed[0])
+    assert isinstance(failed[0], NotLoaded)
+    assert "first" in failed[0].sentence
 
 
 async def test_each_graph_is_run_by_the_session_that_was_loaded_for_it(running: Running) -> None:

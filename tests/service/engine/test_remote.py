@@ -18,6 +18,7 @@ from service.engine.records import LAYOUTS, RecordSocket, Reply, ReplyKind, Requ
 from service.engine.shared import SLOW_COPY_BYTES, SharedSlots
 from service.engine.types import EngineState, Outputs, Pixels
 from service.errors import NotReady, RepositoryError
+from tests.service.conftest import until
 from tests.service.engine.fakes import (
     LOGITS,
     PATIENCE_S,
@@ -66,9 +67,7 @@ async def heard(served: Linked, kind: type) -> object:
 
 async def takes_work(served: Linked, *, engines: int = 1) -> None:
     """Return when so many engines take the worker's images."""
-    async with asyncio.timeout(PATIENCE_S):
-        while len(served.client._ready_engines()) < engines:
-            await asyncio.sleep(0.001)
+    await until(lambda: len(served.client._ready_engines()) == engines)
 
 
 async def test_engine_that_ends_fails_what_it_had_and_its_successor_serves_the_next(session: ScriptedSession) -> None:
@@ -112,9 +111,7 @@ async def test_work_of_a_worker_that_is_gone_is_never_run(session: ScriptedSessi
             with pytest.raises(NotReady):
                 await request
         session.let_go()
-        async with asyncio.timeout(PATIENCE_S):
-            while not observer.drops:
-                await asyncio.sleep(0.001)
+        await until(lambda: observer.drops)
         assert observer.batches == [(1, 1)]
         assert observer.drops == [(DropReason.CANCELLED, 2)]
 
