@@ -240,7 +240,7 @@ async def test_another_model_under_the_same_number_is_told_from_the_first() -> N
         several.refused_details = 2
         await predictor.confirm()
         several.weights["a", 1] = "second"
-        with pytest.raises(PredictorFailed, match="another model than before: its weights were first.*are second"):
+        with pytest.raises(PredictorFailed, match=r"another model than before: its weights were first.*are second"):
             await predictor.confirm()
 
 
