@@ -170,6 +170,14 @@ def test_a_models_own_file_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
         settings.of_model("a")
 
 
+@pytest.mark.parametrize("name", ["..", "../models/a", "a/../a"])
+def test_what_is_no_models_name_leads_to_no_file(tmp_path: Path, name: str) -> None:
+    write_own(tmp_path, "a", "top_k = 1")
+    (tmp_path / "settings.toml").write_text("top_k = 1", encoding="utf-8")
+    settings = load_settings({"repository": str(tmp_path / "models")})
+    assert settings.of_model(name).top_k == settings.top_k
+
+
 def test_one_device_of_a_model_takes_the_place_of_several(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, 'devices = ["cuda:0", "cuda:1"]\n[models.a]\ndevice = "cpu"')
     assert (settings.of_model("a").devices, settings.of_model("a").device) == ((), "cpu")
