@@ -149,9 +149,9 @@ class Fields(BaseModel):
     """Send OpenTelemetry traces by OTLP over HTTP, as the standard OTEL_ variables say where to. Wants the packages of
     requirements/tracing.txt."""
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = ()
-    """API keys by their hashes, separated by commas, each as NAME:SHA256 and, where it is limited, :rate=10 (requests a
-    second) with :burst=20, and :concurrency=4; with :role=admin it may load and unload models. Where any is set, `/v1`
-    and `/v2` want one as `Authorization: Bearer`. `python -m service key NAME` makes a key and its entry."""
+    """API keys by their hashes, separated by commas, each as NAME:SHA256 and, where it is limited, :rate=10 (requests
+    a second) with :burst=20, and :concurrency=4; with :role=admin it may load and unload models. Where any is set,
+    `/v1` and `/v2` want one as `Authorization: Bearer`. `python -m service key NAME` makes a key and its entry."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins, such as https://example.org, whose pages may ask from a browser (CORS), by commas; * for any."""
     tls_certificate: Path | None = None

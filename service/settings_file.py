@@ -41,6 +41,8 @@ def read_settings_file(path: Path) -> SettingsFile:
 
 def read_model_file(repository: Path, name: str) -> SettingsFile | None:
     """Read a model's own file; None where it has none. Raises SettingsError that names it and what is wrong."""
+    if name.startswith(".") or "/" in name:  # of nobody's model: it may come from a request
+        return None
     path = repository / name / MODEL_SETTINGS_FILE
     if not path.exists():
         return None

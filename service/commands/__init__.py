@@ -14,9 +14,10 @@ from importlib import import_module
 from typing import Protocol, cast
 
 COMMANDS: Mapping[str, str] = {
-    "serve": "serve the model (the default command)",
-    "check": "load and warm the model, and say what would be served",
+    "serve": "serve the models (the default command)",
+    "check": "load and warm the models, and say what would be served",
     "health": "ask the service that runs with these settings whether it is ready",
+    "models": "list the models of a running service, load, replace and unload them",
     "settings": "print every setting with its value",
     "openapi": "print the OpenAPI document, which is the same for every server",
     "key": "make an API key, and show it and its entry for the settings, once",

@@ -22,7 +22,7 @@ TIMEOUT_S = 4.0
 """Shorter than the image's HEALTHCHECK gives it, so that a server which hangs is named rather than cut off."""
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where one asks, not listens
 """Addresses that stand for all of a machine's, and where its own programs reach what listens on them."""
-_OPTIONS = ("host", "port", "tls_certificate", "tls_key", "tls_key_password", "tls_ca_certificates")
+_OPTIONS = ("settings", "host", "port", "tls_certificate", "tls_key", "tls_key_password", "tls_ca_certificates")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

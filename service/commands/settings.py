@@ -1,11 +1,13 @@
-"""`settings`: print every setting with its value, or the table of the documentation."""
+"""`settings`: print every setting with its value, and what differs for single models; or the documentation's table."""
 
 from __future__ import annotations
 
 import argparse
 
 from service.commands.options import settings_from
-from service.settings import add_options, markdown_table
+from service.errors import RepositoryError
+from service.model.directory import find_models
+from service.settings import OF_ONE_MODEL, Settings, add_options, markdown_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +21,22 @@ def run(options: argparse.Namespace) -> int:
     if options.markdown:
         print(markdown_table(), end="")
         return 0
-    for name, value in settings_from(options).model_dump(mode="json").items():
+    settings = settings_from(options)
+    values = settings.model_dump(mode="json")
+    for name, value in values.items():
         print(f"{name} = {value}")
+    for model in _models(settings):
+        of_model = settings.of_model(model).model_dump(mode="json", include=set(OF_ONE_MODEL))
+        for name in OF_ONE_MODEL:
+            if of_model[name] != values[name]:
+                print(f"models.{model}.{name} = {of_model[name]}")
     return 0
+
+
+def _models(settings: Settings) -> list[str]:
+    """Return the models that may have settings of their own: in the file, or in the repository if it can be read."""
+    try:
+        held = find_models(settings.repository)
+    except RepositoryError:
+        held = {}
+    return list(dict.fromkeys((*settings.model_names, *settings.models_with_tables, *held)))

@@ -96,7 +96,7 @@ async def open_source(options: argparse.Namespace, settings: Settings) -> AsyncI
 
         async with over_http.open_predictor(
             options.url,
-            api_key=_api_key(options.api_key_file),
+            api_key=api_key(options.api_key_file),
             model=settings.model[0] if settings.model else None,
             concurrency=options.concurrency,
         ) as remote:
@@ -111,7 +111,8 @@ def checked_outputs(text: str, model: PredictorModel) -> tuple[str, ...]:
     return outputs
 
 
-def _api_key(file: Path | None) -> str | None:
+def api_key(file: Path | None) -> str | None:
+    """Return the API key to show to a server, of a file or else the environment; raises SettingsError."""
     if file is None:
         return os.environ.get(CLIENT_API_KEY) or None
     try:

@@ -361,7 +361,7 @@ def test_the_kserve_runtime_is_a_pod_that_kubernetes_and_the_service_take() -> N
     (container,) = spec["containers"]
     given = {each["name"]: each["value"] for each in [*container["env"], *model["env"]] if "value" in each}
     settings = settings_of(given)
-    assert settings.model == service["metadata"]["name"]
+    assert settings.model == (service["metadata"]["name"],)
 
 
 def test_the_kserve_pods_variables_are_the_services_alone() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,10 +39,14 @@ def test_option_wins_over_variable_and_variable_over_default(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_every_field_is_an_option_and_a_variable_and_is_described(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_field_is_an_option_and_a_variable_and_is_described(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     field = Settings.model_fields[name]
+    (tmp_path / "empty.toml").touch()
     given = {
-        "repository": "elsewhere", "model": "m", "model_version": "2", "device": "cpu", "host": "::1", "workers": "3",
+        "repository": "elsewhere", "settings": str(tmp_path / "empty.toml"), "model": "m:1,all", "model_version": "2",
+        "version_policy": "latest:2", "device": "cpu", "host": "::1", "workers": "3",
         "devices": "cpu,cuda:1", "provider_options": "use_tf32=1,device_id=2", "batch_buckets": "1,3",
         "cors_origins": "https://example.org,*", "root_path": "/vision", "forwarded_allow_ips": "10.0.0.0/8,fd00::1",
         "tls_certificate": "c.pem", "tls_key": "k.pem",
@@ -50,6 +55,8 @@ def test_every_field_is_an_option_and_a_variable_and_is_described(name: str, mon
     }.get(name, str(not field.default) if field.annotation is bool else "77")  # fmt: skip
     if name.startswith("tls_") and name != "tls_certificate":
         monkeypatch.setenv("DAT_TLS_CERTIFICATE", "c.pem")
+    if name == "watch_repository":
+        monkeypatch.setenv("DAT_MODEL_CONTROL", "true")
     option: tuple[str, ...] = (option_of(name), given)
     if field.annotation is bool:
         option = (option_of(name).replace("--", "--no-") if field.default else option_of(name),)
@@ -112,6 +119,15 @@ def test_bad_values_are_all_named_by_where_they_were_given(monkeypatch: pytest.M
         ("forwarded_allow_ips", "127.0.0.1,*", "an address, a network, or \\* alone"),
         ("forwarded_allow_ips", "127.0.0.1,", "an address, a network, or \\* alone"),
         ("tls_key", "key.pem", "--tls-key is given without --tls-certificate"),
+        ("model", "a,b,a", "a is named more than once"),
+        ("model", "a:1,a", "a is named with a version and without"),
+        ("model", "a:0", "'a:0' is not a model, which is NAME, NAME:VERSION or all"),
+        ("model", "a,", "'' is not a model"),
+        ("model", "../a", "'../a' is not a model"),
+        ("model", "all,a", "all stands for all others, and comes last"),
+        ("version_policy", "all", "latest, or latest:N"),
+        ("version_policy", "latest:0", "latest, or latest:N"),
+        ("watch_repository", "true", "--watch-repository is given without --model-control"),
     ],
 )
 def test_value_outside_its_domain_is_refused_with_the_reason(name: str, value: str, reason: str) -> None:

@@ -29,6 +29,19 @@ def test_entry_has_limits_in_any_order() -> None:
     assert key == ApiKey("a", bytes.fromhex(DIGEST), 2.5, 20, 4)
 
 
+@pytest.mark.parametrize(("entry", "role"), [("", "user"), (":role=user", "user"), (":rate=1:role=admin", "admin")])
+def test_entry_has_a_role(entry: str, role: str) -> None:
+    (key,) = parse_entries(f"a:{DIGEST}{entry}")
+    assert key.role == role
+
+
+def test_key_that_is_made_for_an_admin_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["key", "ops", "--admin"]) == 0
+    shown, entry = (line.split()[-1] for line in capsys.readouterr().out.splitlines())
+    (key,) = parse_entries(entry)
+    assert (key.name, key.role, find_key([key], f"Bearer {shown}")) == ("ops", "admin", 0)
+
+
 @pytest.mark.parametrize(("rate", "burst"), [("2.5", 3), ("0.1", 1)])
 def test_rate_alone_allows_a_second_of_it_at_once(rate: str, burst: float) -> None:
     (key,) = parse_entries(f"a:{DIGEST}:rate={rate}")
@@ -47,7 +60,9 @@ def test_entry_without_limits_is_not_limited() -> None:
         (f"a:{DIGEST},top-secret", "entry 2 is not of the form"),
         ("top-secret:short", "python -m service key NAME"),
         (f"top secret:{DIGEST}", "entry 1 is not of the form"),
-        (f"a:{DIGEST}:top-secret", "entry 1 has a limit that is not one of"),
+        (f"a:{DIGEST}:top-secret", "entry 1 has a part that is not one of"),
+        (f"a:{DIGEST}:role=root", "entry 1 has a role that is not user or admin"),
+        (f"a:{DIGEST}:role=admin:role=user", "each at most once"),
         (f"a:{DIGEST}:rate=1:rate=2", "each at most once"),
         (f"a:{DIGEST}:rate=0", "has a rate that is not a number above 0"),
         (f"a:{DIGEST}:rate=nan", "has a rate that is not a number above 0"),

@@ -172,3 +172,80 @@ async def test_a_server_of_another_kind_is_an_error() -> None:
     with pytest.raises(PredictorFailed, match="is this the service"):
         async with open_predictor(URL, transport=transport):
             raise AssertionError("it is another")
+
+
+@dataclass
+class Several:
+    """A server of two models in several versions, in a few lines; refuses versions that it has no more."""
+
+    weights: dict[tuple[str, int], str]
+    asked: list[str | None] = field(default_factory=list)
+    refused_details: int = 0
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        query = request.url.params
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"default": "a", "models": []})
+        if request.method == "GET":
+            if self.refused_details:
+                self.refused_details -= 1
+                return refusal(503, "not_ready")
+            name = request.url.path.rpartition("/")[2]
+            version = int(query.get("version") or max(number for each, number in self.weights if each == name))
+            return self._details(name, version)
+        self.asked.append(query.get("model"))
+        name, _, number = query["model"].partition(":")
+        if (name, int(number)) not in self.weights:
+            return refusal(404, "unknown_model")
+        ranking = {"predictions": [{"class_id": 0, "label": "zero", "score": 1.0}]}
+        return httpx.Response(200, json={"results": [ranking] * max(request.content.count(b'name="image"'), 1)})
+
+    def _details(self, name: str, version: int) -> httpx.Response:
+        if (name, version) not in self.weights:
+            return refusal(404, "unknown_model")
+        label = {"class_id": 0, "name": "zero", "synset": None}
+        details = {
+            "name": name, "version": version, "labels": [label], "outputs": [{"name": "logits", "shape": [1]}],
+            "precision": "fp32", "created": "2026-01-01T00:00:00Z", "weights_sha256": self.weights[name, version],
+        }  # fmt: skip
+        return httpx.Response(200, json=details)
+
+
+@pytest.mark.parametrize(
+    ("model", "asked"), [(None, "a:2"), ("b", "b:7"), ("a:1", "a:1")], ids=["default", "named", "version"]
+)
+async def test_one_version_is_asked_to_the_end(model: str | None, asked: str) -> None:
+    several = Several({("a", 1): "x", ("a", 2): "y", ("b", 7): "z"})
+    async with open_predictor(URL, model=model, transport=httpx.MockTransport(several.answer)) as predictor:
+        assert f"{predictor.model.name}:{predictor.model.version}" == asked
+        await predictor.classify(PHOTOS[0])
+        several.weights["a", 3] = several.weights["b", 8] = "newer"
+        await predictor.classify(PHOTOS[0])
+        await predictor.confirm()
+    assert several.asked == [asked, asked]
+
+
+async def test_a_version_that_was_replaced_ends_it() -> None:
+    several = Several({("a", 1): "x"})
+    async with open_predictor(URL, transport=httpx.MockTransport(several.answer)) as predictor:
+        several.weights = {("a", 2): "y"}
+        for ask in (lambda: predictor.classify(PHOTOS[0]), predictor.confirm):
+            with pytest.raises(PredictorFailed, match=r"answered 404: It is unknown_model\."):
+                await ask()
+
+
+async def test_another_model_under_the_same_number_is_told_from_the_first() -> None:
+    several = Several({("a", 1): "first"})
+    async with open_predictor(URL, transport=httpx.MockTransport(several.answer), retries=Recorded()) as predictor:
+        several.refused_details = 2
+        await predictor.confirm()
+        several.weights["a", 1] = "second"
+        with pytest.raises(PredictorFailed, match=r"another model than before: its weights were first.*are second"):
+            await predictor.confirm()
+
+
+async def test_a_server_that_has_no_default_model_is_an_error() -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"models": []}))
+    with pytest.raises(PredictorFailed, match="is this the service, in this version"):
+        async with open_predictor(URL, transport=transport):
+            raise AssertionError("it is another")
