@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
@@ -57,6 +57,10 @@ class InferenceTotals:
     """How long these took in all."""
     last_run_s: float
     """When the model last ran, in seconds since 1970; 0 where it never has."""
+
+
+LoadOutcome = Literal["loaded", "failed", "unloaded"]
+"""What became of a version that was to be loaded, or let go of."""
 
 
 class _EndedRequests:
@@ -146,6 +150,8 @@ class Metrics:
 
     def of_model(self, name: str, version: int) -> ModelMetrics:
         """Return what counts for one version of a model."""
+        for outcome in get_args(LoadOutcome):
+            self._loads.ended.of(name, outcome)  # at 0, since Prometheus sees no rise in what begins at 1
         return ModelMetrics(self._requests, self._images, self._batches, name=name, version=version)
 
     def forget(self, name: str, version: int) -> None:
@@ -192,9 +198,7 @@ class Metrics:
         """Count a request that bore an API key."""
         self._requests.by_key.of(key, code).inc()
 
-    def load_ended(
-        self, *, model: str, outcome: Literal["loaded", "failed", "unloaded"], duration_s: float = 0.0
-    ) -> None:
+    def load_ended(self, *, model: str, outcome: LoadOutcome, duration_s: float = 0.0) -> None:
         """Count a version of a model that takes work now, could not be loaded, or was let go of.
 
         `duration_s` is what a load that succeeded took. Of several processes it is counted in one alone, which must be

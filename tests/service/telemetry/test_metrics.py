@@ -49,6 +49,7 @@ def test_a_model_that_never_ran_says_so_from_its_start() -> None:
     metrics = Metrics()
     metrics.of_model("tiny", 1)
     assert metrics.registry.get_sample_value("dat_last_run_timestamp_seconds", TINY) == 0
+    assert set(shown(metrics, "dat_model_loads_total").values()) == {0}
 
 
 def test_versions_are_counted_apart_and_requests_to_none_without_either_label() -> None:
