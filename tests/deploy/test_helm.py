@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -13,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from service.settings import ENV_PREFIX, OF_ONE_MODEL, Settings, load_settings
+from service.settings import CLIENT_API_KEY, ENV_PREFIX, OF_ONE_MODEL, Settings, load_settings
 from tests.docs.pages import blocks_of, blocks_run_by, commands_of
 from tests.integration.conftest import ROOT
 
@@ -161,6 +162,16 @@ def test_the_pages_commands_run() -> None:
         assert program == "helm"
         ran = helm(*arguments)
         assert ran.returncode == 0, ran.stderr
+
+
+def test_the_pages_loop_finds_the_pods_that_serve_and_no_others() -> None:
+    (block,) = [block for block in blocks_of(PAGE) if "kubectl exec" in block.text]
+    (selector,) = re.findall(r"--selector ([^)]+)\)", block.text)
+    wanted = dict(pair.split("=") for pair in selector.split(","))
+    manifests = rendered(EXAMPLE)
+    assert wanted == of_kind(manifests, "Deployment")["spec"]["selector"]["matchLabels"]
+    assert not wanted.items() <= of_kind(manifests, "Pod")["metadata"]["labels"].items()
+    assert CLIENT_API_KEY in block.text
 
 
 def test_pods_are_found_by_what_selects_them(manifests: list[Manifest]) -> None:
