@@ -36,6 +36,8 @@ from service.telemetry.collectors import (
 )
 from service.telemetry.series import Batches, Images, Loads, Requests
 
+LoadOutcome = Literal["loaded", "failed", "unloaded"]
+
 
 @dataclass(frozen=True, slots=True)
 class InferenceTotals:
@@ -57,10 +59,6 @@ class InferenceTotals:
     """How long these took in all."""
     last_run_s: float
     """When the model last ran, in seconds since 1970; 0 where it never has."""
-
-
-LoadOutcome = Literal["loaded", "failed", "unloaded"]
-"""What became of a version that was to be loaded, or let go of."""
 
 
 class _EndedRequests:
