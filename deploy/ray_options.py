@@ -21,7 +21,14 @@ ENGINE_END_S = 5.0
 """Beyond the drain time, for the engine's end."""
 RETRY_AFTER_S = 1.0
 """What Ray says to those who find its own queue full."""
-_NOT_ON_RAY = ("workers", "devices", "tls_certificate")
+_NOT_ON_RAY = {
+    "workers": "which has its own replicas",
+    "devices": "which gives each replica its own",
+    "instances": "which has its own replicas",
+    "tls_certificate": "whose http_options have it",
+    "model_control": "whose replicas would not stay alike: deploy the change",
+    "watch_repository": "whose replicas would not stay alike: deploy the change",
+}
 """Settings of what Ray does in the service's place."""
 
 
@@ -62,11 +69,12 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[Placement, Settings]:
     if unknown:
         raise SettingsError(f"unknown argument{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}")
     settings = load_settings(options)
-    for name in _NOT_ON_RAY:
-        if getattr(settings, name) != Settings.model_fields[name].default:
-            raise SettingsError(f"{option_of(name)} is not for Ray, which has its own replicas, devices and TLS")
-    if ":" in settings.device:
-        raise SettingsError(f"{option_of('device')}: Ray gives each replica its own GPU; name no number")
+    for each in _all_of(settings):
+        for name, why in _NOT_ON_RAY.items():
+            if getattr(each, name) != Settings.model_fields[name].default:
+                raise SettingsError(f"{option_of(name)} is not for Ray, {why}")
+        if ":" in each.device:
+            raise SettingsError(f"{option_of('device')}: Ray gives each replica its own GPU; name no number")
     try:
         placement = Placement.model_validate(placed)
     except ValidationError as error:
@@ -77,10 +85,16 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[Placement, Settings]:
     return placement, settings
 
 
+def _all_of(settings: Settings) -> list[Settings]:
+    """Return the settings of all models, and those of each model that the settings' file has a table for."""
+    return [settings, *map(settings.of_model, settings.models_with_tables)]
+
+
 def deployment_options(placement: Placement, settings: Settings) -> dict[str, Any]:
     """Return Ray's options of the deployment."""
-    on_gpu = settings.device != "cpu"
-    largest_batch = settings.buckets_for(settings.device)[-1]
+    each_of = _all_of(settings)
+    on_gpu = any(each.device not in ("cpu", "auto") for each in each_of)
+    largest_batch = max(each.buckets_for(each.device)[-1] for each in each_of)
     options: dict[str, Any] = {
         "name": NAME,
         "ray_actor_options": {

@@ -1,11 +1,15 @@
 """The service on a Ray cluster: `serve run deploy.ray_serve:build repository=/models model=dat_demo`.
 
 Ray's proxies take the place of the HTTP server, and each replica is what `python -m service` is with one worker: the
-same application, with the engine as a thread of it. Everything behind the socket is the service's own: admission and
-its 429s, batching, deadlines, cancellation, API keys, metrics. Ray decides how many replicas there are and where, sends
-each request to one, and replaces those that end or whose engine is not well.
+same application, with an engine as a thread of it for each model. Everything behind the socket is the service's own:
+admission and its 429s, batching, deadlines, cancellation, API keys, metrics. Ray decides how many replicas there are
+and where, sends each request to one, and replaces those that end or whose engines are not well.
 
-Invariants: a replica takes requests once its model is loaded and warm, and not before; Ray's limit of requests a
+Several models are several applications, each at a route of its own, whose replicas Ray counts and places by what is
+asked of each; or models of one application, where a few small ones share replicas and are chosen by `model=`. What is
+served changes by deploying: all replicas of an application serve the same, which a load in one of them would end.
+
+Invariants: a replica takes requests once its models are loaded and warm, and not before; Ray's limit of requests a
 replica lies above the service's own, so that the service's refusals are what clients meet; what the proxies answer by
 themselves, `deploy.ray_proxy` puts into the service's form.
 """
@@ -29,10 +33,10 @@ from ray import serve
 
 from deploy.ray_metrics import ReplicaMetrics
 from deploy.ray_options import deployment_options, read_arguments, within
-from service.engine.runtime.session import resolve_device
 from service.http.app import create_app
-from service.model.directory import select_model
-from service.model.loading import in_process_engine
+from service.processes.trial import try_candidate
+from service.serving.in_process import InProcessHosting
+from service.serving.repository import ModelRepository
 from service.settings import Settings
 from service.telemetry.logs import configure_logging
 from service.telemetry.tracing import require_tracing
@@ -61,15 +65,14 @@ class Replica:
         settings = within(self._settings, cores=_assigned_cores())
         configure_logging(level=settings.log_level, form=settings.log_format, process=context.replica_id.unique_id)
         require_tracing(settings)
-        model = select_model(settings.repository, name=settings.model, version=settings.model_version)
-        device = resolve_device(settings.device)
-        self._metrics = ReplicaMetrics(buckets=settings.buckets_for(device))
+        repository = ModelRepository(settings)
+        candidates = await asyncio.to_thread(repository.at_start)
+        self._metrics = ReplicaMetrics()
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._started = started
         app = create_app(
             settings,
-            model,
-            in_process_engine(settings, model, device=device, observer=self._metrics),
+            InProcessHosting(settings, candidates, repository, metrics=self._metrics, prove=try_candidate),
             metrics=self._metrics,
             on_ready=lambda: started.set_result(None),
             on_failed_start=started.set_exception,
@@ -78,7 +81,7 @@ class Replica:
         return app
 
     async def check_health(self) -> None:
-        """Wait until the model is loaded, and raise while the engine is not well: Ray then replaces the replica.
+        """Wait until all models are loaded, and raise while one's engine is not well: Ray then replaces the replica.
 
         Ray asks for the first time before it sends any request, which is how none comes too early.
         """

@@ -260,4 +260,5 @@ class RequestContextMiddleware:
                 status=status,
                 code=context.code,
                 ended_s=ended_s,
+                model=None if model is None else model.labels,
             )

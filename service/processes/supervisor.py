@@ -226,10 +226,10 @@ class Supervisor:
         if received is None:  # it has ended, or is about to
             asyncio.get_running_loop().remove_reader(child.control.fileno())
             return False
-        child.was_heard = True
+        child.was_heard, child.missed = True, 0
         match received[0]:
             case Pong():
-                child.missed = 0
+                pass
             case Ready():
                 role.was_ready = True
                 _log.info("process ready", extra={"fields": {"name": role.name}})

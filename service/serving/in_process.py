@@ -60,6 +60,7 @@ class InProcessHost:
             await engine.wait_ready()
         except BaseException:
             await engine.stop(_STOP_S)
+            self._forget(candidate.name, candidate.version)
             raise
         self._served[serial] = Served(model, settings, engine, preprocessing_of(model.manifest, settings), metrics)
         return Loaded((device,), worst(parities))
@@ -75,8 +76,12 @@ class InProcessHost:
         await served.engine.wait_empty()
         await served.engine.stop(_STOP_S)
         del self._served[serial]
-        if not any((each.name, each.version) == (served.name, served.version) for each in self._served.values()):
-            self._metrics.forget(served.name, served.version)
+        self._forget(served.name, served.version)
+
+    def _forget(self, name: str, version: int) -> None:
+        """Show no more of a version, unless another load of it is served."""
+        if not any((each.name, each.version) == (name, version) for each in self._served.values()):
+            self._metrics.forget(name, version)
 
     async def stop(self, timeout_s: float) -> None:
         """End every engine, whatever it has left to do."""

@@ -147,7 +147,9 @@ class Registry:
         await self._list()
         await self._publish()
         for candidate in candidates:
+            began_s = time.monotonic()
             await self._load_one(candidate)
+            self._observer.load_ended(model=candidate.name, outcome="loaded", duration_s=time.monotonic() - began_s)
             self._choose_default(candidate.name)
             await self._publish()
 

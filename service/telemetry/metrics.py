@@ -12,12 +12,13 @@ engines' states, is of `telemetry.collectors`.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
@@ -144,23 +145,36 @@ class Metrics:
         self._images = Images(self.registry)
         self._batches = Batches(self.registry)
         self._loads = Loads(self.registry)
+        self._leaving: set[tuple[str, int]] = set()
+        self._removing = threading.Lock()
         self._to_no_model = _EndedRequests(self._requests, "", "")
 
     def of_model(self, name: str, version: int) -> ModelMetrics:
         """Return what counts for one version of a model."""
-        return ModelMetrics(self._requests, self._images, self._batches, name=name, version=version)
+        for outcome in get_args(LoadOutcome):
+            self._loads.ended.of(name, outcome)  # at 0, since Prometheus sees no rise in what begins at 1
+        with self._removing:
+            self._leaving.discard((name, version))
+            return ModelMetrics(self._requests, self._images, self._batches, name=name, version=version)
 
     def forget(self, name: str, version: int) -> None:
-        """Show no more of a version that is gone, so that a service which replaces its models for long stays small.
+        """Show a version that is gone once more, and then no longer: a service that replaces models must stay small.
 
-        What was counted since the last scrape is lost, and its ModelMetrics count for nobody. With several processes
-        the series stay until the service ends: the files in which these count have no way to take one out.
+        With several processes the series stay until the service ends: the files in which these count have no way to
+        take one out.
         """
-        if self._has_processes:
-            return
-        for group in (self._requests, self._images, self._batches):
-            for metric in group.of_versions:
-                metric.remove_by_labels({"model": name, "version": str(version)})
+        if not self._has_processes:
+            with self._removing:
+                self._leaving.add((name, version))
+
+    def _remove(self, shown: Collection[tuple[str, int]]) -> None:
+        """Let go of the series of versions whose last counts were shown, unless they have come back since."""
+        with self._removing:
+            for name, version in self._leaving.intersection(shown):
+                for group in (self._requests, self._images, self._batches):
+                    for metric in group.of_versions:
+                        metric.remove_by_labels({"model": name, "version": str(version)})
+            self._leaving.difference_update(shown)
 
     def watch(self, models: Callable[[], Iterable[ModelGauges]]) -> None:
         """Read the engines' gauges, and what the models are, at every scrape; `models` gives those that take work."""
@@ -242,8 +256,12 @@ class Metrics:
         )
 
     def render(self) -> bytes:
-        """Return all metrics, of all processes, in Prometheus's text format."""
-        return generate_latest(self._shown)
+        """Return all metrics, of all processes, in Prometheus's text format; takes a while: not on an event loop."""
+        with self._removing:
+            leaving = tuple(self._leaving)
+        text = generate_latest(self._shown)
+        self._remove(leaving)
+        return text
 
 
 def _sum(samples: Iterable[Sample]) -> float:

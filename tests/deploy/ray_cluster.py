@@ -37,7 +37,7 @@ class Breakable(Replica):
     """A replica whose engine can be ended."""
 
     async def break_engine(self) -> None:
-        await self._service.engine.stop()
+        await self._service.models.resolve().engine.stop(0)
 
 
 class RayCluster:

@@ -125,11 +125,21 @@ def test_a_limit_of_processors_is_the_number_of_threads(name: str) -> None:
 
 @ours
 def test_a_repository_of_ones_own_is_mounted_and_served_in_place_of_the_images(name: str) -> None:
-    (mount,) = SERVICES[name]["volumes"]
+    mount, _ = SERVICES[name]["volumes"]
     assert mount["read_only"] is True
     assert interpolated(mount["source"]) == "/dev/null"
     assert interpolated(mount["source"], {"SERVE_MODELS": "/srv/models"}) == "/srv/models"
     assert environment(name, SERVE_MODELS="/srv/models")["DAT_REPOSITORY"] == mount["target"]
+
+
+@ours
+def test_a_settings_file_is_mounted_and_read_where_there_is_one(name: str) -> None:
+    _, mount = SERVICES[name]["volumes"]
+    assert mount["read_only"] is True
+    assert interpolated(mount["source"]) == "/dev/null"
+    assert interpolated(mount["source"], {"SERVE_SETTINGS": "./settings.toml"}) == "./settings.toml"
+    assert environment(name, SERVE_SETTINGS="./settings.toml")["DAT_SETTINGS"] == mount["target"]
+    assert environment(name)["DAT_SETTINGS"] == ""  # which the service takes for none
 
 
 @ours

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from service.settings import ENV_PREFIX, Settings, load_settings
+from service.settings import CLIENT_API_KEY, ENV_PREFIX, OF_ONE_MODEL, Settings, load_settings
 from tests.docs.pages import blocks_of, blocks_run_by, commands_of
 from tests.integration.conftest import ROOT
 
@@ -28,6 +30,9 @@ CHARTS_OWN = {
     "devices",
     "host",
     "port",
+    "settings",
+    "model_control",
+    "watch_repository",
     "api_keys",
     "tls_certificate",
     "tls_key",
@@ -39,8 +44,21 @@ CHARTS_OWN = {
 Manifest = dict[str, Any]
 
 EXAMPLE = yaml.safe_load(next(block.text for block in blocks_of(PAGE) if block.language == "yaml"))
+SEVERAL_MODELS: dict[str, Any] = {
+    "models": {
+        "names": ["dat_tiny", "dat_base:2"],
+        "default": "dat_base:2",
+        "settings": {
+            "dat_tiny": {"max_delay_ms": 2, "batch_buckets": "1,8", "top_k": 3},
+            "dat_base": {"explain": False},
+        },
+        "volume": {"persistentVolumeClaim": {"claimName": "models"}},
+        "watch": True,
+    }
+}
 CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
+    "several models": SEVERAL_MODELS,
     "the page's example": EXAMPLE,
     "several GPUs": {"gpu": {"count": 2, "runtimeClassName": "nvidia"}, "tolerations": [{"operator": "Exists"}]},
     "everything off": {
@@ -108,8 +126,13 @@ def environment_of(manifests: list[Manifest]) -> dict[str, str]:
 
 
 def settings_of(environment: dict[str, str]) -> Settings:
-    """Return the settings that the variables make; raises SettingsError as the service would."""
-    return load_settings({name.removeprefix(ENV_PREFIX).lower(): value for name, value in environment.items()})
+    """Return the settings that the variables make; raises SettingsError as the service would.
+
+    A file that they name is the pod's, and left out.
+    """
+    options = {name.removeprefix(ENV_PREFIX).lower(): value for name, value in environment.items()}
+    options.pop("settings", None)
+    return load_settings(options)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -139,6 +162,16 @@ def test_the_pages_commands_run() -> None:
         assert program == "helm"
         ran = helm(*arguments)
         assert ran.returncode == 0, ran.stderr
+
+
+def test_the_pages_loop_finds_the_pods_that_serve_and_no_others() -> None:
+    (block,) = [block for block in blocks_of(PAGE) if "kubectl exec" in block.text]
+    (selector,) = re.findall(r"--selector ([^)]+)\)", block.text)
+    wanted = dict(pair.split("=") for pair in selector.split(","))
+    manifests = rendered(EXAMPLE)
+    assert wanted == of_kind(manifests, "Deployment")["spec"]["selector"]["matchLabels"]
+    assert not wanted.items() <= of_kind(manifests, "Pod")["metadata"]["labels"].items()
+    assert CLIENT_API_KEY in block.text
 
 
 def test_pods_are_found_by_what_selects_them(manifests: list[Manifest]) -> None:
@@ -279,6 +312,52 @@ def test_models_come_from_the_volume_where_there_is_one() -> None:
     assert "DAT_REPOSITORY" not in environment_of(rendered({}))
 
 
+def models_of(**models: Any) -> dict[str, str]:
+    """Return the variables of a pod with these values below `models`."""
+    return environment_of(rendered({"models": models}))
+
+
+def test_the_default_model_comes_first_and_each_once() -> None:
+    assert environment_of(rendered(SEVERAL_MODELS))["DAT_MODEL"] == "dat_base:2,dat_tiny"
+    assert models_of(names=["b", "a"])["DAT_MODEL"] == "b,a"
+    assert models_of(names=["all"], default="a")["DAT_MODEL"] == "a,all"
+    assert models_of(default="a")["DAT_MODEL"] == "a"
+    assert "DAT_MODEL" not in models_of()
+    assert environment_of(rendered({"settings": {"model": "a"}}))["DAT_MODEL"] == "a"  # as it was with one model
+
+
+def test_models_are_loaded_while_pods_run_only_where_that_is_asked_for() -> None:
+    volume = {"nfs": {"server": "files", "path": "/models"}}
+    assert {"DAT_MODEL_CONTROL", "DAT_WATCH_REPOSITORY"}.isdisjoint(models_of(volume=volume))
+    controlled, watching = settings_of(models_of(control=True)), settings_of(models_of(watch=True, volume=volume))
+    assert (controlled.model_control, controlled.watch_repository) == (True, False)
+    assert (watching.model_control, watching.watch_repository) == (True, True)
+
+
+def test_settings_of_single_models_are_a_file_that_the_service_takes_and_a_change_of_it_is_a_new_pod(
+    tmp_path: Path,
+) -> None:
+    manifests = rendered(SEVERAL_MODELS)
+    (text,) = of_kind(manifests, "ConfigMap")["data"].values()
+    assert tomllib.loads(text) == {"models": SEVERAL_MODELS["models"]["settings"]}
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    tiny = load_settings({"settings": file, "repository": tmp_path}, environment={}).of_model("dat_tiny")
+    assert (tiny.max_delay_ms, tiny.batch_buckets, tiny.top_k) == (2, (1, 8), 3)
+    (name,) = of_kind(manifests, "ConfigMap")["data"]
+    (mount,) = [each for each in container_of(manifests)["volumeMounts"] if each["name"] == "settings"]
+    (volume,) = [each for each in pod_of(manifests)["volumes"] if each["name"] == "settings"]
+    assert volume["configMap"]["name"] == of_kind(manifests, "ConfigMap")["metadata"]["name"]
+    assert environment_of(manifests)["DAT_SETTINGS"] == f"{mount['mountPath']}/{name}"
+
+    def mark(values: dict[str, Any]) -> str:
+        template = of_kind(rendered(values), "Deployment")["spec"]["template"]
+        return str(template["metadata"]["annotations"]["checksum/settings"])
+
+    changed = {"models": {**SEVERAL_MODELS["models"], "settings": {"dat_tiny": {"max_delay_ms": 3}}}}
+    assert mark(changed) != mark(SEVERAL_MODELS)
+
+
 def test_keys_come_from_the_secret() -> None:
     (entry,) = [each for each in container_of(rendered(EXAMPLE))["env"] if each["name"] == "DAT_API_KEYS"]
     assert entry["valueFrom"] == {"secretKeyRef": {"name": "dat-keys", "key": "api-keys"}}
@@ -297,6 +376,13 @@ def test_keys_come_from_the_secret() -> None:
         ({"autoscaling": {"enabled": True, "cpuUtilization": 0}}, "queuedImages"),
         ({"autoscaling": {"enabled": True}, "resources": {"requests": None, "limits": None}}, "resources.requests.cpu"),
         ({"podDisruptionBudget": {"maxUnavailable": "lots"}}, "maxUnavailable"),
+        ({"models": {"names": ["a"], "default": "b"}}, "models.default b"),
+        ({"models": {"names": ["a"]}, "settings": {"model": "a"}}, "settings.model"),
+        ({"models": {"names": ["a,b"]}}, "names"),
+        ({"models": {"watch": True}}, "models.volume"),
+        ({"models": {"settings": {"a": {"port": 80}}}}, "port"),
+        ({"models": {"control": True}, "ingress": {"enabled": True, "hosts": [{"host": "a.b"}]}}, "apiKeys.secretName"),
+        ({"settings": {"model_control": True}}, "model_control"),
         ({"podLabels": {"app.kubernetes.io/instance": "other"}}, "podLabels"),
     ],
 )
@@ -309,6 +395,8 @@ def test_values_that_make_no_sense_are_refused_by_name(values: dict[str, Any], c
 def test_the_schema_knows_every_setting_but_those_the_chart_decides() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert schema["properties"]["settings"]["properties"].keys() == Settings.model_fields.keys() - CHARTS_OWN
+    of_one = schema["properties"]["models"]["properties"]["settings"]["additionalProperties"]["properties"]
+    assert of_one.keys() == set(OF_ONE_MODEL)
 
 
 @pytest.mark.parametrize("name", ["alerts.yml", "rules.yml"])

@@ -92,7 +92,8 @@ def told(repository: Path) -> Iterator[Samples]:
                 both[metric][label] |= values
             both[metric]  # one without labels, too
     for rule in monitoring.rules("rules.yml"):
-        both[rule["record"]]
+        for label in promql.read(rule["expr"]).grouping - {"le"}:
+            both[rule["record"]][label]
     return {metric: dict(labels) for metric, labels in both.items()}
 
 

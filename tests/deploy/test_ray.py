@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -22,6 +23,7 @@ from tests.deploy.ray_service import JPEG, PHOTOS, Load, RayService
 from tests.docs.pages import blocks_of, commands_of
 from tests.faults.load import until
 from tests.integration.conftest import PATIENCE_S, ROOT, Connection
+from tests.service import tiny_model
 
 _log = logging.getLogger(__name__)
 
@@ -109,6 +111,29 @@ def test_metrics_are_those_of_all_replicas_whichever_is_asked(service: RayServic
             assert all(answer.status_code == 200 for answer in clients.map(service.classify, PHOTOS * 2))
     assert service.metric("dat_requests_total", route="/v1/classify", code="ok") == before + 24
     assert len(service.replicas()) == 2
+
+
+@pytest.fixture
+def several(service: RayService, tmp_path: Path) -> Iterator[str]:
+    """An application of two models in one replica; the name of it."""
+    for name, seed in (("first", 1), ("second", 2)):
+        tiny_model.write(tmp_path, name=name, seed=seed)
+    service.ask("deploy", "several", json.dumps({"repository": str(tmp_path), "model": "first,second"}))
+    yield "/several"
+    service.ask("delete", "several")
+
+
+def test_a_replica_serves_several_models_beside_an_application_of_another(service: RayService, several: str) -> None:
+    answers = {
+        asked: service.classify(PHOTOS[0], app=several, params={"model": asked} if asked else {}).raise_for_status()
+        for asked in ("", "first", "second", "second:3")
+    }
+    named = {asked: answer.json()["model"]["name"] for asked, answer in answers.items()}
+    assert named == {"": "first", "first": "first", "second": "second", "second:3": "second"}
+    assert_problem(service.classify(PHOTOS[0], app=several, params={"model": "dat_demo"}), 404, "unknown_model")
+    assert service.classify(PHOTOS[0]).json()["model"]["name"] == "dat_demo"
+    assert service.metric("dat_images_total", app=several, model="second", outcome="ok") == 2
+    assert service.metric("dat_model_state", app=several, state="ready") == 2
 
 
 SMALL = json.dumps({"max_queued_images": 4, "max_images": 4, "max_delay_ms": 3000, "receive_timeout_ms": 60_000})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from deploy.ray_options import OTHER_REQUESTS, deployment_options, read_arguments, within
 from service.errors import SettingsError
+from tests.docs.pages import ROOT, blocks_of
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +45,48 @@ def test_a_variable_counts_where_no_argument_says_otherwise(monkeypatch: pytest.
         ({"devices": "cuda:0,cuda:1"}, "--devices "),
         ({"tls_certificate": "a.pem"}, "--tls-certificate "),
         ({"device": "cuda:1"}, "--device: "),
+        ({"instances": 2}, "--instances "),
+        ({"model_control": True}, "--model-control .* deploy the change"),
+        ({"model_control": True, "watch_repository": True}, "deploy the change"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         read_arguments(arguments)
+
+
+def settings_file(tmp_path: Path, table: str) -> dict[str, Any]:
+    """Return arguments with a settings file that has this table for the model `other`."""
+    file = tmp_path / "settings.toml"
+    file.write_text(f"[models.other]\n{table}\n")
+    return {"settings": str(file), "repository": str(tmp_path), "model": ["dat_demo", "other"]}
+
+
+def test_the_applications_of_several_models_can_be_told_apart_and_take_their_arguments() -> None:
+    (block,) = [block for block in blocks_of(ROOT / "docs/deploy/ray.md") if block.language == "yaml"]
+    applications = yaml.safe_load(block.text)["applications"]
+    models = [read_arguments(each["args"])[1].model for each in applications]
+    for values in (models, *([each[key] for each in applications] for key in ("name", "route_prefix"))):
+        assert len(set(values)) == len(applications) > 1
+    alone = yaml.safe_load((ROOT / "deploy/ray_serve.yaml").read_text())
+    assert {each["import_path"] for each in [*applications, *alone["applications"]]} == {"deploy.ray_serve:build"}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [('device = "cuda:1"', "--device: "), ("instances = 2", "--instances "), ('devices = "cpu"', "--devices ")],
+)
+def test_what_cannot_be_for_one_model_is_refused_too(tmp_path: Path, table: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        read_arguments(settings_file(tmp_path, table))
+
+
+def test_a_replica_has_what_the_most_demanding_of_its_models_needs(tmp_path: Path) -> None:
+    arguments = settings_file(tmp_path, 'device = "cuda"\nbatch_buckets = "1,32"')
+    assert read_arguments(arguments)[1].model == ("dat_demo", "other")
+    chosen = options(**arguments)
+    assert chosen["ray_actor_options"]["num_gpus"] == 1
+    assert chosen["autoscaling_config"]["target_ongoing_requests"] == 64
 
 
 def test_rays_limits_lie_above_the_services_own() -> None:

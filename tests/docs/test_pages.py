@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import tomllib
 from pathlib import Path
-from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -124,9 +123,9 @@ def our_options() -> set[str]:
 
 def families() -> list[Metric]:
     """Return every metric of ours that a server shows, but for the times at which series began."""
-    metrics = Metrics(buckets=(1,))
-    metrics.watch(SimpleNamespace(states=[], queue_depth=0, slots_in_use=0))
-    metrics.describe(SimpleNamespace(name="", version=1, variant="", precision=""))  # type: ignore[arg-type]
+    metrics = Metrics()
+    metrics.watch(lambda: ())
+    metrics.watch_versions(lambda: ())
     shown = text_string_to_metric_families(metrics.render().decode())
     return [each for each in shown if each.name.startswith("dat_") and not each.name.endswith("_created")]
 

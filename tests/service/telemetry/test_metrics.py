@@ -49,6 +49,7 @@ def test_a_model_that_never_ran_says_so_from_its_start() -> None:
     metrics = Metrics()
     metrics.of_model("tiny", 1)
     assert metrics.registry.get_sample_value("dat_last_run_timestamp_seconds", TINY) == 0
+    assert set(shown(metrics, "dat_model_loads_total").values()) == {0}
 
 
 def test_versions_are_counted_apart_and_requests_to_none_without_either_label() -> None:
@@ -161,16 +162,27 @@ def series_of(metrics: Metrics, version: str) -> int:
     return sum(sample.labels.get("version") == version for family in families for sample in family.samples)
 
 
-def test_a_version_that_is_forgotten_leaves_no_series_and_is_counted_anew_if_it_comes_back() -> None:
+def test_a_version_that_is_forgotten_is_shown_once_more_and_counted_anew_if_it_comes_back() -> None:
     metrics = Metrics()
     count_all(metrics, 1)
     count_all(metrics, 2)
     both = series_of(metrics, "2")
     assert series_of(metrics, "1") == both > 0
     metrics.forget("tiny", 1)
-    assert (series_of(metrics, "1"), series_of(metrics, "2")) == (0, both)
+    assert [series_of(metrics, "1") for _ in range(2)] == [both, 0]  # what it counted last is not lost
+    assert series_of(metrics, "2") == both
     count_all(metrics, 1)
     assert metrics.registry.get_sample_value("dat_batch_size_sum", TINY) == 1
+
+
+def test_a_version_that_comes_back_before_it_was_shown_for_the_last_time_goes_on() -> None:
+    metrics = Metrics()
+    count_all(metrics, 1)
+    metrics.forget("tiny", 1)
+    count_all(metrics, 1)
+    metrics.render()
+    count_all(metrics, 1)
+    assert metrics.registry.get_sample_value("dat_batch_size_sum", TINY) == 3
 
 
 OF_TWO_PROCESSES = """

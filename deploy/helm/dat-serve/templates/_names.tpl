@@ -51,3 +51,40 @@ seccompProfile: {type: RuntimeDefault}
 app.kubernetes.io/name: {{ .Chart.Name }}-test
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
+
+{{/* Models as the service's variable has them: the default first, each once. */}}
+{{- define "dat-serve.models" -}}
+{{- with .Values.models -}}
+{{- $names := .names -}}
+{{- if .default -}}
+{{- if and $names (not (has .default $names)) (not (has "all" $names)) -}}
+{{- fail (printf "models.default %s is none of models.names" .default) -}}
+{{- end -}}
+{{- $names = prepend (without $names .default) .default -}}
+{{- end -}}
+{{- join "," $names -}}
+{{- end -}}
+{{- end }}
+
+{{/* Whether models can be loaded and unloaded; "true" or nothing. */}}
+{{- define "dat-serve.control" -}}
+{{- if or .Values.models.control .Values.models.watch }}true{{ end }}
+{{- end }}
+
+{{/* What these values cannot be together. */}}
+{{- define "dat-serve.checkModels" -}}
+{{- with .Values.models }}
+{{- if and (or .names .default) (or (hasKey $.Values.settings "model") (hasKey $.Values.settings "model_version")) }}
+{{- fail "models.names and models.default take the place of settings.model and settings.model_version" }}
+{{- end }}
+{{- if and .watch (not .volume) }}{{ fail "models.watch wants models.volume: what is in an image never changes" }}{{ end }}
+{{- end }}
+{{- if and (include "dat-serve.control" .) .Values.ingress.enabled (not .Values.apiKeys.secretName) }}
+{{- fail "models.control behind an ingress wants apiKeys.secretName, or everybody could unload the models" }}
+{{- end }}
+{{- end }}
+
+{{/* The settings of single models as the service's file has them. */}}
+{{- define "dat-serve.settingsFile" -}}
+{{- toToml (dict "models" .Values.models.settings) }}
+{{- end }}
