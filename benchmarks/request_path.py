@@ -18,12 +18,15 @@ from pathlib import Path
 from types import FrameType
 
 import httpx
+from fastapi import FastAPI
 
 from benchmarks import null_model
 from benchmarks.limits import photos
 from service.http.app import create_app
-from service.model.directory import open_model
-from service.model.loading import in_process_engine
+from service.model.directory import ModelDirectory, open_model
+from service.model.loading import in_process_engine, preprocessing_of
+from service.serving.served import Served, ServedModels
+from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
@@ -83,17 +86,53 @@ def _module_of(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", ""))
 
 
+class _OneModel:
+    """Hosts one model, whose engine is a thread of this process."""
+
+    control = None
+
+    def __init__(self, served: Served) -> None:
+        self.models = ServedModels(default=served.name)
+        self._served = served
+
+    async def start(self) -> None:
+        await self._served.engine.start()
+
+    async def wait_ready(self) -> None:
+        served = self._served
+        await served.engine.wait_ready()
+        status = VersionStatus(served.name, served.version, ModelState.READY, is_default=True, devices=("cpu",))
+        self.models.publish([status], [served])
+
+    async def stop(self, timeout_s: float) -> None:
+        await self._served.engine.stop(timeout_s)
+
+
+def make_app(model: ModelDirectory, settings: Settings) -> FastAPI:
+    """Return an application that serves a model on the CPU; it has not begun to load it."""
+    manifest, metrics = model.manifest, Metrics()
+    counted = metrics.of_model(manifest.name, manifest.version)
+    served = Served(
+        model=model,
+        settings=settings,
+        engine=in_process_engine(settings, model, device="cpu", observer=counted),
+        preprocessing=preprocessing_of(
+            manifest, limits=settings.decode_limits, exif_orientation=settings.exif_orientation
+        ),
+        metrics=counted,
+    )
+    return create_app(settings, _OneModel(served), metrics=metrics, on_failed_start=_raise)
+
+
 async def count_calls(root: Path) -> CallCounter:
     """Return the calls of one request, after a few that are not counted; a model is written below `root`."""
     model = open_model(null_model.write(root))
     settings = Settings(threads=1, decode_threads=1, batch_buckets=(1,), explain=False)
-    metrics = Metrics(buckets=(1,))
     counter = CallCounter()
     with counter.installed():
-        engine = in_process_engine(settings, model, device="cpu", observer=metrics)
-        app = create_app(settings, model, engine, metrics=metrics, on_failed_start=_raise)
+        app = make_app(model, settings)
         async with app.router.lifespan_context(app):
-            await engine.wait_ready()
+            await app.state.service.started.wait()
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
                 for _ in range(_WARM_UP):
