@@ -21,10 +21,10 @@ from sklearn.datasets import load_sample_images
 
 from service.engine.runtime.options import DeviceOptions
 from service.engine.runtime.session import OnnxSession
-from service.images.limits import DEFAULT_LIMITS
 from service.images.preprocessing import decode_into, decode_with_pillow, prepare_pillow
 from service.model.directory import ModelDirectory
 from service.model.loading import preprocessing_of
+from service.settings import Settings
 
 JPEG_QUALITY = 90
 
@@ -56,7 +56,7 @@ class Limits:
         self._files = files
         self._outputs = (manifest.class_output,)
         self._shape = (manifest.input.height, manifest.input.width, 3)
-        self._preprocessing = preprocessing_of(manifest, limits=DEFAULT_LIMITS, exif_orientation=False)
+        self._preprocessing = preprocessing_of(manifest, Settings())
         self._session = OnnxSession.load(
             model.model_path,
             DeviceOptions(

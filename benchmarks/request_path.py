@@ -22,8 +22,9 @@ import httpx
 from benchmarks import null_model
 from benchmarks.limits import photos
 from service.http.app import create_app
-from service.model.directory import open_model
-from service.model.loading import in_process_engine
+from service.processes.trial import try_candidate
+from service.serving.in_process import InProcessHosting
+from service.serving.repository import ModelRepository
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
@@ -85,15 +86,15 @@ def _module_of(frame: FrameType) -> str:
 
 async def count_calls(root: Path) -> CallCounter:
     """Return the calls of one request, after a few that are not counted; a model is written below `root`."""
-    model = open_model(null_model.write(root))
-    settings = Settings(threads=1, decode_threads=1, batch_buckets=(1,), explain=False)
-    metrics = Metrics(buckets=(1,))
+    null_model.write(root)
+    settings = Settings(repository=root, device="cpu", threads=1, decode_threads=1, batch_buckets=(1,), explain=False)
+    repository, metrics = ModelRepository(settings), Metrics()
     counter = CallCounter()
     with counter.installed():
-        engine = in_process_engine(settings, model, device="cpu", observer=metrics)
-        app = create_app(settings, model, engine, metrics=metrics, on_failed_start=_raise)
+        hosting = InProcessHosting(settings, repository.at_start(), repository, metrics=metrics, prove=try_candidate)
+        app = create_app(settings, hosting, metrics=metrics, on_failed_start=_raise)
         async with app.router.lifespan_context(app):
-            await engine.wait_ready()
+            await app.state.service.started.wait()
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
                 for _ in range(_WARM_UP):

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from service.model.directory import ModelDirectory
 from tests.service.conftest import GatedSession, Parts, make_parts
 from tests.service.conftest import model as model
 from tests.service.conftest import repository as repository
+from tests.service.fixed_hosting import FakeControl
 
 PATIENCE_S = 60
 """How long a test waits for what must come; only a broken service makes it wait so long."""
@@ -138,8 +139,14 @@ class Threaded:
 
 
 @contextlib.contextmanager
-def service_thread(model: ModelDirectory, **settings: object) -> Iterator[Threaded]:
-    """Serve a gated session on a real socket, ready when this is entered."""
+def service_thread(
+    model: ModelDirectory,
+    *,
+    others: Sequence[ModelDirectory] = (),
+    control: FakeControl | None = None,
+    **settings: object,
+) -> Iterator[Threaded]:
+    """Serve a gated session, and other models beside it, on a real socket; ready when this is entered."""
     session = GatedSession()
     ready = threading.Event()
 
@@ -149,7 +156,7 @@ def service_thread(model: ModelDirectory, **settings: object) -> Iterator[Thread
         ready.set()
         await serving
 
-    parts = make_parts(model, lambda _: session, **settings)
+    parts = make_parts(model, lambda _: session, others=others, control=control, **settings)
     served = parts.app.state.service
     server = Server(parts.app, served.settings, give_up=served.in_flight.give_up)
     listener = listen("127.0.0.1", 0)

@@ -55,6 +55,8 @@ def fit(case: schemathesis.Case[Any], model: ModelDirectory, accept: str) -> Non
             case.path_parameters[name] = value
     if "model" in case.query:
         case.query["model"] = model.manifest.name
+    if "version" in case.query:
+        case.query["version"] = str(model.manifest.version)
     timeout_ms = case.query.get("timeout_ms")
     if isinstance(timeout_ms, int) and 0 < timeout_ms < 60_000:
         case.query["timeout_ms"] = 60_000  # a deadline that cannot be met is rightly answered 504

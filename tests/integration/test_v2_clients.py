@@ -19,8 +19,10 @@ import tritonclient.http.aio as triton_aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from tests.integration.conftest import PATIENCE_S, ROOT, service_process
+from service.model.directory import ModelDirectory, open_model
+from tests.integration.conftest import PATIENCE_S, ROOT, service_process, service_thread
 from tests.service import tiny_model
+from tests.service.fixed_hosting import FakeControl
 from tests.service.pictures import expected, photo, pixels
 
 MODEL, VERSION, SIZE = tiny_model.NAME, str(tiny_model.VERSION), tiny_model.SIZE
@@ -281,16 +283,51 @@ def test_statistics_count_every_process(client: triton.InferenceServerClient, po
     assert runs == after["execution_count"]
 
 
-def test_repository_holds_one_model_that_stays(client: triton.InferenceServerClient) -> None:
+def test_repository_without_model_control_stays_as_it_is(client: triton.InferenceServerClient) -> None:
     assert client.get_model_repository_index() == [{"name": MODEL, "version": VERSION, "state": "READY", "reason": ""}]
-    client.load_model(MODEL)
-    with pytest.raises(InferenceServerException, match="no model 'other'"):
-        client.load_model("other")
-    with pytest.raises(InferenceServerException, match="exported"):
-        client.load_model(MODEL, config="{}")
-    with pytest.raises(InferenceServerException, match="cannot unload"):
-        client.unload_model(MODEL)
+    for change in (client.load_model, client.unload_model):
+        with pytest.raises(InferenceServerException, match="--model-control is off") as raised:
+            change(MODEL)
+        assert raised.value.status() == "403"
     assert client.is_model_ready(MODEL)
+
+
+def states_of(client: triton.InferenceServerClient) -> dict[str, str]:
+    return {entry["name"]: entry["state"] for entry in client.get_model_repository_index()}
+
+
+def test_models_are_unloaded_and_loaded_at_run_time(model: ModelDirectory, tmp_path: Path) -> None:
+    other = open_model(tiny_model.write(tmp_path, name="other", version=1, size=2 * SIZE, seed=8))
+    control = FakeControl()
+    image = np.stack([pixels(2 * SIZE, 2 * SIZE)])
+    reference = tiny_model.reference(image, seed=8)
+    with (
+        service_thread(model, others=[other], control=control) as running,
+        triton.InferenceServerClient(f"127.0.0.1:{running.port}", network_timeout=PATIENCE_S) as client,
+    ):
+        assert states_of(client) == {MODEL: "READY", "other": "READY"}
+        assert_like(client.infer("other", [image_input(image)]), ("logits",), reference)
+        client.unload_model("other", unload_dependents=True)
+        assert states_of(client) == {MODEL: "READY", "other": "UNAVAILABLE"}
+        assert client.is_server_ready()
+        assert client.is_model_ready(MODEL)
+        assert not client.is_model_ready("other")
+        with pytest.raises(InferenceServerException, match="unloaded"):
+            client.infer("other", [image_input(image)])
+        client.load_model("other")
+        assert_like(client.infer("other", [image_input(image)]), ("logits",), reference)
+        control.failures["other"] = "other version 2 does not match its sha256"
+        for call, status, message in (
+            ({"model_name": "other"}, "422", "does not match its sha256"),
+            ({"model_name": "none"}, "404", "no model 'none'"),
+            ({"model_name": "other", "config": "{}"}, "400", "as it was exported"),
+        ):
+            with pytest.raises(InferenceServerException, match=message) as raised:
+                client.load_model(**call)
+            assert raised.value.status() == status
+        assert client.is_model_ready("other")
+        statistics = client.get_inference_statistics()["model_stats"]
+        assert {each["name"]: each["inference_count"] for each in statistics} == {MODEL: 0, "other": 2}
 
 
 def errors() -> dict[str, tuple[dict[str, Any], str, str]]:

@@ -24,12 +24,11 @@ from service.errors import StartupError
 from service.http.app import create_app
 from service.model.directory import ModelDirectory, open_model
 from service.model.loading import load_session
-from service.serving.control import ModelControl
 from service.settings import Settings, load_settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracer
 from tests.service import tiny_explain, tiny_model
-from tests.service.fixed_hosting import FixedHosting, engine_of, served_by
+from tests.service.fixed_hosting import FakeControl, FixedHosting, engine_of, served_by
 
 INPUT_SHAPE = (tiny_model.SIZE, tiny_model.SIZE, 3)
 OUTPUT_NAMES = tuple(tiny_model.shapes())
@@ -142,11 +141,12 @@ def make_parts(
     tracer: Tracer | None = None,
     *,
     others: Sequence[ModelDirectory] = (),
-    control: ModelControl | None = None,
+    control: FakeControl | None = None,
     **settings: object,
 ) -> Parts:
     """Make an application of some settings, with the model of `load` and others that are loaded as the service does."""
-    chosen = load_settings({name: str(value) for name, value in settings.items()}, environment={})
+    given = {name: value if isinstance(value, tuple) else str(value) for name, value in settings.items()}
+    chosen = load_settings(given, environment={})
     metrics = Metrics()
     models = (model, *others)
     loads = (load, *(partial(load_on_cpu, other) for other in others))
@@ -173,7 +173,7 @@ async def serving(
     wait_ready: bool = True,
     tracer: Tracer | None = None,
     others: Sequence[ModelDirectory] = (),
-    control: ModelControl | None = None,
+    control: FakeControl | None = None,
     **settings: object,
 ) -> AsyncIterator[Served]:
     """Serve the tiny model (or a gated session), and others beside it, with some settings."""

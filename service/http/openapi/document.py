@@ -29,7 +29,7 @@ from service.http.routes.v2 import openapi as v2_openapi
 Json = dict[str, Any]
 
 TITLE = "DAT Serve"
-INTERFACE_VERSION = "1.0.0"
+INTERFACE_VERSION = "1.1.0"
 """Of what is described here: the first number changes where a client must."""
 _DESCRIPTION = """Image classification and features with the Deformable Attention Transformer.
 

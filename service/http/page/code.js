@@ -80,7 +80,7 @@ function python({ path, parameters, file, type }) {
     `with open(${quoted(file)}, "rb") as image:`,
     "    response = httpx.post(",
     `        ${quoted(address(path))},`,
-    `        params=${quoted(parameters).replace(":", ": ")},`,
+    `        params=${quoted(parameters).replaceAll('":', '": ').replaceAll(',"', ', "')},`,
     `        headers={"Content-Type": ${quoted(type)}${key}},`,
     "        content=image.read(),",
     "    )",

@@ -1,21 +1,23 @@
-/** The page's flow: which model there is, then for each image its classes, its points, and the code to ask the same. */
+/** The page's flow: which models there are; for each image its classes, its points, and the code to ask the same. */
 
 import { Problem, get, hasKey, post, useKey } from "./api.js";
 import { setUpCode, showCode } from "./code.js";
-import { byId } from "./dom.js";
+import { byId, element } from "./dom.js";
 import { setUpPoints } from "./points.js";
 import { clearPredictions, showPredictions } from "./predictions.js";
 import { clearProblem, showProblem } from "./problems.js";
 import { setUpSources } from "./sources.js";
 
 const CLASSIFY = "v1/classify";
-const PARAMETERS = { top_k: 5 };
+const TOP_K = { top_k: 5 };
 const DRAWN_VARIANT = "dat_demo"; // the model that was trained on drawings
 const UNSENT = { name: "image.jpg", type: "image/jpeg" };
 
 const results = byId("results");
 const problem = byId("problem");
+const choice = byId("models");
 let model = null;
+let named = {}; // what names the model in a request: nothing where there is but the default one
 let image = null;
 let asking = null;
 let saved = null;
@@ -23,20 +25,34 @@ let saved = null;
 const points = setUpPoints({ onUnauthorized: wantKey });
 const sources = setUpSources({ onImage: look, onNone: forget });
 
-/** Learn which model is served. */
+/** Learn which models are served, and show the chosen one to the image that is there. */
 async function meet() {
   try {
-    const { models } = await get("v1/models");
-    model = await get(`v1/models/${encodeURIComponent(models[0].name)}`);
+    await learn();
   } catch (error) {
     return report(error, meet);
   }
   clearProblem(problem);
   welcomeKey();
+  if (image !== null) look(image);
+}
+
+/** Learn which models are served, and what the chosen one is. */
+async function learn() {
+  const listed = await get("v1/models");
+  const names = listed.models.filter((version) => version.is_default).map(({ name }) => name);
+  const chosen = names.includes(choice.value) ? choice.value : (names[0] ?? listed.default);
+  choice.replaceChildren(...names.map((name) => element("option", { value: name }, name)));
+  choice.value = chosen;
+  byId("model-choice").hidden = names.length < 2;
+  const described = await get(`v1/models/${encodeURIComponent(chosen)}`);
+  if (names.length > 1 && choice.value !== chosen) return; // another was chosen meanwhile
+  model = described;
+  named = names.length > 1 || chosen !== listed.default ? { model: chosen } : {};
   const size = `${model.input_width} × ${model.input_height} pixels`;
   byId("model").textContent = `${model.name} · version ${model.version} · ${model.num_classes} classes · ${size}`;
   if (model.variant === DRAWN_VARIANT) sources.offerDrawing();
-  if (image !== null) look(image);
+  else sources.withdrawDrawing();
 }
 
 /** Classify an image, then show where the model looked. */
@@ -46,12 +62,14 @@ async function look(given) {
   const { signal } = asking;
   image = given;
   describeImage();
-  showCode(CLASSIFY, PARAMETERS, image);
+  const parameters = { ...TOP_K, ...named };
+  showCode(CLASSIFY, parameters, image);
   results.setAttribute("aria-busy", "true");
   try {
-    const answer = await post(CLASSIFY, PARAMETERS, image, signal);
+    const answer = await post(CLASSIFY, parameters, image, signal);
     clearProblem(problem);
     showPredictions(answer);
+    if (model !== null && model.version !== answer.model.version) await learn(); // it was replaced meanwhile
   } catch (error) {
     if (error.name === "AbortError") return; // a later image has taken this one's place
     clearPredictions();
@@ -62,7 +80,9 @@ async function look(given) {
   } finally {
     if (!signal.aborted) results.setAttribute("aria-busy", "false");
   }
-  if (model?.explain) points.show(model, image);
+  if (signal.aborted) return;
+  if (model?.explain) points.show(model, image, named);
+  else points.hide();
 }
 
 /** Take everything away that was of an image. */
@@ -74,7 +94,7 @@ function forget() {
   clearPredictions();
   points.hide();
   describeImage();
-  showCode(CLASSIFY, PARAMETERS, UNSENT);
+  showCode(CLASSIFY, { ...TOP_K, ...named }, UNSENT);
 }
 
 function describeImage() {
@@ -110,7 +130,7 @@ function welcomeKey() {
   if (form.contains(document.activeElement)) results.focus();
   form.hidden = true;
   byId("key-forget").hidden = !hasKey();
-  showCode(CLASSIFY, PARAMETERS, image ?? UNSENT);
+  showCode(CLASSIFY, { ...TOP_K, ...named }, image ?? UNSENT);
 }
 
 byId("key-form").addEventListener("submit", (event) => {
@@ -124,6 +144,8 @@ byId("key-forget").addEventListener("click", () => {
   meet();
 });
 
+choice.addEventListener("change", meet);
+
 setUpCode();
-showCode(CLASSIFY, PARAMETERS, UNSENT);
+showCode(CLASSIFY, TOP_K, UNSENT);
 meet();

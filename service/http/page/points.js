@@ -16,12 +16,12 @@ const LARGEST_RADIUS = 0.024; // of the image's mean side
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const LONG_STEP = 4;
 
-/** Make the section ready; returns `{show(model, image), hide()}`. `onUnauthorized` is called on a 401. */
+/** Make the section ready; returns `{show(model, image, named), hide()}`; `named` are the parameters that name the model. `onUnauthorized` is called on a 401. */
 export function setUpPoints({ onUnauthorized }) {
   const overlay = byId("overlay");
   const slider = byId("layer");
   const hiddenGroups = new Set();
-  let subject = null; // {model, image}
+  let subject = null; // {model, image, named}
   let result = null; // the image's result, with its layers
   let query = null; // the chosen place in pixels of the image, or null for the average
   let cursor = null; // where the keyboard's cursor is
@@ -32,7 +32,8 @@ export function setUpPoints({ onUnauthorized }) {
   async function ask(place) {
     asking?.abort();
     asking = new AbortController();
-    const parameters = place === null ? {} : { query: place.map((value) => +value.toFixed(2)).join(",") };
+    const fromPlace = place === null ? {} : { query: place.map((value) => +value.toFixed(2)).join(",") };
+    const parameters = { ...subject.named, ...fromPlace };
     try {
       const answer = await post("v1/explain", parameters, subject.image, asking.signal);
       result = answer.results[0];
@@ -201,9 +202,9 @@ export function setUpPoints({ onUnauthorized }) {
 
   return {
     hide,
-    async show(model, image) {
+    async show(model, image, named) {
       clear();
-      subject = { model, image };
+      subject = { model, image, named };
       if (address !== null) URL.revokeObjectURL(address);
       address = URL.createObjectURL(image.blob);
       byId("plate-image").src = address;

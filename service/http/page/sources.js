@@ -13,7 +13,7 @@ import { upright } from "./upright.js";
 
 const PANELS = ["file", "camera", "draw"];
 
-/** Make every source ready. Returns what the page needs of them: `offerDrawing()`. */
+/** Make every source ready. Returns what the page needs of them: `{offerDrawing(), withdrawDrawing()}`. */
 export function setUpSources({ onImage, onNone }) {
   let ofDrawing = null;
   let preview = null;
@@ -88,6 +88,12 @@ export function setUpSources({ onImage, onNone }) {
       byId("choice-draw").hidden = false;
       if (!byId("drop").classList.contains("filled")) show("draw");
       drawing.ready();
+    },
+
+    /** Offer it no more; a drawing that was taken already stays the image until another is. */
+    withdrawDrawing() {
+      byId("choice-draw").hidden = true;
+      if (!byId("panel-draw").hidden) show("file");
     },
   };
 }

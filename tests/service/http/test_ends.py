@@ -279,6 +279,16 @@ ENDS = {
 }
 
 
+async def assert_left_once(served: Served) -> None:
+    """Assert that every request has left what it kept, and none twice: then it would never again be without any."""
+    (asked,) = served.hosting.models.served
+    for _ in range(2):
+        async with asyncio.timeout(PATIENCE_S):
+            await asked.wait_unused()
+        asked.keep()
+        asked.leave()
+
+
 @contextlib.asynccontextmanager
 async def held(model: ModelDirectory) -> AsyncIterator[tuple[Served, GatedSession, Hold]]:
     session, hold = GatedSession(), Hold()
@@ -308,6 +318,7 @@ async def test_request_that_is_ended_in_a_stage_gets_its_answer_at_once_and_leav
         session.gate.set()
         await until(lambda: not served.engine.slots_in_use and not served.sample("dat_abandoned_decodes"))
         await asyncio.sleep(0.01)
+        await assert_left_once(served)
         if "queue" not in stage:  # where another request is answered
             assert served.sample("dat_request_stage_seconds_total", stage="total") == counted == 0
 

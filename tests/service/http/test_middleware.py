@@ -32,7 +32,7 @@ async def test_answer_that_fails_in_its_middle_is_broken_off_and_counted() -> No
     async def send(message: Message) -> None:
         sent.append(message)
 
-    metrics = Metrics(buckets=(1,))
+    metrics = Metrics()
     layer = RequestContextMiddleware(
         fails, metrics=metrics, in_flight=InFlight(), security=SecurityHeaders(tls=False), cors=cors_layer(())
     )
@@ -40,5 +40,5 @@ async def test_answer_that_fails_in_its_middle_is_broken_off_and_counted() -> No
         await layer(dict(SCOPE), nothing, send)
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert SECRET not in "".join(traceback.format_exception(raised.value))  # the server logs it
-    labels = {"route": "unmatched", "status": "200", "code": "internal"}
+    labels = {"model": "", "version": "", "route": "unmatched", "status": "200", "code": "internal"}
     assert metrics.registry.get_sample_value("dat_requests_total", labels) == 1

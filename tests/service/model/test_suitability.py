@@ -1,4 +1,4 @@
-"""Warnings about models in a form that a device runs slowly."""
+"""Warnings about models in a form that a device runs slowly, and settings that do not fit a model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from service.errors import SettingsError
 from service.model.directory import open_model
 from service.model.loading import graphs_of, load_session
 from service.model.manifest import Manifest
-from service.model.suitability import drawbacks
+from service.model.suitability import check_settings, drawbacks
 from service.settings import Settings
 from tests.service import tiny_model
 
@@ -55,3 +56,9 @@ def test_manifest_without_the_newer_fields_is_read(tmp_path: Path, manifest: Man
     older = manifest.model_dump(exclude={"target", "contrib_operators", "outputs"})
     outputs = [record.model_dump(exclude={"rms_difference"}) for record in manifest.outputs]
     assert Manifest.model_validate({**older, "outputs": outputs}) == manifest
+
+
+def test_settings_that_name_outputs_which_a_model_lacks_are_refused_by_their_option(manifest: Manifest) -> None:
+    check_settings(manifest, Settings(v2_outputs=("embedding", "logits")))
+    with pytest.raises(SettingsError, match=r"--v2-outputs: 'tiny' version 3: the model has no 'depth'; it has logits"):
+        check_settings(manifest, Settings(v2_outputs=("logits", "depth")))

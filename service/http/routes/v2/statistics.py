@@ -26,14 +26,10 @@ router = APIRouter(tags=["inference protocol"], dependencies=[Depends(authorized
 _NOTHING = Duration(count=0, ns=0)
 
 
-@router.get(
-    "/v2/models/{model}/versions/{version}/stats",
-    operation_id="v2_model_version_stats",
-    summary="Statistics of a version",
-)
-async def version_stats(service: ServiceDependency, served: NamedModel) -> Statistics:
-    """Answer with a version's statistics."""
-    return await _statistics(service, [served])
+@router.get("/v2/models/stats", operation_id="v2_stats", summary="Statistics of all models")
+async def stats(service: ServiceDependency) -> Statistics:
+    """Answer with the statistics of every version of every model that takes work."""
+    return await _statistics(service, service.models.served)
 
 
 @router.get("/v2/models/{model}/stats", operation_id="v2_model_stats", summary="Statistics of a model")
@@ -42,10 +38,14 @@ async def model_stats(service: ServiceDependency, served: NamedModel) -> Statist
     return await _statistics(service, [each for each in service.models.served if each.name == served.name])
 
 
-@router.get("/v2/models/stats", operation_id="v2_stats", summary="Statistics of all models")
-async def stats(service: ServiceDependency) -> Statistics:
-    """Answer with the statistics of every version of every model that takes work."""
-    return await _statistics(service, service.models.served)
+@router.get(
+    "/v2/models/{model}/versions/{version}/stats",
+    operation_id="v2_model_version_stats",
+    summary="Statistics of a version",
+)
+async def version_stats(service: ServiceDependency, served: NamedModel) -> Statistics:
+    """Answer with a version's statistics."""
+    return await _statistics(service, [served])
 
 
 async def _statistics(service: Service, models: Sequence[Served]) -> Statistics:

@@ -177,8 +177,14 @@ async def test_large_answer_is_the_same_as_small_ones(served: Served) -> None:
 
 async def test_models_are_listed_and_described(served: Served) -> None:
     listed = (await served.http.get("/v1/models")).json()
-    assert listed == {"models": [{"name": "tiny", "version": 3, "variant": "tiny"}]}
+    entry = {
+        "name": "tiny", "version": 3, "variant": "tiny", "state": "ready", "reason": "", "is_default": True,
+        "devices": ["cpu"], "parity": None,
+    }  # fmt: skip
+    assert listed == {"default": "tiny", "models": [entry]}
     details: dict[str, Any] = (await served.http.get("/v1/models/tiny")).json()
+    assert details["versions"] == [entry]
+    assert entry.items() <= details.items()
     assert (details["input_height"], details["input_width"], details["resize_height"]) == (56, 56, 64)
     assert [output["name"] for output in details["outputs"]] == OUTPUTS
     assert details["labels"][2] == {"class_id": 2, "name": "class 2", "synset": None}

@@ -257,8 +257,8 @@ async def test_loading_is_503_and_the_index_says_why(model: ModelDirectory) -> N
         error_of(await served.http.get("/v2/health/ready"), 503)
         error_of(await served.http.get("/v2/models/tiny/ready"), 503)
         (entry,) = (await served.http.post("/v2/repository/index", json={})).json()
-        assert entry["state"] == "UNAVAILABLE"
-        assert "loading" in entry["reason"]
+        assert entry["state"] == "LOADING"
+        assert "loaded" in entry["reason"]
         assert (await served.http.post("/v2/repository/index", json={"ready": True})).json() == []
 
 
