@@ -71,6 +71,7 @@ KINDS: Mapping[type[ServiceError], Kind] = dict(  # of all but RequestError, whi
         (errors.StartupError, INTERNAL),
         (errors.SettingsError, INTERNAL),
         (errors.RepositoryError, INTERNAL),
+        (errors.IncompleteModel, INTERNAL),
         (errors.DeviceUnavailable, INTERNAL),
     ]
 )

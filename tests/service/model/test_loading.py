@@ -12,7 +12,7 @@ from service.engine.runtime.options import DeviceOptions
 from service.errors import RepositoryError
 from service.model.directory import open_model
 from service.model.loading import EXPLAIN, MODEL, explain_options, graphs_of, load_session
-from service.processes.plan import Plan
+from service.processes.plan import VersionPlan
 from service.settings import Settings
 from tests.service import tiny_explain, tiny_model
 
@@ -87,6 +87,6 @@ def test_model_with_more_layers_than_records_can_name_is_refused(tmp_path: Path)
     model = open_model(tiny_model.write(tmp_path))
     many = tiny_explain.RECORD.model_copy(update={"layers": tiny_explain.RECORD.layers * 17})
     model = replace(model, manifest=model.manifest.model_copy(update={"explain": many}))
-    plan = Plan(Settings(), model, devices=("cpu",), buckets=(1,), metrics_directory=tmp_path)
+    plan = VersionPlan(model, Settings(batch_buckets=(1,)), devices=("cpu",), engines=(0,))
     with pytest.raises(RepositoryError, match=r"cannot be served by several processes: .* 64 outputs"):
         _ = plan.geometry
