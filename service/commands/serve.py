@@ -53,8 +53,6 @@ def run(options: argparse.Namespace) -> int:
 def _serve_alone(settings: Settings, candidates: Sequence[Candidate], repository: ModelRepository) -> int:
     """Serve from this process, with each engine as a thread of it."""
     tls = tls_context(settings)
-    for device in {candidate.settings.device for candidate in candidates}:
-        resolve_device(device)  # one that cannot be had is said before anything is started
     listener = listen(settings.host, settings.port)
     metrics = Metrics()
     hosting = InProcessHosting(settings, candidates, repository, metrics=metrics, prove=try_candidate)

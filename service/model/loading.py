@@ -18,12 +18,12 @@ from service.engine.room import Room
 from service.engine.runtime.options import Device, DeviceOptions
 from service.engine.runtime.session import OnnxSession
 from service.engine.types import Session
-from service.errors import RepositoryError, SettingsError
+from service.errors import RepositoryError
 from service.images.preprocessing import Preprocessing
 from service.model.directory import ModelDirectory
-from service.model.manifest import Manifest, unknown_outputs
+from service.model.manifest import Manifest
 from service.model.suitability import drawbacks
-from service.settings import Settings, option_of
+from service.settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -63,12 +63,6 @@ def graphs_of(model: ModelDirectory, settings: Settings, *, buckets: tuple[int, 
         small = tuple(bucket for bucket in buckets if bucket <= _EXPLAIN_LARGEST_BATCH) or (min(buckets),)
         graphs.append(Graph(EXPLAIN, explain, small, timed=tuple(explain)))
     return tuple(graphs)
-
-
-def check_outputs(model: ModelDirectory, settings: Settings) -> None:
-    """Raise SettingsError where the settings want outputs of a model that it does not have."""
-    if lacking := unknown_outputs(settings.v2_outputs, model.manifest.output_names):
-        raise SettingsError(f"{option_of('v2_outputs')}: {lacking}")
 
 
 def input_shape(manifest: Manifest) -> tuple[int, int, int]:

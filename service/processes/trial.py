@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -22,8 +23,9 @@ from pathlib import Path
 from service.engine.board import Board
 from service.engine.control import ControlSocket, Start
 from service.engine.core import EngineCore
-from service.engine.runtime.session import resolve_device
+from service.engine.runtime.session import OnnxSession, resolve_device
 from service.engine.slots import SlotPool
+from service.engine.types import Outputs, Pixels
 from service.errors import StartupError
 from service.model.loading import graphs_of, input_shape, load_session
 from service.serving.registry import Candidate
@@ -46,7 +48,7 @@ class Verdict:
     reason: str | None
 
 
-async def try_candidate(candidate: Candidate, *, timeout_s: float | None = None) -> None:
+async def try_candidate(candidate: Candidate) -> None:
     """Try a candidate on each of its devices; raises StartupError, with the reason, where it cannot be served."""
     ours, theirs = ControlSocket.pair()
     try:
@@ -57,8 +59,7 @@ async def try_candidate(candidate: Candidate, *, timeout_s: float | None = None)
         theirs.close()
         try:
             ours.send(Start(run_trial, (candidate,)))
-            async with asyncio.timeout(timeout_s):
-                status = await process.wait()
+            status = await process.wait()
         finally:
             if process.returncode is None:
                 process.kill()
@@ -67,12 +68,40 @@ async def try_candidate(candidate: Candidate, *, timeout_s: float | None = None)
     finally:
         ours.close()
     if received is None:
-        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        raise StartupError(f"The process that tried it {how}, as happens where memory does not suffice.")
+        raise StartupError(_how_it_ended(status, candidate.settings.hang_timeout_ms))
     verdict, _ = received
     assert isinstance(verdict, Verdict)
     if verdict.reason is not None:
         raise StartupError(verdict.reason)
+
+
+def _how_it_ended(status: int, longest_ms: int) -> str:
+    match -status:
+        case signal.SIGALRM:
+            return f"A single run of it lasted more than {longest_ms / 1000:g} s."
+        case signal.SIGKILL:
+            return "The process that tried it was killed, as happens where memory does not suffice."
+        case _:
+            how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+            return f"The process that tried it {how}."
+
+
+class _Bounded:
+    """A session whose runs the kernel ends, and the process with them, when they last too long."""
+
+    def __init__(self, session: OnnxSession, *, longest_s: float) -> None:
+        self._session = session
+        self._longest_s = longest_s
+
+    def staging(self, images: int) -> Pixels:
+        return self._session.staging(images)
+
+    def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
+        signal.setitimer(signal.ITIMER_REAL, self._longest_s)
+        try:
+            return self._session.run(images, outputs)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def run_trial(control: ControlSocket, descriptors: Sequence[int], candidate: Candidate) -> int:  # noqa: ARG001
@@ -98,10 +127,14 @@ def run_trial(control: ControlSocket, descriptors: Sequence[int], candidate: Can
 def _try(candidate: Candidate, device: str) -> None:
     """Load and warm up a candidate on a device as an engine does; raises StartupError."""
     model, settings = candidate.model, candidate.settings
-    graphs = graphs_of(model, settings, buckets=settings.buckets_for(device))
+    graphs, longest_s = (
+        graphs_of(model, settings, buckets=settings.buckets_for(device)),
+        settings.hang_timeout_ms / 1000,
+    )
+    sessions = {graph.key: load_session(model, graph, device=device, settings=settings, threads=1) for graph in graphs}
     core = EngineCore(
         graphs,
-        {graph.key: load_session(model, graph, device=device, settings=settings, threads=1) for graph in graphs},
+        {key: _Bounded(session, longest_s=longest_s) for key, session in sessions.items()},
         SlotPool(1, input_shape(model.manifest)),
         Board(workers=1, engines=1).engines[0],
         clock=time.monotonic,

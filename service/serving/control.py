@@ -8,7 +8,7 @@ from service.serving.served import ServedModels
 
 
 class ModelControl(Protocol):
-    """Loads and unloads models; belongs to one event loop."""
+    """Loads and unloads models; belongs to one event loop. What was begun goes on if whoever asked for it goes."""
 
     async def load(self, name: str) -> None:
         """Serve the versions of a model that its version policy wants, of those in the repository now.

@@ -39,11 +39,12 @@ class InProcessHost:
         self._room = Room(settings.max_queued_images)
         self._devices: defaultdict[str, DeviceTurns] = defaultdict(DeviceTurns)
         self._served: dict[int, Served] = {}
+        self._resolved_devices: dict[str, str] = {}
 
     async def load(self, serial: int, candidate: Candidate) -> Loaded:
         """Load a version in a thread of its own; see `registry.Host`."""
         model, settings = candidate.model, candidate.settings
-        device = await asyncio.to_thread(resolve_device, device_of(settings))
+        device = await self._resolved(device_of(settings))
         metrics = self._metrics.of_model(candidate.name, candidate.version)
         parities: list[Parity] = []
         engine = in_process_engine(
@@ -64,6 +65,12 @@ class InProcessHost:
             raise
         self._served[serial] = Served(model, settings, engine, preprocessing_of(model.manifest, settings), metrics)
         return Loaded((device,), worst(parities))
+
+    async def _resolved(self, device: str) -> str:
+        """Return what a device stands for; what it stood for once it stands for always."""
+        if device not in self._resolved_devices:
+            self._resolved_devices[device] = await asyncio.to_thread(resolve_device, device)
+        return self._resolved_devices[device]
 
     async def publish(self, statuses: Sequence[VersionStatus], serials: Sequence[int]) -> None:
         """Give requests to these versions alone; see `registry.Host`."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from service.errors import UnknownModel
 from service.model.directory import find_models, open_model
-from service.model.loading import check_outputs
 from service.model.selection import select_models, wanted_versions
+from service.model.suitability import check_settings
 from service.serving.registry import Candidate
 from service.settings import Settings
 
@@ -22,7 +22,7 @@ class ModelRepository:
         """Read and check what is to be served from the start, the default model first; raises StartupError."""
         candidates = [Candidate(model, settings) for model, settings in select_models(self._settings)]
         for candidate in candidates:
-            check_outputs(candidate.model, candidate.settings)
+            check_settings(candidate.model.manifest, candidate.settings)
         return candidates
 
     def listed(self) -> dict[str, tuple[int, ...]]:
@@ -40,5 +40,5 @@ class ModelRepository:
         """Read and check a version, with the settings that are the model's at present; raises StartupError."""
         settings = self._settings.of_model(name)
         model = open_model(self._settings.repository / name / str(version))
-        check_outputs(model, settings)
+        check_settings(model.manifest, settings)
         return Candidate(model, settings)
