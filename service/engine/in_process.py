@@ -18,7 +18,7 @@ from functools import partial
 from service.engine.board import Board
 from service.engine.client import EngineClient
 from service.engine.core import EngineCore, EngineObserver
-from service.engine.graphs import Graph
+from service.engine.graphs import Graph, largest_pixels
 from service.engine.slots import SlotPool
 from service.engine.thread import EngineThread
 from service.engine.types import EngineState, Session, WorkItem
@@ -31,9 +31,9 @@ class InProcessEngine(EngineClient):
     """An engine thread, the slots, and the calls that wait; every method belongs to one event loop, except where said.
 
     `load` is called in the engine's thread, with each of `graphs`, which all take images of `input_shape` (height,
-    width, 3). `max_queued_images` bounds the images in the service, from being decoded to being answered, and
-    `max_wait_s`, above 0, the time that they are predicted to wait for their turn. A step of the engine that lasts
-    `hang_after_s` is taken for its death.
+    width, 3), and others where they say so. `max_queued_images` bounds the images in the service, from being decoded to
+    being answered, and `max_wait_s`, above 0, the time that they are predicted to wait for their turn. A step of the
+    engine that lasts `hang_after_s` is taken for its death.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class InProcessEngine(EngineClient):
     ) -> None:
         super().__init__(
             graphs,
-            SlotPool(max_queued_images, input_shape),
+            SlotPool(max_queued_images, input_shape, max_pixels=largest_pixels(graphs, input_shape[:2])),
             Board(workers=1, engines=1),
             worker=0,
             max_wait_s=max_wait_s,
@@ -59,6 +59,7 @@ class InProcessEngine(EngineClient):
             clock=clock,
         )
         self._load = load
+        self._input_shape = input_shape
         self._max_delay_s = max_delay_s
         self._observer = observer
         self._engine = self._board.engines[0]
@@ -116,6 +117,7 @@ class InProcessEngine(EngineClient):
             {graph.key: self._load(graph) for graph in self._graphs},
             self._pool,
             self._engine,
+            input_shape=self._input_shape,
             clock=self._clock,
             max_delay_s=self._max_delay_s,
             observer=self._observer,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -157,6 +157,15 @@ class VerificationRecord(_Record):
     """For int8, whose float32 graph was verified at these batch sizes, by the tolerance of fp32, before."""
 
 
+class LayerSizes(NamedTuple):
+    """The sizes of one deformable attention layer, as its record has them."""
+
+    key_rows: int
+    key_columns: int
+    query_rows: int
+    query_columns: int
+
+
 class ExplainLayerRecord(_Record):
     """What the graph of `explain.onnx` gives of one deformable attention layer."""
 
@@ -194,24 +203,17 @@ class ExplainLayerRecord(_Record):
         """Whether it says what follows from another size of the input."""
         return None not in (self.stride, self.key_window, self.key_stride, self.key_padding)
 
-    def at(self, height: int, width: int) -> ExplainLayerRecord:
-        """Return what the graph gives of the layer for an input of that size; ValueError where that is not told."""
-        if (
-            self.stride is None or self.key_window is None or self.key_stride is None or self.key_padding is None
-        ):  # `tells_other_sizes`, in words that a type checker follows
+    def sizes_at(self, height: int, width: int) -> LayerSizes:
+        """Return the sizes of the layer for an input of that size; ValueError where they are not told."""
+        stride, window, step, padding = self.stride, self.key_window, self.key_stride, self.key_padding
+        if stride is None or window is None or step is None or padding is None:
             raise ValueError(f"{self.name}: the manifest does not tell what it is at another size")
-        query_rows, query_columns = math.ceil(height / self.stride), math.ceil(width / self.stride)
-        key_rows, key_columns = (
-            (cells + 2 * self.key_padding - self.key_window) // self.key_stride + 1
-            for cells in (query_rows, query_columns)
-        )
-        sizes = {
-            "query_rows": query_rows,
-            "query_columns": query_columns,
-            "key_rows": key_rows,
-            "key_columns": key_columns,
-        }
-        return self.model_copy(update=sizes)
+        rows, columns, beyond = -(-height // stride), -(-width // stride), 2 * padding - window
+        return LayerSizes((rows + beyond) // step + 1, (columns + beyond) // step + 1, rows, columns)
+
+    def at(self, height: int, width: int) -> ExplainLayerRecord:
+        """Return the record of the layer for an input of that size; ValueError where that is not told."""
+        return self.model_copy(update=self.sizes_at(height, width)._asdict())
 
 
 class ExplainRecord(_Record):
@@ -232,14 +234,22 @@ class ExplainRecord(_Record):
     @property
     def outputs(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Every output, float32, with its shape without the batch axis."""
-        return tuple(
-            output
-            for index, layer in enumerate(self.layers)
-            for output in (
-                (position_output(index), (layer.groups, layer.points, 2)),
-                (attention_output(index), (layer.groups, layer.query_rows * layer.query_columns, layer.points)),
-            )
+        return self._outputs(
+            LayerSizes(layer.key_rows, layer.key_columns, layer.query_rows, layer.query_columns)
+            for layer in self.layers
         )
+
+    def outputs_at(self, height: int, width: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Return the same for an input of that size; raises ValueError where that is not told."""
+        return self._outputs(layer.sizes_at(height, width) for layer in self.layers)
+
+    def _outputs(self, sizes: Iterable[LayerSizes]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        outputs: list[tuple[str, tuple[int, ...]]] = []
+        for index, (layer, size) in enumerate(zip(self.layers, sizes, strict=True)):
+            points, queries = size.key_rows * size.key_columns, size.query_rows * size.query_columns
+            outputs.append((position_output(index), (layer.groups, points, 2)))
+            outputs.append((attention_output(index), (layer.groups, queries, points)))
+        return tuple(outputs)
 
 
 def position_output(layer: int) -> str:
@@ -368,7 +378,7 @@ class Manifest(_Record):
         if self.explain is None:
             return {}
         is_own = (height, width) == (self.input.height, self.input.width)
-        return dict((self.explain if is_own else self.explain.at(height, width)).outputs)
+        return dict(self.explain.outputs if is_own else self.explain.outputs_at(height, width))
 
     def output(self, name: str) -> OutputRecord:
         """Return the record of the output `name`; KeyError where there is none."""

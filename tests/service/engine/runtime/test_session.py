@@ -80,7 +80,7 @@ def test_answers_outlive_the_buffers_that_they_were_read_from(model_path: Path) 
     for batch in batches:
         slots = pool.acquire(len(batch))
         for slot, pixels in zip(slots, batch, strict=True):
-            pool.pixels(slot)[...] = pixels
+            pool.pixels(slot, SHAPE[:2])[...] = pixels
         pool.submit(slots)
         core.submit([item(slot=slot, outputs=frozenset(OUTPUTS)) for slot in slots])
         answers.append([pool.collect(each.slot) for each in core.step()])
@@ -92,8 +92,8 @@ def test_answers_outlive_the_buffers_that_they_were_read_from(model_path: Path) 
 
 def test_a_session_offers_memory_to_gather_batches_in(model_path: Path) -> None:
     session = load(model_path)
-    staging = session.staging(4)
-    assert (staging.shape, staging.dtype, staging.any()) == ((4, *SHAPE), np.uint8, np.False_)
+    staging = session.staging(4 * 24)
+    assert (staging.shape, staging.dtype, staging.any()) == ((4 * 24,), np.uint8, np.False_)
 
 
 def test_want_of_memory_is_told_apart_and_the_session_lives_on(tmp_path: Path) -> None:
