@@ -83,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"{', '.join(STRATEGY_NAMES)} (default: the target's)",
     )
     parser.add_argument("--opset", type=int, metavar="N", help=f"{MIN_OPSET} to {MAX_OPSET} (default: the target's)")
-    parser.add_argument("--dynamic-size", action="store_true", help="any multiple of 32 (second generation)")
+    parser.add_argument(
+        "--dynamic-size", action="store_true", help="one graph for images of any size (second generation)"
+    )
     parser.add_argument(
         "--no-explain",
         dest="explain",

@@ -117,6 +117,7 @@ def _layer_record(
     _, stage, _, block = name.split(".")
     query_rows, query_columns = model.config.map_size(int(stage), image_size)
     key_rows, key_columns = layer.key_size(query_rows, query_columns)
+    key_window, key_padding = layer.stage.key_window(layer.generation)
     return ExplainLayerRecord(
         name=name,
         stage=int(stage) + 1,
@@ -126,6 +127,10 @@ def _layer_record(
         key_columns=key_columns,
         query_rows=query_rows,
         query_columns=query_columns,
+        stride=model.config.stride(int(stage)),
+        key_window=key_window,
+        key_stride=layer.stage.stride,
+        key_padding=key_padding,
         position_difference=position_difference,
         attention_difference=attention_difference,
     )

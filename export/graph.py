@@ -33,8 +33,6 @@ INPUT_NAME: Final = "image"
 STAGE_NAMES: Final = ("stage1", "stage2", "stage3", "stage4")
 CLASS_OUTPUT: Final = "logits"
 OUTPUT_NAMES: Final = (CLASS_OUTPUT, "embedding", *STAGE_NAMES)
-SIZE_MULTIPLE: Final = 32
-"""Heights and widths of dynamic graphs are multiples of this, the stride of the last stage."""
 
 _EXAMPLE_BATCH: Final = 2  # torch.export would take a batch of 1 for a constant
 

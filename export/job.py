@@ -12,6 +12,8 @@ from export.sampling import Strategy, select_strategy
 from export.targets import Target, find_target
 from models.variants import Variant
 
+MAX_SIDE: Final = 2048
+"""The largest side of a dynamic size: the longest that the published pipelines let an image have."""
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 """Precisions that can be exported."""
 
@@ -96,12 +98,5 @@ def check_job(job: ExportJob) -> None:
         raise ExportError(f"{job.variant.name} has no window attention that --window-size could apply to")
     if job.dynamic_size:
         config.check_size(job.input_size)
-        if min(job.input_size) < config.min_dynamic_side:
-            raise ExportError(
-                f"{_size(job.input_size)} is too small for a dynamic size of {job.variant.name}: "
-                f"sides must be at least {config.min_dynamic_side}"
-            )
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
+        if max(job.input_size) > MAX_SIDE:
+            raise ExportError(f"sides of a dynamic size are at most {MAX_SIDE}, which {max(job.input_size)} is above")

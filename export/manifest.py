@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnx
 
-from export.graph import CLASS_OUTPUT, INPUT_NAME, SIZE_MULTIPLE, STAGE_NAMES
-from export.job import ExportJob
+from export.graph import CLASS_OUTPUT, INPUT_NAME, STAGE_NAMES
+from export.job import MAX_SIDE, ExportJob
 from export.source import LoadedModel
 from export.targets import contrib_operators
 from export.verify import BATCH_SIZES, PROVIDER, TOLERANCES, Difference
@@ -41,7 +41,6 @@ def manifest_of(
     explain: ExplainRecord | None,
 ) -> Manifest:
     """Return the manifest of the files in `directory`, whose graph differs from torch's as given."""
-    height, width = job.input_size
     variant = job.variant
     return Manifest(
         name=job.model_name,
@@ -54,16 +53,10 @@ def manifest_of(
         target=job.target.name,
         contrib_operators=contrib_operators(graph),
         num_classes=loaded.model.config.num_classes,
-        input=InputRecord(
-            name=INPUT_NAME,
-            height=height,
-            width=width,
-            dynamic_size=job.dynamic_size,
-            size_multiple=SIZE_MULTIPLE,
-        ),
+        input=_input_record(job),
         preprocess=PreprocessRecord(
-            resize_height=resized(height, variant),
-            resize_width=resized(width, variant),
+            resize_height=resized(job.input_size[0], variant),
+            resize_width=resized(job.input_size[1], variant),
             mean=variant.mean,
             std=variant.std,
         ),
@@ -79,6 +72,22 @@ def manifest_of(
         ),
         explain=explain,
         exporter={tool: metadata.version(tool) for tool in _TOOLS},
+    )
+
+
+def _input_record(job: ExportJob) -> InputRecord:
+    height, width = job.input_size
+    if not job.dynamic_size:
+        return InputRecord(name=INPUT_NAME, height=height, width=width)
+    config = job.variant.config
+    return InputRecord(
+        name=INPUT_NAME,
+        height=height,
+        width=width,
+        dynamic_size=True,
+        size_multiple=config.size_multiple,
+        min_side=config.min_side,
+        max_side=MAX_SIDE,
     )
 
 

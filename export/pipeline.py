@@ -12,7 +12,7 @@ import onnx
 
 from export.calibration import Calibration, judge, photos, samples, service_preprocessing
 from export.explain import explain_graph, explain_record, verify_explain
-from export.graph import SIZE_MULTIPLE, export_graph
+from export.graph import export_graph
 from export.job import ExportJob, check_job
 from export.labels import bundled_labels, labels_from_file, labels_table, numbered_labels
 from export.manifest import manifest_of, resized
@@ -21,7 +21,7 @@ from export.progress import Progress
 from export.publish import check_free, new_version, next_version
 from export.quantization import quantize
 from export.source import LoadedModel, from_file, from_seed
-from export.verify import BATCH_SIZES, Difference, differences_table, verify
+from export.verify import BATCH_SIZES, Difference, check_shapes, differences_table, verify
 from service.model.directory import Label, open_model
 from service.model.manifest import (
     EXPLAIN_FILE,
@@ -67,7 +67,7 @@ def run(job: ExportJob, progress: Progress) -> Path:
         explain = _explain(job, loaded, directory / EXPLAIN_FILE, progress)
         manifest = manifest_of(job, version, loaded, graph, differences, directory, quantization, explain)
         (directory / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        open_model(directory)
+        check_shapes(open_model(directory), _verified_sizes(job))
     return job.repository / job.model_name / str(version)
 
 
@@ -172,9 +172,9 @@ def _labels(job: ExportJob, num_classes: int, progress: Progress) -> tuple[Label
 
 
 def _verified_sizes(job: ExportJob) -> tuple[tuple[int, int], ...]:
-    """Return the image sizes to compare at: the job's, and for a dynamic graph smaller, larger and oblong ones."""
+    """Return the image sizes to compare at: the job's, and for a dynamic graph the smallest, larger and oblong ones."""
     if not job.dynamic_size:
         return (job.input_size,)
     height, width = job.input_size
-    smallest = job.variant.config.min_dynamic_side
-    return (height, width), (smallest, smallest), (height + SIZE_MULTIPLE, smallest), (smallest, width + SIZE_MULTIPLE)
+    smallest, step = job.variant.config.min_side, job.variant.config.size_multiple
+    return (height, width), (smallest, smallest), (height + step, smallest), (smallest, width + 3 * step)

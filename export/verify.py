@@ -25,6 +25,7 @@ from export.errors import ExportError
 from export.graph import INPUT_NAME, OUTPUT_NAMES, Normalisation
 from export.precision import rounded
 from models.dat import DAT
+from service.model.directory import ModelDirectory
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read by the import below
 
@@ -193,6 +194,25 @@ def verify(
     if not all(difference.passes for difference in differences):
         raise VerificationFailed(differences)
     return differences
+
+
+def check_shapes(model: ModelDirectory, image_sizes: Sequence[tuple[int, int]]) -> None:
+    """Raise ExportError where a graph gives another shape than the manifest tells, at any of these image sizes."""
+    graphs = [(model.model_path, model.manifest.shapes_at)]
+    if model.manifest.explain is not None:
+        graphs.append((model.explain_path, model.manifest.explain_shapes_at))
+    for path, shapes_at in graphs:
+        session = open_session(path)
+        names = [output.name for output in session.get_outputs()]
+        for height, width in image_sizes:
+            computed = session.run(None, {INPUT_NAME: sample_images(1, 1, height, width)})
+            given = {name: values.shape[1:] for name, values in zip(names, computed, strict=True)}
+            for name, told in shapes_at(height, width).items():
+                if given.get(name) != told:
+                    raise ExportError(
+                        f"{path.name}: output {name} is {given.get(name)} for images of {height}x{width}, and its "
+                        f"record tells {told}"
+                    )
 
 
 def compare(name: str, actual: FloatArray, reference: FloatArray, precision: str = "fp32") -> Difference:

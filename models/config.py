@@ -8,6 +8,7 @@ Sources: arXiv 2201.00520 (generation 1), arXiv 2309.01430 (generation 2), and t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,10 @@ LAYER_LETTERS = {
     "N": "neighbourhood attention",
 }
 OUTPUT_STRIDE = 32
-"""Input pixels per pixel of the last stage; input sides must be multiples of it."""
+"""Input pixels per pixel of the last stage."""
+_SAMPLED_CELLS = 2
+"""Least side of the maps and key grids that the second generation's deformable attention takes: its coordinates along
+an axis are divided by one less than the axis's length."""
 
 # Published names of the per-stage switches, and the field of `StageConfig` that each one sets.
 _STAGE_FIELDS = {
@@ -95,6 +99,29 @@ class StageConfig:
         """Channels of one head."""
         return self.dim // self.heads
 
+    def offset_padding(self, generation: int) -> int:
+        """Return the padding of a deformable layer's offset convolution, on each side."""
+        # the published second generation has a stride-sized kernel tile the map without overlap
+        return 0 if generation == 2 and self.offset_kernel == self.stride else self.offset_kernel // 2
+
+    def pools_keys(self, generation: int) -> bool:
+        """Return whether a deformable layer's keys are means of the map's parts, and not sampled."""
+        return self.no_offsets and generation == 2
+
+    def key_window(self, generation: int) -> tuple[int, int]:
+        """Return side and padding of the window that moves by `stride` over a deformable layer's map, a key a place."""
+        if self.pools_keys(generation):
+            return self.stride, 0
+        return self.offset_kernel, self.offset_padding(generation)
+
+    def key_side(self, cells: int, generation: int) -> int:
+        """Return the side of a deformable layer's grid of keys for a map of so many cells on that side.
+
+        Under torch.export `cells` may be symbolic.
+        """
+        window, padding = self.key_window(generation)
+        return (cells + 2 * padding - window) // self.stride + 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DATConfig:
@@ -164,33 +191,47 @@ class DATConfig:
         )
 
     @property
-    def min_dynamic_side(self) -> int:
-        """Smallest side of a dynamic input: no map that a neighbourhood layer sees is smaller than its window."""
-        sides = [2 * OUTPUT_STRIDE]
+    def size_multiple(self) -> int:
+        """What an input's sides must be multiples of: 1 where every convolution that halves a map is padded.
+
+        Without the padding a map's last row or column, where the stride does not divide it, would not be looked at; and
+        windows, fixed biases and the tables of generation 1 belong to maps of whole cells.
+        """
+        return 1 if self.can_be_dynamic and self.use_conv_patches else OUTPUT_STRIDE
+
+    @property
+    def min_side(self) -> int:
+        """The smallest side of an input: that at which no coordinate in a deformable layer divides by 0."""
+        step = self.size_multiple
+        return next(side for side in itertools.count(step, step) if self._is_defined_at(side))
+
+    def _is_defined_at(self, side: int) -> bool:
         for index, stage in enumerate(self.stages):
-            if "N" in stage.layers:
-                sides.append(stage.neighborhood * self.stride(index))
-        return math.ceil(max(sides) / OUTPUT_STRIDE) * OUTPUT_STRIDE
+            (cells, _), least = self.map_size(index, (side, side)), 1
+            if "D" in stage.layers:
+                least = _SAMPLED_CELLS if self.generation == 2 else 1
+                cells = min(cells, stage.key_side(cells, self.generation))
+            if cells < least:
+                return False
+        return True
 
     def stride(self, stage: int) -> int:
         """Return how many pixels of the image a cell of the feature map of stage 0 ... 3 has on each side."""
         return self.patch_size << stage
 
     def map_size(self, stage: int, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Return height and width of the feature map of stage 0 ... 3."""
+        """Return height and width of the feature map of stage 0 ... 3, whose last cells may reach beyond the image."""
         stride = self.stride(stage)
-        return image_size[0] // stride, image_size[1] // stride
+        return -(-image_size[0] // stride), -(-image_size[1] // stride)
 
     def check_size(self, image_size: tuple[int, int]) -> None:
         """Raise SizeError, naming sizes that work, if no model of this configuration can take `image_size`."""
         height, width = image_size
-        smallest = OUTPUT_STRIDE * (2 if any("D" in s.layers for s in self.stages) and self.generation == 2 else 1)
-        if height % OUTPUT_STRIDE or width % OUTPUT_STRIDE or min(height, width) < smallest:
-            near = sorted({self._nearest_multiple(side, smallest) for side in image_size})
-            raise SizeError(
-                f"{height}x{width} cannot work: sides must be multiples of {OUTPUT_STRIDE} from {smallest} up, "
-                f"such as {' or '.join(map(str, near))}"
-            )
+        multiple, smallest = self.size_multiple, self.min_side
+        if height % multiple or width % multiple or min(height, width) < smallest:
+            near = sorted({max(smallest, round(side / multiple) * multiple) for side in image_size})
+            of = f"multiples of {multiple} from {smallest} up" if multiple > 1 else f"{smallest} or more"
+            raise SizeError(f"{height}x{width} cannot work: sides must be {of}, such as {' or '.join(map(str, near))}")
         for index, stage in enumerate(self.stages):
             table = self.map_size(index, (self.img_size, self.img_size))
             if "D" in stage.layers and stage.use_pe and stage.fixed_pe and self.map_size(index, image_size) != table:
@@ -229,10 +270,6 @@ class DATConfig:
                 f"of {step}, such as {' or '.join(map(str, sizes))}; or choose a window, whose maps are then padded"
             )
         return replace(stage, window=fitting)
-
-    @staticmethod
-    def _nearest_multiple(side: int, smallest: int) -> int:
-        return max(smallest, round(side / OUTPUT_STRIDE) * OUTPUT_STRIDE)
 
 
 def _stage_values(published: Mapping[str, Any], key: str) -> Sequence[Any]:

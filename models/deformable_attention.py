@@ -118,17 +118,17 @@ class DeformableAttention(nn.Module):
         self.heads, self.groups, self.head_dim = stage.heads, stage.groups, stage.head_dim
         self.scale = stage.head_dim**-0.5
         self.sampling = GRID
-        # the published second generation has a stride-sized kernel tile the map without overlap
-        tiling = generation == 2 and stage.offset_kernel == stage.stride
-        self.padding = 0 if tiling else stage.offset_kernel // 2
         self.conv_offset = OffsetNetwork(
-            stage.dim // stage.groups, kernel=stage.offset_kernel, stride=stage.stride, padding=self.padding
+            stage.dim // stage.groups,
+            kernel=stage.offset_kernel,
+            stride=stage.stride,
+            padding=stage.offset_padding(generation),
         )
         self.proj_q = PointwiseConv(stage.dim, stage.dim)
         self.proj_k = PointwiseConv(stage.dim, stage.dim)
         self.proj_v = PointwiseConv(stage.dim, stage.dim)
         self.proj_out = PointwiseConv(stage.dim, stage.dim)
-        self.pools = stage.no_offsets and generation == 2
+        self.pools = stage.pools_keys(generation)
         self.bias_kind = self._bias_kind()
         self.rpe_table = self._make_table(table_size)
         if map_size is not None:
@@ -161,13 +161,7 @@ class DeformableAttention(nn.Module):
 
     def key_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width of the key grid for a map."""
-        stride, kernel = self.stage.stride, self.stage.offset_kernel
-        if self.pools:
-            return height // stride, width // stride
-        return (
-            (height + 2 * self.padding - kernel) // stride + 1,
-            (width + 2 * self.padding - kernel) // stride + 1,
-        )
+        return self.stage.key_side(height, self.generation), self.stage.key_side(width, self.generation)
 
     def _geometry(self, height: int, width: int) -> Geometry:
         generation, (key_height, key_width) = self.generation, self.key_size(height, width)

@@ -11,12 +11,14 @@ is zero-padded on the right and bottom before `qkv`, and cropped after.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_larger = cast(Callable[[int, int], int], torch.sym_max)  # which also takes the sizes of a trace
 DENSE_SIDE = 16
 LARGEST_TILE = 8
 
@@ -78,7 +80,7 @@ class NeighborhoodAttention(nn.Module):
         dim: channels.
         heads: attention heads; `dim` is a multiple.
         kernel: side of the window, odd.
-        map_size: height and width of the maps, or None where they vary; then no map may be smaller than the window.
+        map_size: height and width of the maps, or None where they vary.
     """
 
     def __init__(self, dim: int, heads: int, *, kernel: int, map_size: tuple[int, int] | None) -> None:
@@ -122,14 +124,17 @@ class NeighborhoodAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) to the same."""
         height, width = self.map_size or x.shape[1:3]
-        missing_y, missing_x = max(0, self.kernel - height), max(0, self.kernel - width)
-        if self.map_size is not None and (missing_y or missing_x):
-            x = F.pad(x, (0, 0, 0, missing_x, 0, missing_y))
-            out = self._attend(x, height + missing_y, width + missing_x)
-            return out[:, :height, :width]
-        return self._attend(x, height, width)
+        if self.map_size is None:
+            # without a branch, so that one traced graph serves maps on either side of the window's size
+            rows, columns = _larger(height, self.kernel), _larger(width, self.kernel)
+        else:
+            rows, columns = max(height, self.kernel), max(width, self.kernel)
+        if self.map_size != (rows, columns):
+            x = F.pad(x, (0, 0, 0, columns - width, 0, rows - height))
+        return self.proj(self._attend(x, rows, columns)[:, :height, :width])  # type: ignore[no-any-return]
 
     def _attend(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Return what the queries of a map at least as large as the window gather, on all tiles."""
         rows, columns = self.tiles(height, width)
         dim = x.shape[-1]
         qkv = self.qkv(x)
@@ -139,8 +144,7 @@ class NeighborhoodAttention(nn.Module):
         out = scores.softmax(-1) @ value
         out = out.reshape(-1, rows.tiles, columns.tiles, self.heads, rows.queries, columns.queries, dim // self.heads)
         out = out.permute(0, 1, 4, 2, 5, 3, 6)
-        out = out.reshape(-1, rows.tiles * rows.queries, columns.tiles * columns.queries, dim)
-        return self.proj(out[:, :height, :width])  # type: ignore[no-any-return]
+        return out.reshape(-1, rows.tiles * rows.queries, columns.tiles * columns.queries, dim)
 
     def _query_tiles(self, query: Tensor, rows: AxisTiles, columns: AxisTiles, height: int, width: int) -> Tensor:
         """(batch, H, W, dim) to (batch, tiles, heads, queries, head_dim)."""

@@ -110,6 +110,9 @@ class Fields(BaseModel):
     max_image_segments: Count = MAX_SEGMENTS
     """Most parts that one image's file may consist of, checked before it is decoded: segments of a JPEG, chunks of a
     PNG, blocks of a GIF, tags, strips and tiles of a TIFF."""
+    max_input_pixels: Count = 1024 * 1024
+    """Most pixels (height x width) of the input that a request may ask for by `size`, of a model that was exported with
+    a dynamic size. A run's memory grows with them, and faster."""
     max_queued_images: Count = 1024
     """Most images admitted and not yet answered; beyond it requests get 429."""
     max_wait_ms: Annotated[int, Field(ge=0)] = 0

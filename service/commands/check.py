@@ -43,12 +43,13 @@ def _check_device(settings: Settings, model: ModelDirectory, device: str) -> Non
         {graph.key: load_session(model, graph, device=device, settings=settings) for graph in graphs},
         SlotPool(1, input_shape(manifest)),
         Board(workers=1, engines=1).engines[0],
+        input_shape=input_shape(manifest),
         clock=time.monotonic,
     )
     core.warm_up()
     print(f"device    {device}")
     print(f"input     {manifest.input.height} x {manifest.input.width}")
     print(f"outputs   {', '.join(graphs[0].outputs)}")
-    costs = core.batcher.costs[graphs[0].key]
+    costs = core.batcher.costs[graphs[0].key].own
     for bucket in costs.buckets:
         print(f"bucket    {bucket:<4} {costs.run_s(bucket) * 1000:.2f} ms")

@@ -3,6 +3,9 @@
 Work that would be answered too late is best refused at once: its caller can go elsewhere or come back, and nothing is
 computed for nobody. The wait is predicted from what lies ahead and from the rate at which images have been answered.
 
+Work is counted in images of the model's own size: one of four times the pixels takes as long as four. The numbers of
+images here are therefore no whole ones where requests ask for other sizes.
+
 The rate is measured while there is enough to do to keep the device busy; that of an idle service shows its demand, not
 its capacity. Until it has been measured, the
 rate of the device's own runs stands in for it.
@@ -31,11 +34,11 @@ _RETRY_AFTER_S = (1.0, 60.0)
 class Backlog:
     """Images admitted and not yet answered, by priority, from being decoded to running."""
 
-    interactive: int = 0
-    bulk: int = 0
+    interactive: float = 0
+    bulk: float = 0
 
     @property
-    def images(self) -> int:
+    def images(self) -> float:
         """All of them."""
         return self.interactive + self.bulk
 
@@ -57,12 +60,12 @@ class BusyRate:
     def __init__(self, busy_images: int) -> None:
         self._busy_images = busy_images
         self._seen_s: float | None = None
-        self._answered = 0
+        self._answered = 0.0
         self._is_busy = False
         self._busy_s = 0.0
         self._images = 0.0
 
-    def observe(self, now_s: float, *, images: int, answered: int) -> None:
+    def observe(self, now_s: float, *, images: float, answered: float) -> None:
         """Take note that `images` are in the service from now on; `answered` counts all that ever were."""
         interval_s = 0.0 if self._seen_s is None else max(now_s - self._seen_s, 0.0)
         if self._is_busy:
@@ -108,7 +111,7 @@ class Admission:
         return min(backlog.interactive * self._slowed_by_bulk + running, backlog.images)
 
     def refusal(
-        self, images: int, *, priority: Priority, left_s: float, backlog: Backlog, device_images_per_s: float | None
+        self, images: float, *, priority: Priority, left_s: float, backlog: Backlog, device_images_per_s: float | None
     ) -> Refusal | None:
         """Return why not to take on `images` that must be answered within `left_s`, or None to take them.
 

@@ -38,7 +38,7 @@ class EngineRow(ctypes.Structure):
     failures_in_a_row: int
     """Batches that failed since the last that did not."""
     images_per_s: float
-    """The best rate that it has shown; 0 before the first run."""
+    """The best rate that it has shown, of images of the model's own size; 0 before the first run."""
 
     @property
     def state(self) -> EngineState:
@@ -71,6 +71,9 @@ class WorkerRow(ctypes.Structure):
         ("admitted", ctypes.c_int64),
         ("admitted_bulk", ctypes.c_int64),
         ("answered", ctypes.c_int64),
+        ("admitted_pixels", ctypes.c_int64),
+        ("admitted_bulk_pixels", ctypes.c_int64),
+        ("answered_pixels", ctypes.c_int64),
     )
     admitted: int
     """Images from being decoded to being answered."""
@@ -78,6 +81,12 @@ class WorkerRow(ctypes.Structure):
     """Those of them that are bulk."""
     answered: int
     """Images that it ever answered."""
+    admitted_pixels: int
+    """The pixels of those admitted: what they are in work, where images are of several sizes."""
+    admitted_bulk_pixels: int
+    """Of those that are bulk."""
+    answered_pixels: int
+    """And of those answered."""
     waiting: ctypes.Array[ctypes.c_int64]
     """For each engine, how many of the images are in its hands."""
 
@@ -124,8 +133,23 @@ class Board:
         return sum([row.answered for row in self.workers])
 
     @property
+    def admitted_pixels(self) -> int:
+        """The pixels of the images in the service."""
+        return sum([row.admitted_pixels for row in self.workers])
+
+    @property
+    def admitted_bulk_pixels(self) -> int:
+        """Those of the images in the service that are bulk."""
+        return sum([row.admitted_bulk_pixels for row in self.workers])
+
+    @property
+    def answered_pixels(self) -> int:
+        """Those of the images that the workers who live ever answered."""
+        return sum([row.answered_pixels for row in self.workers])
+
+    @property
     def images_per_s(self) -> float | None:
-        """The best rates that the engines have shown, together; None before the first run."""
+        """The best rates that the engines have shown, of images of the model's own size, together; None before any."""
         return sum([row.images_per_s for row in self.engines]) or None
 
     def waiting(self, engine: int) -> int:

@@ -24,8 +24,8 @@ from service.engine.graphs import Graph, graph_of
 from service.engine.reservation import Reservation
 from service.engine.room import Room
 from service.engine.slots import SlotPool
-from service.engine.types import Answer, Completion, EngineState, Failure, Priority, WorkItem
-from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, StartupError
+from service.engine.types import Answer, Completion, EngineState, Failure, Priority, Shape, WorkItem, pixels_of
+from service.errors import DeadlineExceeded, InvalidParameter, NotReady, Overloaded, ServiceError, StartupError
 
 _log = logging.getLogger(__name__)
 
@@ -82,8 +82,12 @@ class EngineClient(ABC):
         self._clock = clock
         largest_batch = max(bucket for graph in graphs for bucket in graph.buckets)
         self._admission = Admission(largest_batch=largest_batch, max_wait_s=max_wait_s)
+        self._most_pixels = max(pool.slots * pool.own_pixels, pool.max_pixels)
+        """Of the images that may be here at once: as many as the slots have of the model's own size."""
         self._bulk_slots: set[int] = set()
+        self._bulk_pixels = 0
         self._answered = 0
+        self._answered_pixels = 0
         self._state = EngineState.LOADING
         self._failure: str | None = None
         self._cause: BaseException | None = None
@@ -139,9 +143,12 @@ class EngineClient(ABC):
 
     @property
     def backlog(self) -> Backlog:
-        """Images in the service, of all workers, from being decoded to being answered, by priority."""
-        bulk = self._board.admitted_bulk
-        return Backlog(self._board.admitted - bulk, bulk)
+        """What is in the service, of all workers, from being decoded to being answered, by priority.
+
+        It is counted in images of the model's own size.
+        """
+        bulk, one = self._board.admitted_bulk_pixels, self._pool.own_pixels
+        return Backlog((self._board.admitted_pixels - bulk) / one, bulk / one)
 
     @property
     def answered(self) -> int:
@@ -169,18 +176,27 @@ class EngineClient(ABC):
         await self._empty.wait()
 
     def check_room(
-        self, n: int = 1, *, priority: Priority = Priority.INTERACTIVE, deadline_s: float = math.inf
+        self,
+        n: int = 1,
+        *,
+        priority: Priority = Priority.INTERACTIVE,
+        deadline_s: float = math.inf,
+        shape: Shape | None = None,
     ) -> None:
         """Raise what `reserve` would raise, taking nothing: to be asked before a body is read."""
         self._check_takes_work()
-        room, images_per_s = self._room, self._board.images_per_s
+        room, pool, images_per_s = self._room, self._pool, self._board.images_per_s
+        pixels = n * (pool.own_pixels if shape is None else pixels_of(shape))
         if n > room.free:
             raise Overloaded(
                 f"The queue is full: {room.in_use} of {room.images} places are taken, and {n} would be needed.",
                 retry_after_s=self._admission.time_for_s(n - room.free, device_images_per_s=images_per_s),
             )
+        lacking = pool.pixels_in_use + pixels - self._most_pixels
+        if lacking > 0:
+            self._refuse_pixels(n, pixels, lacking)
         refusal = self._admission.refusal(
-            n,
+            pixels / pool.own_pixels,
             priority=priority,
             left_s=deadline_s - self._clock(),
             backlog=self.backlog,
@@ -189,27 +205,58 @@ class EngineClient(ABC):
         if refusal is not None:
             raise Overloaded(refusal.reason, retry_after_s=refusal.retry_after_s)
 
+    def _refuse_pixels(self, n: int, pixels: int, lacking: int) -> None:
+        """Raise Overloaded, or InvalidParameter where even an idle service would not have room."""
+        if pixels > self._most_pixels:
+            raise InvalidParameter(
+                f"{n} images of {pixels // n} pixels are more than are admitted at once, which is {self._most_pixels} "
+                "pixels in all; send fewer in one request, or smaller ones."
+            )
+        raise Overloaded(
+            f"The queue is full: {self._pool.pixels_in_use} of {self._most_pixels} pixels are taken, and {pixels} "
+            "would be needed.",
+            retry_after_s=self._admission.time_for_s(
+                lacking / self._pool.own_pixels, device_images_per_s=self._board.images_per_s
+            ),
+        )
+
     def reserve(
-        self, n: int, *, priority: Priority = Priority.INTERACTIVE, deadline_s: float = math.inf
+        self,
+        n: int,
+        *,
+        priority: Priority = Priority.INTERACTIVE,
+        deadline_s: float = math.inf,
+        shape: Shape | None = None,
     ) -> Reservation:
         """Take room for `n` images whose answers are due by `deadline_s`, a time on the engine's clock.
 
-        Raises Overloaded where there is no room or the answers would come too late, and NotReady while loading
-        or dead.
+        They are of `shape`, by default the model's own. Raises Overloaded where there is no room or the answers would
+        come too late, InvalidParameter for images that no graph takes or that are more than are ever admitted, and
+        NotReady while loading or dead.
         """
-        self.check_room(n, priority=priority, deadline_s=deadline_s)
-        slots = self._pool.acquire(n)
+        if shape is not None:
+            self._check_shape(shape)
+        self.check_room(n, priority=priority, deadline_s=deadline_s, shape=shape)
+        slots = self._pool.acquire(n, shape)
         self._room.take(n)
         if priority is Priority.BULK:
             self._bulk_slots.update(slots)
+            self._bulk_pixels += sum(pixels_of(self._pool.shape_of(slot)) for slot in slots)
         self._room_changed()
+        shape = self._pool.own_shape if shape is None else shape
         return Reservation(
             self._pool,
             slots,
-            infer=partial(self.infer, priority=priority, deadline_s=deadline_s),
+            shape=shape,
+            infer=partial(self.infer, shape=shape, priority=priority, deadline_s=deadline_s),
             release=self.release,
             release_from_thread=partial(self._post, self.release),
         )
+
+    def _check_shape(self, shape: Shape) -> None:
+        """Raise InvalidParameter where no graph takes images of a shape; each graph is asked once there is one."""
+        graph = max(self._graphs, key=lambda graph: graph.free.max_pixels if graph.free is not None else 0)
+        graph.check_shape(shape, self._pool.own_shape)
 
     def _check_takes_work(self) -> None:
         match self._state:
@@ -222,31 +269,44 @@ class EngineClient(ABC):
 
     def release(self, slots: Sequence[int]) -> None:
         """Take back slots that are FILLING or DONE."""
+        self._no_bulk(slots)
         self._pool.release(slots)
         self._room.give_back(len(slots))
-        self._bulk_slots.difference_update(slots)
         self._room_changed()
+
+    def _no_bulk(self, slots: Iterable[int]) -> None:
+        """Note that slots, which still have their images, are bulk no more, where they were."""
+        for slot in self._bulk_slots.intersection(slots):
+            self._bulk_slots.remove(slot)
+            self._bulk_pixels -= pixels_of(self._pool.shape_of(slot))
 
     def _reclaim(self, slots: Iterable[int] | None = None) -> None:
         """Take back the slots (of all, by default) that an engine owned which is no more."""
-        reclaimed = self._pool.reclaim(slots)
-        self._room.give_back(len(reclaimed))
-        self._bulk_slots.difference_update(reclaimed)
+        owned = self._pool.owned_by_engine(slots)
+        self._no_bulk(owned)
+        self._pool.reclaim(owned)
+        self._room.give_back(len(owned))
         self._room_changed()
 
     def infer(
-        self, slots: Sequence[int], outputs: frozenset[str], *, priority: Priority, deadline_s: float
+        self, slots: Sequence[int], outputs: frozenset[str], *, shape: Shape, priority: Priority, deadline_s: float
     ) -> Coroutine[object, object, list[Answer]]:
         """Take slots over that are FILLING, and return what gives their answers, to be awaited at once.
+
+        `shape` is that of the images in them, for which they were reserved.
 
         Raises NotReady, InvalidParameter or DeadlineExceeded, and then takes none.
         """
         self._check_takes_work()
         graph = graph_of(outputs, self._graphs)
+        graph.check_shape(shape, self._pool.own_shape)
         now_s = self._clock()
         if deadline_s <= now_s:
             raise DeadlineExceeded(_LATE)
-        items = [WorkItem(next(self._tickets), slot, graph.key, outputs, priority, deadline_s, now_s) for slot in slots]
+        items = [
+            WorkItem(next(self._tickets), slot, graph.key, shape, outputs, priority, deadline_s, now_s)
+            for slot in slots
+        ]
         call = _Call([item.ticket for item in items])
         self._pool.submit(slots)
         self._calls.update(dict.fromkeys(call.tickets, call))
@@ -289,8 +349,12 @@ class EngineClient(ABC):
         else:
             self._empty.set()
         row.admitted, row.admitted_bulk, row.answered = self._pool.in_use, len(self._bulk_slots), self._answered
-        board = self._board
-        self._admission.rate.observe(self._clock(), images=board.admitted, answered=board.answered)
+        row.admitted_pixels, row.admitted_bulk_pixels = self._pool.pixels_in_use, self._bulk_pixels
+        row.answered_pixels = self._answered_pixels
+        board, one = self._board, self._pool.own_pixels
+        self._admission.rate.observe(
+            self._clock(), images=board.admitted_pixels / one, answered=board.answered_pixels / one
+        )
 
     def _post(self, callback: Callable[..., None], *args: object) -> None:
         """Have the loop call back, from any thread."""
@@ -311,6 +375,7 @@ class EngineClient(ABC):
                     call.fail(end.error())
                 continue
             self._answered += 1
+            self._answered_pixels += pixels_of(self._pool.shape_of(slot))
             if call is not None:
                 call.answer(ticket, Answer(self._pool.collect(slot), end))
         self.release([completion.slot for completion in completions])

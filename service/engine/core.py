@@ -13,12 +13,14 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Protocol
 
-from service.engine.batcher import Batch, Batcher, BucketCosts
+from service.engine.batcher import Batch, Batcher
 from service.engine.board import EngineRow
+from service.engine.costs import MOST_SHAPES, GraphCosts
 from service.engine.device_turns import Contender, DeviceTurns
-from service.engine.graphs import Graph
+from service.engine.graphs import Graph, OutputShapes
 from service.engine.types import (
     Completion,
     Failure,
@@ -28,7 +30,9 @@ from service.engine.types import (
     Priority,
     Run,
     Session,
+    Shape,
     WorkItem,
+    pixels_of,
 )
 from service.errors import StartupError
 
@@ -65,7 +69,7 @@ class EngineObserver(Protocol):
 class EngineSlots(Protocol):
     """What the core asks of the slots that its images lie in: the engine's part of `slots.SlotPool`."""
 
-    def pixels(self, slot: int) -> Pixels:
+    def pixels(self, slot: int, shape: Shape) -> Pixels:
         """Return a slot's image (height, width, 3), which the engine owns."""
         ...
 
@@ -73,8 +77,11 @@ class EngineSlots(Protocol):
         """The slots' batch begins, QUEUED to RUNNING."""
         ...
 
-    def deliver(self, slot: int, outputs: Outputs) -> None:
-        """Leave a RUNNING slot's outputs, copies of rows of its batch's, where its client will collect them."""
+    def deliver(self, slot: int, shape: Shape, outputs: Outputs) -> None:
+        """Leave a RUNNING slot's outputs, copies of rows of its batch's, where its client will collect them.
+
+        `shape` is that of the slot's image.
+        """
         ...
 
     def finish(self, slots: Iterable[int]) -> None:
@@ -100,28 +107,47 @@ class _NoObserver:
 
 
 class _Runnable:
-    """A graph on the device: its session, and the memory in which its batches are gathered."""
+    """A graph on the device: its session, and the memory in which its batches are gathered.
 
-    def __init__(self, graph: Graph, session: Session) -> None:
+    That memory is one for all shapes, and has room for every batch that `costs.buckets_at` allows.
+    """
+
+    def __init__(self, graph: Graph, session: Session, own: Shape) -> None:
         self.graph = graph
         self._session = session
-        self.staging = session.staging(max(graph.buckets))
+        self._own = own
+        least, largest = min(graph.buckets), max(graph.buckets)
+        own_pixels, most_pixels = pixels_of(own), graph.free.max_pixels if graph.free is not None else 0
+        self._memory = session.staging(max(largest * own_pixels, least * most_pixels) * 3)
+        self._own_staging = self._memory[: largest * own_pixels * 3].reshape(largest, *own, 3)
+        self._outputs_at = lru_cache(MOST_SHAPES)(graph.free.outputs_at) if graph.free is not None else None
 
-    def run(self, bucket: int, outputs: tuple[str, ...]) -> Outputs:
-        """Run the first `bucket` staged images; raises ValueError where an output is not of the shape it should be."""
-        results = self._session.run(self.staging[:bucket], outputs)
+    def staging(self, bucket: int, shape: Shape) -> Pixels:
+        """Return where a batch is gathered: uint8 (bucket, height, width, 3)."""
+        if shape == self._own:
+            return self._own_staging[:bucket]
+        return self._memory[: bucket * pixels_of(shape) * 3].reshape(bucket, *shape, 3)
+
+    def run(self, staged: Pixels, outputs: tuple[str, ...]) -> Outputs:
+        """Run a staged batch; raises ValueError where an output is not of the shape it should be."""
+        bucket, height, width, _ = staged.shape
+        results, shapes = self._session.run(staged, outputs), self._shapes((height, width))
         for name in outputs:
-            expected = (bucket, *self.graph.outputs[name])
+            expected = (bucket, *shapes[name])
             if results[name].shape != expected:
                 raise ValueError(f"output {name} is {results[name].shape} where {expected} was promised")
         return results
+
+    def _shapes(self, shape: Shape) -> OutputShapes:
+        return self.graph.outputs if shape == self._own or self._outputs_at is None else self._outputs_at(shape)
 
 
 class EngineCore:
     """The graphs of one model on a device with their sessions, the queue before them, and the slots of its images.
 
-    `sessions` are by the graphs' keys. How the engine is, it writes on `row`. Its runs take turns on the device with
-    those of other engines, as `contender`; left out, it has the device for itself.
+    `sessions` are by the graphs' keys, `input_shape` (height, width, 3) is that of the model's own images. How the
+    engine is, it writes on `row`. Its runs take turns on the device with those of other engines, as `contender`; left
+    out, it has the device for itself.
     """
 
     def __init__(
@@ -131,18 +157,20 @@ class EngineCore:
         slots: EngineSlots,
         row: EngineRow,
         *,
+        input_shape: tuple[int, int, int],
         clock: Callable[[], float],
         max_delay_s: float = 0.0,
         observer: EngineObserver | None = None,
         contender: Contender | None = None,
     ) -> None:
         self._contender = contender or DeviceTurns(clock=clock).join()
-        self._runnables = {graph.key: _Runnable(graph, sessions[graph.key]) for graph in graphs}
+        own = self._own = input_shape[:2]
+        self._runnables = {graph.key: _Runnable(graph, sessions[graph.key], own) for graph in graphs}
         self._slots = slots
         self._row = row
         self._clock = clock
         self._observer = observer or _NoObserver()
-        self.batcher = Batcher({graph.key: BucketCosts(graph.buckets) for graph in graphs}, max_delay_s=max_delay_s)
+        self.batcher = Batcher({graph.key: GraphCosts(graph.buckets, own) for graph in graphs}, max_delay_s=max_delay_s)
         self._ended: list[Completion] = []
 
     @property
@@ -153,15 +181,15 @@ class EngineCore:
     def warm_up(self) -> None:
         """Run every bucket of every graph with every output, then measure it; raises StartupError where a run fails.
 
-        The largest goes first, so that the runtime sizes its memory once. Others who share the device are served in
-        between.
+        Images are of the model's own shape. The largest goes first, so that the runtime sizes its memory once. Others
+        who share the device are served in between.
         """
         for key, runnable in self._runnables.items():
-            graph, costs = runnable.graph, self.batcher.costs[key]
+            graph, costs = runnable.graph, self.batcher.costs[key].own
             for bucket in reversed(costs.buckets):
                 try:
                     with self._contender.turn(Priority.BULK):
-                        runnable.run(bucket, tuple(graph.outputs))
+                        runnable.run(runnable.staging(bucket, self._own), tuple(graph.outputs))
                     costs.observe(bucket, self._measure(runnable, bucket))
                 except Exception as error:
                     raise StartupError(
@@ -171,11 +199,11 @@ class EngineCore:
 
     def _measure(self, runnable: _Runnable, bucket: int) -> float:
         """Return the shortest time of a few runs, in seconds."""
-        times_s: list[float] = []
+        staged, times_s = runnable.staging(bucket, self._own), list[float]()
         while len(times_s) < _WARM_UP_RUNS and sum(times_s) < _WARM_UP_ENOUGH_S:
             with self._contender.turn(Priority.BULK):
                 started_s = self._clock()
-                runnable.run(bucket, runnable.graph.timed)
+                runnable.run(staged, runnable.graph.timed)
                 times_s.append(self._clock() - started_s)
         return min(times_s)
 
@@ -230,12 +258,13 @@ class EngineCore:
     def _run(self, batch: Batch) -> list[Completion]:
         """Run a batch, and where memory does not suffice for it, each half of it once."""
         items = batch.items
-        costs, runnable = self.batcher.costs[items[0].graph], self._runnables[items[0].graph]
+        head, runnable = items[0], self._runnables[items[0].graph]
         self._slots.start([item.slot for item in items])
         try:
             return self._attempt(items, batch.bucket, runnable)
         except OutOfDeviceMemory as error:
             _log.warning("no memory to run %d images (bucket %d), trying halves: %s", len(items), batch.bucket, error)
+            costs = self.batcher.costs[head.graph].at(head.shape)
             costs.ran_out_of_memory(batch.bucket)
         ended: list[Completion] = []
         middle = (len(items) + 1) // 2
@@ -250,26 +279,27 @@ class EngineCore:
 
     def _attempt(self, items: Sequence[WorkItem], bucket: int, runnable: _Runnable) -> list[Completion]:
         """Run images as one batch, and end them unless memory does not suffice: then raises OutOfDeviceMemory."""
-        graph, staging = runnable.graph, runnable.staging
+        graph, shape = runnable.graph, items[0].shape
+        staged = runnable.staging(bucket, shape)
         for row, item in enumerate(items):
-            staging[row] = self._slots.pixels(item.slot)
+            staged[row] = self._slots.pixels(item.slot, shape)
         # Padding repeats an image that is there: in a dynamically quantised model the rows of a batch share their
         # scales, and foreign pixels would change them.
-        staging[len(items) : bucket] = staging[len(items) - 1]
+        staged[len(items) :] = staged[len(items) - 1]
         asked = frozenset[str]().union(*(item.outputs for item in items))
         started_s = self._clock()
         try:
-            results = runnable.run(bucket, tuple(name for name in graph.outputs if name in asked))
+            results = runnable.run(staged, tuple(name for name in graph.outputs if name in asked))
             ended_s = self._clock()
             for row, item in enumerate(items):
-                self._slots.deliver(item.slot, {name: results[name][row] for name in item.outputs})
+                self._slots.deliver(item.slot, shape, {name: results[name][row] for name in item.outputs})
         except OutOfDeviceMemory:
             raise
         except Exception:
             return self._fail_batch(items, bucket)
         inference_s = ended_s - started_s
         queue_s = [started_s - item.enqueued_s for item in items]
-        self.batcher.costs[graph.key].observe(bucket, inference_s)
+        self.batcher.costs[graph.key].at(shape).observe(bucket, inference_s)
         self._row.failures_in_a_row, self._row.images_per_s = 0, self.batcher.images_per_s or 0.0
         self._observer.batch_ran(bucket=bucket, queue_s=queue_s, inference_s=inference_s)
         self._slots.finish([item.slot for item in items])

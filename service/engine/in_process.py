@@ -19,7 +19,7 @@ from service.engine.board import Board
 from service.engine.client import EngineClient
 from service.engine.core import EngineCore, EngineObserver
 from service.engine.device_turns import DeviceTurns
-from service.engine.graphs import Graph
+from service.engine.graphs import Graph, largest_pixels
 from service.engine.room import Room
 from service.engine.slots import SlotPool
 from service.engine.thread import EngineThread
@@ -33,9 +33,9 @@ class InProcessEngine(EngineClient):
     """An engine thread, the slots, and the calls that wait; every method belongs to one event loop, except where said.
 
     `load` is called in the engine's thread, with each of `graphs`, which all take images of `input_shape` (height,
-    width, 3). `room` bounds the images in the service, from being decoded to being answered, and `max_wait_s`, above 0,
-    the time that they are predicted to wait for their turn. Runs take turns with those of other engines by `turns`. A
-    step of the engine that lasts `hang_after_s` is taken for its death.
+    width, 3), and others where they say so. `room` bounds the images in the service, from being decoded to being
+    answered, and `max_wait_s`, above 0, the time that they are predicted to wait for their turn. Runs take turns with
+    those of other engines by `turns`. A step of the engine that lasts `hang_after_s` is taken for its death.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class InProcessEngine(EngineClient):
     ) -> None:
         super().__init__(
             graphs,
-            SlotPool(room.images, input_shape),
+            SlotPool(room.images, input_shape, max_pixels=largest_pixels(graphs, input_shape[:2])),
             Board(workers=1, engines=1),
             worker=0,
             room=room,
@@ -63,6 +63,7 @@ class InProcessEngine(EngineClient):
             clock=clock,
         )
         self._load = load
+        self._input_shape = input_shape
         self._max_delay_s = max_delay_s
         self._observer = observer
         self._engine = self._board.engines[0]
@@ -121,6 +122,7 @@ class InProcessEngine(EngineClient):
             {graph.key: self._load(graph) for graph in self._graphs},
             self._pool,
             self._engine,
+            input_shape=self._input_shape,
             clock=self._clock,
             max_delay_s=self._max_delay_s,
             observer=self._observer,

@@ -24,7 +24,7 @@ from service.engine.device_turns import Contender
 from service.engine.graphs import Graph
 from service.engine.records import RecordSocket, Reply, ReplyKind, Request, RequestKind, reply_for, work_item
 from service.engine.shared import Geometry, SharedSlots
-from service.engine.types import Completion, EngineState, Outputs, Pixels, Session, WorkItem
+from service.engine.types import Completion, EngineState, Outputs, Pixels, Session, Shape, WorkItem
 from service.errors import StartupError
 
 _log = logging.getLogger(__name__)
@@ -56,15 +56,15 @@ class _LinkedSlots:
     def __init__(self, links: dict[int, _Link]) -> None:
         self._links = links
 
-    def pixels(self, slot: int) -> Pixels:
-        return self._links[slot >> _LINK_SHIFT].slots.pixels(slot & _OWN)
+    def pixels(self, slot: int, shape: Shape) -> Pixels:
+        return self._links[slot >> _LINK_SHIFT].slots.pixels(slot & _OWN, shape)
 
     def start(self, slots: Iterable[int]) -> None:
         for slot in slots:
             self._links[slot >> _LINK_SHIFT].slots.start((slot & _OWN,))
 
-    def deliver(self, slot: int, outputs: Outputs) -> None:
-        self._links[slot >> _LINK_SHIFT].slots.deliver(slot & _OWN, outputs)
+    def deliver(self, slot: int, shape: Shape, outputs: Outputs) -> None:
+        self._links[slot >> _LINK_SHIFT].slots.deliver(slot & _OWN, shape, outputs)
 
     def finish(self, slots: Iterable[int]) -> None:
         for slot in slots:
@@ -162,6 +162,7 @@ class LinkedEngine:
             {graph.key: self._load(graph) for graph in graphs},
             _LinkedSlots(self._links),
             self._row,
+            input_shape=self._geometry.input_shape,
             clock=self._clock,
             max_delay_s=self._max_delay_s,
             observer=self._observer,

@@ -47,6 +47,8 @@ class Request(NamedTuple):
     ticket: int
     slot: int = 0
     graph: int = 0
+    height: int = 0
+    width: int = 0
     outputs: int = 0
     priority: int = 0
     deadline_s: float = 0.0
@@ -67,7 +69,7 @@ class Reply(NamedTuple):
 
 RecordT = TypeVar("RecordT", Request, Reply)
 
-LAYOUTS: dict[type, struct.Struct] = {Request: struct.Struct("=BQIBQBdd"), Reply: struct.Struct("=BQddIId")}
+LAYOUTS: dict[type, struct.Struct] = {Request: struct.Struct("=BQIBHHQBdd"), Reply: struct.Struct("=BQddIId")}
 """Each record's fields in their order, without padding."""
 
 
@@ -76,7 +78,15 @@ def request_for(item: WorkItem, graphs: Sequence[Graph]) -> Request:
     number, graph = next((number, graph) for number, graph in enumerate(graphs) if graph.key == item.graph)
     mask = sum(1 << bit for bit, name in enumerate(graph.outputs) if name in item.outputs)
     return Request(
-        RequestKind.SUBMIT, item.ticket, item.slot, number, mask, item.priority, item.deadline_s, item.enqueued_s
+        RequestKind.SUBMIT,
+        item.ticket,
+        item.slot,
+        number,
+        *item.shape,
+        mask,
+        item.priority,
+        item.deadline_s,
+        item.enqueued_s,
     )
 
 
@@ -85,7 +95,8 @@ def work_item(request: Request, graphs: Sequence[Graph], *, ticket: int, slot: i
     graph = graphs[request.graph]
     outputs = frozenset(name for bit, name in enumerate(graph.outputs) if request.outputs >> bit & 1)
     priority = Priority(request.priority)
-    return WorkItem(ticket, slot, graph.key, outputs, priority, request.deadline_s, request.enqueued_s)
+    shape = request.height, request.width
+    return WorkItem(ticket, slot, graph.key, shape, outputs, priority, request.deadline_s, request.enqueued_s)
 
 
 def reply_for(completion: Completion, *, ticket: int) -> Reply:

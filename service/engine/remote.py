@@ -156,12 +156,12 @@ class RemoteEngine(EngineClient):
             if isinstance(completion.end, Failure):
                 ended.append(completion)
             elif item.ticket not in self._calls:
-                self._slots.discard(item.slot, item.outputs)
+                self._slots.discard(item.slot, item.shape, item.outputs)
                 ended.append(completion)
-            elif self._slots.is_slow_to_fetch(item.outputs):
+            elif self._slots.is_slow_to_fetch(item.shape, item.outputs):
                 slow.append((item, completion))
             else:
-                self._slots.fetch(item.slot, item.outputs)
+                self._slots.fetch(item.slot, item.shape, item.outputs)
                 ended.append(completion)
         self._row.waiting[link.engine] = len(link.outstanding)
         if ended:
@@ -176,7 +176,7 @@ class RemoteEngine(EngineClient):
 
         def fetch() -> list[Completion]:
             for item, _ in slow:
-                self._slots.fetch(item.slot, item.outputs)
+                self._slots.fetch(item.slot, item.shape, item.outputs)
             return [completion for _, completion in slow]
 
         fetching = asyncio.get_running_loop().run_in_executor(None, fetch)
@@ -202,6 +202,6 @@ class RemoteEngine(EngineClient):
         self._row.waiting[link.engine] = 0
         if not self._stopped:  # one that leaves a living engine must not use these slots again, and never does
             for item in items:
-                self._slots.discard(item.slot, item.outputs)
+                self._slots.discard(item.slot, item.shape, item.outputs)
             self._reclaim(item.slot for item in items)
         self._fail_calls(item.ticket for item in items)

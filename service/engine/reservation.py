@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from service.engine.slots import SlotPool, SlotStateError
-from service.engine.types import Answer, Pixels
+from service.engine.types import Answer, Pixels, Shape
 from service.errors import Cancelled
 
 
 class Reservation:
-    """Room for the images of one request, on its terms; a context manager, entered and left on the event loop.
+    """Room for one request's images, of one shape, on its terms; a context manager, entered and left on the event loop.
 
     Leaving gives back the slots that were not inferred. It may be left at any time: a slot that a thread is just
     writing is given back when that thread is done, and a thread that comes too late is turned away.
@@ -30,11 +30,13 @@ class Reservation:
         pool: SlotPool,
         slots: Sequence[int],
         *,
+        shape: Shape,
         infer: Callable[[Sequence[int], frozenset[str]], Awaitable[list[Answer]]],
         release: Callable[[Sequence[int]], None],
         release_from_thread: Callable[[Sequence[int]], None],
     ) -> None:
         self._pool = pool
+        self._shape = shape
         self._infer = infer
         self._release = release
         self._release_from_thread = release_from_thread
@@ -67,7 +69,7 @@ class Reservation:
             self._being_written.add(index)
             slot = self._slots[index]
         try:
-            yield self._pool.pixels(slot)
+            yield self._pool.pixels(slot, self._shape)
         finally:
             if self._end_writing(index):
                 self._release_from_thread([slot])

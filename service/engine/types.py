@@ -20,6 +20,15 @@ Pixels: TypeAlias = NDArray[np.uint8]
 Outputs: TypeAlias = Mapping[str, NDArray[np.float32]]
 
 
+Shape: TypeAlias = tuple[int, int]
+"""Height and width of an image in pixels."""
+
+
+def pixels_of(shape: Shape) -> int:
+    """Return how many pixels an image of a shape has."""
+    return shape[0] * shape[1]
+
+
 class Priority(enum.IntEnum):
     """Interactive work goes first; bulk work fills what is left and is never starved."""
 
@@ -42,6 +51,7 @@ class WorkItem:
     ticket: int
     slot: int
     graph: str
+    shape: Shape
     outputs: frozenset[str]
     priority: Priority
     deadline_s: float
@@ -98,16 +108,16 @@ class Answer:
 class Session(Protocol):
     """What the core asks of a graph on a device: `runtime.session.OnnxSession`, or a fake in a test."""
 
-    def staging(self, images: int) -> Pixels:
-        """Return zeroed memory to gather batches in, of the device's liking: uint8 (images, height, width, 3)."""
+    def staging(self, size_bytes: int) -> Pixels:
+        """Return zeroed memory to gather batches in, of the device's liking: uint8 (size_bytes,)."""
         ...
 
     def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
         """Run uint8 (batch, height, width, 3) and return the named outputs, float32, batch first.
 
-        The batch is always one of the graph's buckets. The arrays may be the session's own, which its next run
-        overwrites: the caller copies what it keeps. OutOfDeviceMemory says that fewer images might run; any other
-        exception fails the batch, and it alone.
+        The batch is always one of the graph's buckets, of images of one shape. The arrays may be the session's own,
+        which its next run overwrites: the caller copies what it keeps. OutOfDeviceMemory says that fewer images might
+        run; any other exception fails the batch, and it alone.
         """
         ...
 

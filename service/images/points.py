@@ -5,9 +5,11 @@ being the centres of the outermost cells. Along one axis, with n cells, c pixels
 image, of which the crop begins at o, and s pixels of the image as sent, a position p is, step by step,
 
     cells       m = (p + 1) / 2 * (n - 1) + 1/2        the centre of cell 0 is at 1/2, so that cell 0 covers [0, 1)
-    input       i = m * c / n                          a cell covers c / n pixels
+    input       i = m * d                              a cell covers d pixels, the layer's stride
     resized     z = i + o                              the crop undone
     as sent     x = z * s / r                          the resize undone; it scales each axis by itself
+
+The last cell may reach beyond the input, where its stride does not divide that; where it does, d is c / n.
 
 All these are continuous coordinates: pixel k covers [k, k + 1), its centre is k + 1/2. A resize keeps such coordinates
 in proportion, which is what Pillow's does. The way back leads from a point on the image to the cell of a query.
@@ -76,18 +78,28 @@ class View:
         resize_height, resize_width = self.preprocessing.resize
         return self.height / resize_height, self.width / resize_width
 
-    def points(self, position: Floats, map_size: tuple[int, int]) -> Floats:
-        """Return positions (..., 2) of a map of (rows, columns) cells, (y, x), as (x, y) on the image as sent."""
+    def points(self, position: Floats, map_size: tuple[int, int], stride: int | None = None) -> Floats:
+        """Return positions (..., 2) of a map of (rows, columns) cells, (y, x), as (x, y) on the image as sent.
+
+        Without a `stride` the cells share the input evenly.
+        """
         cells = (position.astype(np.float64) + 1) / 2 * (np.array(map_size) - 1) + 0.5
-        pixels = cells * self.preprocessing.crop / map_size + self.preprocessing.crop_origin
+        pixels = cells * self._cell_pixels(map_size, stride) + self.preprocessing.crop_origin
         points: Floats = (pixels * self._scale)[..., ::-1].astype(np.float32)
         return points
 
-    def cell(self, point: Point, map_size: tuple[int, int]) -> QueryCell:
-        """Return the cell of a map of (rows, columns) that holds a point within `seen`."""
+    def _cell_pixels(self, map_size: tuple[int, int], stride: int | None) -> tuple[float, float]:
+        """Return the input's pixels of one cell, down and across."""
+        if stride is not None:
+            return stride, stride
+        return self.preprocessing.crop[0] / map_size[0], self.preprocessing.crop[1] / map_size[1]
+
+    def cell(self, point: Point, map_size: tuple[int, int], stride: int | None = None) -> QueryCell:
+        """Return the cell of a map of (rows, columns) that holds a point within `seen`; `stride` is as in `points`."""
         (x, y), box, (rows, columns) = point, self.seen, map_size
-        row = int((y - box.top) / (box.bottom - box.top) * rows)
-        column = int((x - box.left) / (box.right - box.left) * columns)
+        (height, width), (down, across) = self.preprocessing.crop, self._cell_pixels(map_size, stride)
+        row = int((y - box.top) / (box.bottom - box.top) * (height / down))
+        column = int((x - box.left) / (box.right - box.left) * (width / across))
         return QueryCell(min(row, rows - 1), min(column, columns - 1))  # a point just inside may round to the border
 
 

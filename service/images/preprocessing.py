@@ -1,6 +1,6 @@
 """From the bytes of an image file to the uint8 pixels that the model takes: the published preprocessing, exactly.
 
-RGB by Pillow's own conversion, bicubic resize to a fixed size without regard to the aspect ratio, centre crop. The
+RGB by Pillow's own conversion, bicubic resize to a given size without regard to the aspect ratio, centre crop. The
 normalisation is in the model's graph. Everything here is a pure function of its arguments and safe in any thread;
 `prepare_pillow` is called once before.
 
@@ -18,10 +18,11 @@ from __future__ import annotations
 import ctypes
 import io
 import logging
+import re
 import threading
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import simplejpeg
@@ -46,6 +47,10 @@ _MOST_KEPT_BYTES = 16 * 1024 * 1024
 """The largest image, 4 bytes a pixel, that a thread keeps memory for."""
 
 
+SIZE_PATTERN = r"^[1-9][0-9]{0,4}(x[1-9][0-9]{0,4})?$"
+"""A size of input as requests name it: N, or HEIGHTxWIDTH."""
+
+
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
     """What is done to every image; sizes are (height, width) in pixels."""
@@ -60,6 +65,22 @@ class Preprocessing:
         """Where the crop begins in the resized image: (top, left) in pixels."""
         (resize_height, resize_width), (height, width) = self.resize, self.crop
         return round((resize_height - height) / 2.0), round((resize_width - width) / 2.0)
+
+    def at(self, size: str) -> Preprocessing:
+        """Return what is done for an input of another size, which `SIZE_PATTERN` fits; ValueError where it does not.
+
+        N is the published preprocessing in proportion: a centre crop of N x N, of an image that is as much larger as it
+        is for the model's own size. HEIGHTxWIDTH is the whole image, resized to that, and nothing is cropped.
+        """
+        if not re.fullmatch(SIZE_PATTERN, size):
+            raise ValueError(f"{size!r} is no size such as 384 or 480x640 (height x width)")
+        height, _, width = size.partition("x")
+        if width:
+            whole = int(height), int(width)
+            return replace(self, resize=whole, crop=whole)
+        side = int(height)
+        resize = tuple(round(side * resized / cropped) for resized, cropped in zip(self.resize, self.crop, strict=True))
+        return replace(self, resize=(resize[0], resize[1]), crop=(side, side))
 
 
 @dataclass(frozen=True, slots=True)

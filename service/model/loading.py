@@ -22,6 +22,7 @@ from service.errors import RepositoryError
 from service.images.preprocessing import Preprocessing
 from service.model.directory import ModelDirectory
 from service.model.manifest import Manifest
+from service.model.sizes import explain_sizes_of, sizes_of
 from service.model.suitability import drawbacks
 from service.settings import Settings
 
@@ -53,20 +54,21 @@ def graphs_of(model: ModelDirectory, settings: Settings, *, buckets: tuple[int, 
     Raises RepositoryError where two graphs have an output of the same name.
     """
     manifest = model.manifest
-    outputs = manifest.shapes
+    outputs, free = manifest.shapes, sizes_of(manifest, settings).free_size(manifest.shapes_at)
     # Most requests compute the classes only, but ask for everything of where the model looked.
-    graphs = [Graph(MODEL, outputs, buckets, timed=(manifest.class_output,))]
+    graphs = [Graph(MODEL, outputs, buckets, timed=(manifest.class_output,), free=free)]
     if settings.explain and manifest.explain is not None:
         explain = dict(manifest.explain.outputs)
         if common := outputs.keys() & explain:
             raise RepositoryError(f"{model.path}: two graphs have an output {', '.join(sorted(common))}")
         small = tuple(bucket for bucket in buckets if bucket <= _EXPLAIN_LARGEST_BATCH) or (min(buckets),)
-        graphs.append(Graph(EXPLAIN, explain, small, timed=tuple(explain)))
+        free = explain_sizes_of(manifest, settings).free_size(manifest.explain_shapes_at)
+        graphs.append(Graph(EXPLAIN, explain, small, timed=tuple(explain), free=free))
     return tuple(graphs)
 
 
 def input_shape(manifest: Manifest) -> tuple[int, int, int]:
-    """Return height, width and 3 of the images that all graphs of the model take."""
+    """Return height, width and 3 of the images that all graphs of the model take; some take others as well."""
     return (manifest.input.height, manifest.input.width, 3)
 
 
@@ -97,7 +99,13 @@ def load_session(
         path = model.model_path
         for drawback in drawbacks(manifest, device):
             _log.warning(drawback)
-    return OnnxSession.load(path, options, input_shape=input_shape(manifest), output_names=tuple(graph.outputs))
+    return OnnxSession.load(
+        path,
+        options,
+        input_shape=input_shape(manifest),
+        output_names=tuple(graph.outputs),
+        free_size=graph.free is not None,
+    )
 
 
 def explain_options(options: DeviceOptions) -> DeviceOptions:

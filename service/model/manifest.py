@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -26,6 +26,8 @@ Task = Literal["classification"]
 """What a model is for. Other tasks may follow; this service refuses all but these."""
 _STRIDES_OF_OLDER = {"stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
 _CLASSES_OF_OLDER = "logits"
+MAX_SIDE_OF_OLDER = 2048
+"""The greatest side of the dynamic sizes that manifests do not tell."""
 
 
 class _Record(BaseModel):
@@ -47,9 +49,41 @@ class InputRecord(_Record):
     height: Side
     width: Side
     dynamic_size: bool = False
-    """Whether the graph takes other heights and widths; the service always sends `height` x `width`."""
+    """Whether the graph takes other heights and widths; `height` x `width` are sent where nobody asks for others."""
     size_multiple: Side = 32
     """With `dynamic_size`, other heights and widths must be multiples of this."""
+    min_side: Side | None = None
+    """With `dynamic_size`, the least height and width. None in older manifests, of which nothing is known below the
+    shorter side that they have."""
+    max_side: Side | None = None
+    """With `dynamic_size`, the greatest height and width. None in older manifests, for `MAX_SIDE_OF_OLDER`."""
+
+    @model_validator(mode="after")
+    def _takes_its_own_size(self) -> InputRecord:
+        if self.dynamic_size and not self._is_in_range(self.height, self.width):
+            raise ValueError(f"its own size {self.height}x{self.width} is none of those that it takes")
+        return self
+
+    def _is_in_range(self, height: int, width: int) -> bool:
+        least, greatest = self.sides
+        return all(least <= side <= greatest and side % self.size_multiple == 0 for side in (height, width))
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """The least and the greatest side of a dynamic size."""
+        return self.min_side or min(self.height, self.width), self.max_side or MAX_SIDE_OF_OLDER
+
+    def refusal(self, height: int, width: int) -> str | None:
+        """Return which sizes are taken, where an image of `height` x `width` is not; None where it is."""
+        if (height, width) == (self.height, self.width):
+            return None
+        if not self.dynamic_size:
+            return f"images of {self.height}x{self.width} pixels are taken, and no others"
+        if self._is_in_range(height, width):
+            return None
+        least, greatest = self.sides
+        of = f" that are multiples of {self.size_multiple}" if self.size_multiple > 1 else ""
+        return f"sides from {least} to {greatest} pixels{of} are taken"
 
 
 class PreprocessRecord(_Record):
@@ -123,6 +157,15 @@ class VerificationRecord(_Record):
     """For int8, whose float32 graph was verified at these batch sizes, by the tolerance of fp32, before."""
 
 
+class LayerSizes(NamedTuple):
+    """The sizes of one deformable attention layer, as its record has them."""
+
+    key_rows: int
+    key_columns: int
+    query_rows: int
+    query_columns: int
+
+
 class ExplainLayerRecord(_Record):
     """What the graph of `explain.onnx` gives of one deformable attention layer."""
 
@@ -137,6 +180,14 @@ class ExplainLayerRecord(_Record):
     query_rows: Side
     """Height of the map that the layer works on: of its queries, and of what it samples."""
     query_columns: Side
+    stride: Side | None = None
+    """The input's pixels a cell of that map, on each side; a cell that the image fills in part is there. None in older
+    manifests, as the three below: these tell nothing of other sizes than the model's own."""
+    key_window: Side | None = None
+    """Side of the window that moves over the map in steps of `key_stride`; each of its places has a point."""
+    key_stride: int | None = Field(default=None, gt=0)
+    key_padding: int | None = Field(default=None, ge=0)
+    """Cells beyond the map, on each side, that the window covers."""
     position_difference: float = Field(ge=0)
     """Largest absolute difference of a position to the torch model's that the exporter measured."""
     attention_difference: float = Field(ge=0)
@@ -147,24 +198,58 @@ class ExplainLayerRecord(_Record):
         """Sampled points of one group."""
         return self.key_rows * self.key_columns
 
+    @property
+    def tells_other_sizes(self) -> bool:
+        """Whether it says what follows from another size of the input."""
+        return None not in (self.stride, self.key_window, self.key_stride, self.key_padding)
+
+    def sizes_at(self, height: int, width: int) -> LayerSizes:
+        """Return the sizes of the layer for an input of that size; ValueError where they are not told."""
+        stride, window, step, padding = self.stride, self.key_window, self.key_stride, self.key_padding
+        if stride is None or window is None or step is None or padding is None:
+            raise ValueError(f"{self.name}: the manifest does not tell what it is at another size")
+        rows, columns, beyond = -(-height // stride), -(-width // stride), 2 * padding - window
+        return LayerSizes((rows + beyond) // step + 1, (columns + beyond) // step + 1, rows, columns)
+
+    def at(self, height: int, width: int) -> ExplainLayerRecord:
+        """Return the record of the layer for an input of that size; ValueError where that is not told."""
+        return self.model_copy(update=self.sizes_at(height, width)._asdict())
+
 
 class ExplainRecord(_Record):
     """`explain.onnx`: where each deformable attention layer looked. Its input is that of `model.onnx`."""
 
     layers: tuple[ExplainLayerRecord, ...] = Field(min_length=1)
-    """In the order in which they run; sizes are those for the input size that the service sends."""
+    """In the order in which they run; sizes are those for the model's own input size."""
+
+    @property
+    def tells_other_sizes(self) -> bool:
+        """Whether it says what follows from another size of the input, as newer manifests do."""
+        return all(layer.tells_other_sizes for layer in self.layers)
+
+    def at(self, height: int, width: int) -> ExplainRecord:
+        """Return the record for an input of that size; raises ValueError where that is not told."""
+        return self.model_copy(update={"layers": tuple(layer.at(height, width) for layer in self.layers)})
 
     @property
     def outputs(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Every output, float32, with its shape without the batch axis."""
-        return tuple(
-            output
-            for index, layer in enumerate(self.layers)
-            for output in (
-                (position_output(index), (layer.groups, layer.points, 2)),
-                (attention_output(index), (layer.groups, layer.query_rows * layer.query_columns, layer.points)),
-            )
+        return self._outputs(
+            LayerSizes(layer.key_rows, layer.key_columns, layer.query_rows, layer.query_columns)
+            for layer in self.layers
         )
+
+    def outputs_at(self, height: int, width: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Return the same for an input of that size; raises ValueError where that is not told."""
+        return self._outputs(layer.sizes_at(height, width) for layer in self.layers)
+
+    def _outputs(self, sizes: Iterable[LayerSizes]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        outputs: list[tuple[str, tuple[int, ...]]] = []
+        for index, (layer, size) in enumerate(zip(self.layers, sizes, strict=True)):
+            points, queries = size.key_rows * size.key_columns, size.query_rows * size.query_columns
+            outputs.append((position_output(index), (layer.groups, points, 2)))
+            outputs.append((attention_output(index), (layer.groups, queries, points)))
+        return tuple(outputs)
 
 
 def position_output(layer: int) -> str:
@@ -228,6 +313,13 @@ class Manifest(_Record):
         return self
 
     @model_validator(mode="after")
+    def _explain_fits(self) -> Manifest:
+        for layer in self.explain.layers if self.explain is not None else ():
+            if layer.tells_other_sizes and layer != layer.at(self.input.height, self.input.width):
+                raise ValueError(f"explain: the sizes of {layer.name} are not those that its strides make them")
+        return self
+
+    @model_validator(mode="after")
     def _crop_fits(self) -> Manifest:
         if self.preprocess.resize_height < self.input.height or self.preprocess.resize_width < self.input.width:
             raise ValueError("the resized image is smaller than the input that is cropped from it")
@@ -271,8 +363,22 @@ class Manifest(_Record):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every output's shape, without the batch axis, for the one size of input that the service sends."""
-        return {record.name: record.shape_at(self.input.height, self.input.width) for record in self.outputs}
+        """Every output's shape, without the batch axis, for the model's own input size."""
+        return self.shapes_at(self.input.height, self.input.width)
+
+    def shapes_at(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Return every output's shape, without the batch axis, for an input of that size."""
+        return {record.name: record.shape_at(height, width) for record in self.outputs}
+
+    def explain_shapes_at(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the outputs of `explain.onnx` for an input of that size, none where there is no such.
+
+        Raises ValueError where the size is not the model's own and the manifest does not tell of others.
+        """
+        if self.explain is None:
+            return {}
+        is_own = (height, width) == (self.input.height, self.input.width)
+        return dict(self.explain.outputs if is_own else self.explain.outputs_at(height, width))
 
     def output(self, name: str) -> OutputRecord:
         """Return the record of the output `name`; KeyError where there is none."""

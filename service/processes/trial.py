@@ -93,8 +93,8 @@ class _Bounded:
         self._session = session
         self._longest_s = longest_s
 
-    def staging(self, images: int) -> Pixels:
-        return self._session.staging(images)
+    def staging(self, size_bytes: int) -> Pixels:
+        return self._session.staging(size_bytes)
 
     def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
         signal.setitimer(signal.ITIMER_REAL, self._longest_s)
@@ -137,6 +137,7 @@ def _try(candidate: Candidate, device: str) -> None:
         {key: _Bounded(session, longest_s=longest_s) for key, session in sessions.items()},
         SlotPool(1, input_shape(model.manifest)),
         Board(workers=1, engines=1).engines[0],
+        input_shape=input_shape(model.manifest),
         clock=time.monotonic,
     )
     core.warm_up()

@@ -206,7 +206,7 @@ class TestRepository:
         (("dat_tiny", "--random-weights", 0, "--image-size", "224x225"), "224x225"),
         (("dat_tiny", "--random-weights", 0, "--dynamic-size"), "second-generation"),
         (("dat_pp_tiny", "--random-weights", 0, "--window-size", 7), "window attention"),
-        (("dat_pp_tiny", "--random-weights", 0, "--dynamic-size", "--image-size", 64), "64"),
+        (("dat_pp_tiny", "--random-weights", 0, "--dynamic-size", "--image-size", 32), "33 or more"),
         (("dat_tiny", "--random-weights", 0, "--name", "../up"), "'../up'"),
         (("dat_tiny", "--random-weights", 0, "--version", 0), "version 0"),
     ],

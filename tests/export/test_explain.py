@@ -19,7 +19,7 @@ from export.explain import ExplainModel, explain_record, output_names, reference
 from export.graph import Normalisation, export_graph
 from export.sampling import select_strategy
 from export.targets import TARGETS
-from export.verify import VerificationFailed, open_session, sample_images
+from export.verify import TOLERANCES, Difference, VerificationFailed, open_session, sample_images
 from models.dat import DAT
 from models.demo.train import WEIGHTS_FILE
 from models.variants import VARIANTS
@@ -34,6 +34,7 @@ from tests.golden import synthetic
 from tests.golden_files import PARITY_TOLERANCE, golden_files, golden_model, synthetic_model
 from tests.json_keys import keys
 
+TOLERANCE = TOLERANCES["fp32"]
 GOLDEN = {golden.id: golden for golden in golden_files()}
 
 
@@ -122,7 +123,21 @@ def test_dynamic_model_is_explained_at_other_sizes_too(tmp_path: Path) -> None:
     path = tmp_path / "explain.onnx"
     model = synthetic_model(dynamic(), None)
     explain_graph_of(model, path)
-    verify_explain(path, model, NORMALISATION, image_sizes=[(64, 64), (96, 64)], batch_sizes=[1, 2])
+    sizes = [(64, 64), (33, 33), (97, 64)]
+    differences = verify_explain(path, model, NORMALISATION, image_sizes=sizes, batch_sizes=[1, 2])
+    record = explain_record(model, SIZE, differences)
+    for height, width in sizes:
+        outputs = open_session(path).run(None, {"image": sample_images(1, 1, height, width)})
+        told = record.at(height, width).outputs
+        assert [shape for _, shape in told] == [values.shape[1:] for values in outputs]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sizes_of_every_kind_of_layer_follow_from_what_is_recorded(name: str) -> None:
+    model = synthetic_model(NETWORKS[name](), SIZE)
+    record = explain_record(model, SIZE, [Difference(each, 0.0, 0.0, 1.0, TOLERANCE) for each in output_names(model)])
+    assert record.tells_other_sizes
+    assert record.at(*SIZE) == record
 
 
 def test_graph_of_other_weights_or_outputs_is_refused(first: Exported, first_exported: Exported) -> None:

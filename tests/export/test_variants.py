@@ -46,7 +46,9 @@ def test_variant_exports_and_computes_what_torch_computes(name: str, sampling: s
 def test_dynamic_variant_computes_what_torch_computes_at_other_sizes(sampling: str, tmp_path: Path) -> None:
     manifest = export_by_command(tmp_path, "dat_pp_tiny", "--sampling", sampling, "--dynamic-size")
     assert manifest.input.dynamic_size
+    assert (manifest.input.size_multiple, manifest.input.sides) == (1, (33, 2048))
     assert manifest.output("stage1").shape == (64, None, None)
+    assert manifest.output("stage1").shape_at(33, 225) == (64, 9, 57)
 
 
 @pytest.mark.full

@@ -72,8 +72,8 @@ class GatedSession:
         """Return, in any thread, when a run has begun since the gate was closed."""
         assert self._began.acquire(timeout=PATIENCE_S)
 
-    def staging(self, images: int) -> NDArray[np.uint8]:
-        return np.zeros((images, *INPUT_SHAPE), np.uint8)
+    def staging(self, size_bytes: int) -> NDArray[np.uint8]:
+        return np.zeros(size_bytes, np.uint8)
 
     def run(self, images: NDArray[np.uint8], outputs: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
         self.sizes.append(len(images))

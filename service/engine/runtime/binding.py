@@ -2,7 +2,8 @@
 
 A run of `PlainRunner` lets the runtime take and give arrays, which on the CPU is best. `BoundRunner` keeps, for every
 batch size that it meets, device memory for the images and for each output, and host memory for each output that is
-read; with CUDA the host's is pinned, which the GPU reads and writes several times faster than other memory.
+read; with CUDA the host's is pinned, which the GPU reads and writes several times faster than other memory. For images
+of other shapes than the model's own it does so for the latest `MOST_OTHERS` batches, and captures nothing.
 
                  upload                   run
     images ─────────────► input ─────────────────► outputs ───────────► host copies ──► views for the caller
@@ -15,6 +16,7 @@ Invariants: one thread runs; a captured graph is only replayed with the very buf
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -27,6 +29,8 @@ from service.engine.types import Outputs, Pixels
 
 _log = logging.getLogger(__name__)
 
+MOST_OTHERS = 8
+"""Batches of images of other shapes than the model's own for which buffers are kept."""
 _NO_GRAPH = -1
 """The graph number that lets the runtime neither capture nor replay."""
 
@@ -103,25 +107,31 @@ class BoundRunner:
         *,
         input_name: str,
         input_shape: tuple[int, int, int],
+        free_size: bool = False,
         cuda_graph_outputs: tuple[str, ...] = (),
     ) -> None:
         self._session = session
         self._memory = memory
         self._input_name = input_name
         self._input_shape = input_shape
+        self._free_size = free_size
         self._cuda_graph_outputs = cuda_graph_outputs
         self._buckets: dict[int, _Bucket] = {}
+        self._others: OrderedDict[tuple[int, ...], _Bucket] = OrderedDict()
+        """By the shape of the batch, where its images are not of the model's own."""
         self._graph_numbers: dict[int, int] = {}
         """By batch size."""
 
     def run(self, images: Pixels, outputs: Sequence[str], *, shrink_arena: bool) -> Outputs:
         """Run a batch, and return views of the named outputs that hold until the next run of its size.
 
-        Raises ValueError for anything but uint8 images of the model's size.
+        Raises ValueError for anything but uint8 images of the model's size, where that is not free.
         """
         # The upload below compares the number of elements alone.
-        if images.dtype != np.uint8 or images.shape[1:] != self._input_shape:
+        if images.dtype != np.uint8 or (images.shape[1:] != self._input_shape and not self._free_size):
             raise ValueError(f"a batch is uint8 (images, {self._input_shape}), not {images.dtype} {images.shape}")
+        if images.shape[1:] != self._input_shape:
+            return self._run_other(images, outputs, shrink_arena=shrink_arena)
         size, cuda_graph_outputs = len(images), self._cuda_graph_outputs
         if size not in self._buckets:
             self._buckets[size] = _Bucket(self._session, self._memory, self._input_name, images.shape)
@@ -135,6 +145,25 @@ class BoundRunner:
             self._execute(bucket, cuda_graph_outputs, config)
         else:
             self._execute_graph(bucket, size)
+        return {name: bucket.outputs[name].read() for name in outputs}
+
+    def _run_other(self, images: Pixels, outputs: Sequence[str], *, shrink_arena: bool) -> Outputs:
+        """Run a batch of images of another shape than the model's own."""
+        bucket = self._others.pop(images.shape, None) or _Bucket(
+            self._session, self._memory, self._input_name, images.shape
+        )
+        self._others[images.shape] = bucket
+        if len(self._others) > MOST_OTHERS:
+            self._others.popitem(last=False)
+        bucket.input.update_inplace(images)
+        # A captured graph works on the very addresses that shrinking would free.
+        config = self._memory.shrinkage if shrink_arena and not self._graph_numbers else {}
+        try:
+            self._execute(bucket, tuple(outputs), config)
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._others.clear()
+            raise
         return {name: bucket.outputs[name].read() for name in outputs}
 
     def _execute_graph(self, bucket: _Bucket, size: int) -> None:

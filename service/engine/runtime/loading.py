@@ -61,24 +61,31 @@ def require_device(device: Device) -> None:
 
 
 def open_model(
-    path: Path, device: Device, options: DeviceOptions, *, input_shape: tuple[int, int, int], profile: Path | None
+    path: Path,
+    device: Device,
+    options: DeviceOptions,
+    *,
+    input_shape: tuple[int, int, int],
+    profile: Path | None,
+    free_size: bool = False,
 ) -> Any:
     """Return the runtime's session of a model on a device that can be had.
 
-    Its next run is profiled into a file that begins with `profile`, where one is given. Raises SettingsError for
-    provider options that are refused, RepositoryError where the file is no model, and DeviceUnavailable where it is
-    one that the device does not take.
+    Its next run is profiled into a file that begins with `profile`, where one is given. With `free_size` nothing is
+    kept of a run's shapes, of which there may be any number. Raises SettingsError for provider options that are
+    refused, RepositoryError where the file is no model, and DeviceUnavailable where it is one that the device does not
+    take.
     """
     providers = _providers(path, device, options, input_shape)
     try:
         try:
-            session = open_session(str(path), providers, threads=options.threads, profile=profile)
+            session = open_session(str(path), providers, threads=options.threads, profile=profile, free_size=free_size)
         except Exception as error:
             if _NO_CAPTURE not in str(error) or _GRAPHS in options.provider_options:
                 raise
             _log.warning("%s runs without CUDA graphs: %s", path, error)
             providers[0][1].pop(_GRAPHS)
-            session = open_session(str(path), providers, threads=options.threads, profile=profile)
+            session = open_session(str(path), providers, threads=options.threads, profile=profile, free_size=free_size)
     except Exception as error:  # the runtime's errors have no base of their own
         if options.provider_options and _BAD_OPTION in str(error):
             given = ", ".join(f"{key}={value}" for key, value in options.provider_options.items())
@@ -103,11 +110,14 @@ def open_session(
     threads: int,
     profile: Path | None = None,
     entries: dict[str, str] | None = None,
+    free_size: bool = False,
 ) -> Any:
     """Return a session on exactly these providers, and the CPU, which the runtime always adds."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # The runtime keeps the layout of a run's memory for each shape that it meets, and never lets go of one.
+    options.enable_mem_pattern = not free_size
     # Within a run threads spin from one operator to the next, since waking them takes a sixth of a small run's time.
     # Threads that spin after a run would take the cores from decoding.
     options.add_session_config_entry("session.force_spinning_stop", "1")

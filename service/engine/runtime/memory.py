@@ -29,11 +29,11 @@ class Memory:
             return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype)
         return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, memory_info=_pinned(self.index))
 
-    def staging(self, shape: tuple[int, ...]) -> Pixels:
-        """Return a zeroed array to gather images in, pinned where the device is a GPU."""
+    def staging(self, size_bytes: int) -> Pixels:
+        """Return a zeroed array (size_bytes,) to gather images in, pinned where the device is a GPU."""
         if self.kind == "cpu":
-            return np.zeros(shape, np.uint8)
-        array: Pixels = self.on_host(shape, np.uint8).numpy()
+            return np.zeros(size_bytes, np.uint8)
+        array: Pixels = self.on_host((size_bytes,), np.uint8).numpy()
         array[...] = 0
         return array
 

@@ -79,20 +79,24 @@ class OnnxSession:
         *,
         input_shape: tuple[int, int, int],
         output_names: Sequence[str],
+        free_size: bool = False,
     ) -> OnnxSession:
         """Load a model of (height, width, 3) images, and check on the device that it runs there, and runs right.
 
+        With `free_size` it must take images of other heights and widths as well, for which nothing is kept ready.
         Raises DeviceUnavailable where the device, or a part of the model on it, cannot be had; RepositoryError where
         the file is not the model that is expected; SettingsError for provider options that are refused.
         """
         chosen = Device.parse(resolve_device(options.device))
         with _profile_folder(chosen) as folder:
             profile = Path(folder) / "run" if folder else None
-            session = open_model(model_path, chosen, options, input_shape=input_shape, profile=profile)
-            _check_graph(model_path, session, input_shape, output_names)
+            session = open_model(
+                model_path, chosen, options, input_shape=input_shape, profile=profile, free_size=free_size
+            )
+            _check_graph(model_path, session, input_shape, output_names, free_size=free_size)
             memory = Memory(chosen.provider.memory, chosen.index)
             loaded = cls(
-                _runner(session, memory, chosen, options, input_shape),
+                _runner(session, memory, chosen, options, input_shape, free_size=free_size),
                 memory,
                 device=chosen,
                 input_shape=input_shape,
@@ -108,9 +112,9 @@ class OnnxSession:
         """Its name, such as `cpu` or `cuda:1`."""
         return str(self._device)
 
-    def staging(self, images: int) -> Pixels:
-        """Return zeroed memory that the device reads fastest from: uint8 (images, height, width, 3)."""
-        return self._memory.staging((images, *self._input_shape))
+    def staging(self, size_bytes: int) -> Pixels:
+        """Return zeroed memory that the device reads fastest from: uint8 (size_bytes,)."""
+        return self._memory.staging(size_bytes)
 
     def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
         """Run uint8 (batch, height, width, 3); computes little more than the named outputs need.
@@ -186,6 +190,8 @@ def _runner(
     device: Device,
     options: DeviceOptions,
     input_shape: tuple[int, int, int],
+    *,
+    free_size: bool,
 ) -> Runner:
     """Return what runs the session: with buffers that stay where that is asked for, or is a gain."""
     binds = device.kind != "cpu" if options.io_binding is None else options.io_binding
@@ -196,12 +202,18 @@ def _runner(
         memory,
         input_name=INPUT,
         input_shape=input_shape,
+        free_size=free_size,
         cuda_graph_outputs=options.cuda_graph_outputs if records_graphs(session, device) else (),
     )
 
 
-def _check_graph(model_path: Path, session: Any, input_shape: tuple[int, int, int], outputs: Sequence[str]) -> None:
-    """Raise RepositoryError unless the graph takes `image` as uint8 (batch, height, width, 3) and gives float32."""
+def _check_graph(
+    model_path: Path, session: Any, input_shape: tuple[int, int, int], outputs: Sequence[str], *, free_size: bool
+) -> None:
+    """Raise RepositoryError unless the graph takes `image` as uint8 (batch, height, width, 3) and gives float32.
+
+    With `free_size`, height and width must be left open as the batch is.
+    """
     inputs = {node.name: node for node in session.get_inputs()}
     if list(inputs) != [INPUT]:
         raise RepositoryError(f"{model_path} should have one input, {INPUT}; it has: {', '.join(inputs)}")
@@ -216,6 +228,10 @@ def _check_graph(model_path: Path, session: Any, input_shape: tuple[int, int, in
         raise RepositoryError(
             f"{model_path}: input {INPUT} should have the shape (batch, {', '.join(map(str, input_shape))}) with the "
             f"batch left open, not {tuple(image.shape)}"
+        )
+    if free_size and any(isinstance(side, int) for side in image.shape[1:3]):
+        raise RepositoryError(
+            f"{model_path}: input {INPUT} should have its height and width left open, and not {tuple(image.shape)}"
         )
     types = {node.name: node.type for node in session.get_outputs()}
     for name in outputs:

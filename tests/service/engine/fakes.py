@@ -22,7 +22,7 @@ from service.engine.client import EngineClient
 from service.engine.control import Attach, ControlSocket, End, Load, Unload, Unloaded
 from service.engine.core import DropReason
 from service.engine.device_turns import DeviceTurns
-from service.engine.graphs import Graph
+from service.engine.graphs import FreeSize, Graph
 from service.engine.in_process import InProcessEngine
 from service.engine.linked import LinkedEngine
 from service.engine.process import EngineProcess
@@ -30,7 +30,7 @@ from service.engine.remote import RemoteEngine
 from service.engine.reservation import Reservation
 from service.engine.room import Room
 from service.engine.shared import Geometry, SharedSlots
-from service.engine.types import Answer, Outputs, Pixels, Priority, WorkItem
+from service.engine.types import Answer, Outputs, Pixels, Priority, Shape, WorkItem, pixels_of
 
 LOGITS = frozenset({"logits"})
 FIRST = frozenset({"first"})
@@ -38,6 +38,21 @@ MODEL, OTHER = "model", "other"
 """Keys of the graphs that most tests have, and that tests of two graphs have besides."""
 PATIENCE_S = 30.0
 """How long a test waits for what must happen before it calls it a failure."""
+
+
+OWN: Shape = (2, 4)
+"""The shape of a ScriptedSession's own images."""
+
+
+def free_outputs(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """The shapes of a ScriptedSession's outputs for images of any shape."""
+    return {"logits": (2,), "embedding": (pixels_of(shape) * 3,)}
+
+
+def free_graph(*buckets: int, max_pixels: int = 64) -> Graph:
+    """The graph of a ScriptedSession that takes images of other shapes as well."""
+    free = FreeSize(free_outputs, max_pixels, max_output_bytes=(2 + max_pixels * 3) * 4)
+    return replace(model_graph(*buckets), free=free)
 
 
 def model_graph(*buckets: int, **outputs: tuple[int, ...]) -> Graph:
@@ -64,14 +79,18 @@ class ScriptedSession:
     """A model whose answers are functions of each image's pixels alone, and whose runs a test can hold or fail.
 
     `logits` of an image is (sum of its pixels, its first pixel), `embedding` its pixels as they are, and `first`, which
-    is of a second graph, its first pixel. A run of both graphs is refused.
+    is of a second graph, its first pixel. A run of both graphs is refused, and one of images of another shape than
+    `input_shape` unless `free_size` is set.
     """
 
-    input_shape = (2, 4, 3)
+    input_shape = (*OWN, 3)
 
     def __init__(self) -> None:
         self.runs: list[tuple[int, tuple[str, ...]]] = []
         """Bucket and outputs of every run, warm-up included."""
+        self.shapes: list[Shape] = []
+        """Height and width of the images of every run."""
+        self.free_size = False
         self.faults: deque[BaseException | None] = deque()
         """What the next runs raise, in order; None for a run that succeeds."""
         self.clock: FakeClock | None = None
@@ -81,13 +100,14 @@ class ScriptedSession:
         self._started = threading.Semaphore(0)
         self._go = threading.Semaphore(0)
 
-    def staging(self, images: int) -> Pixels:
-        return np.zeros((images, *self.input_shape), np.uint8)
+    def staging(self, size_bytes: int) -> Pixels:
+        return np.zeros(size_bytes, np.uint8)
 
     def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:
         assert FIRST.isdisjoint(outputs) or set(outputs) == FIRST, f"{outputs} are of two graphs"
         assert images.dtype == np.uint8
-        assert images.shape[1:] == self.input_shape
+        assert self.free_size or images.shape[1:] == self.input_shape
+        self.shapes.append(images.shape[1:3])
         self.runs.append((len(images), outputs))
         pixels = images.astype(np.float32).reshape(len(images), -1)
         if self._held:
@@ -150,12 +170,13 @@ def item(
     *,
     slot: int = 0,
     graph: str = MODEL,
+    shape: Shape = OWN,
     outputs: frozenset[str] = LOGITS,
     priority: Priority = Priority.INTERACTIVE,
     deadline_s: float = math.inf,
     enqueued_s: float = 0.0,
 ) -> WorkItem:
-    return WorkItem(next(_tickets), slot, graph, outputs, priority, deadline_s, enqueued_s)
+    return WorkItem(next(_tickets), slot, graph, shape, outputs, priority, deadline_s, enqueued_s)
 
 
 def in_s(seconds: float) -> float:
@@ -168,10 +189,10 @@ def paint(reservation: Reservation, index: int, value: int) -> None:
         pixels[...] = value
 
 
-def colour(answer: Answer) -> int:
+def colour(answer: Answer, shape: Shape = OWN) -> int:
     """The colour of the image that an answer with logits belongs to."""
     total, first = answer.outputs["logits"].tolist()
-    assert total == first * np.prod(ScriptedSession.input_shape)
+    assert total == first * pixels_of(shape) * 3
     return int(first)
 
 
@@ -181,9 +202,10 @@ async def classify(
     outputs: frozenset[str] = LOGITS,
     deadline_s: float = math.inf,
     priority: Priority = Priority.INTERACTIVE,
+    shape: Shape | None = None,
 ) -> list[Answer]:
     """One request, from reservation to answers."""
-    with engine.reserve(len(colours), priority=priority, deadline_s=deadline_s) as reservation:
+    with engine.reserve(len(colours), priority=priority, deadline_s=deadline_s, shape=shape) as reservation:
         for index, value in enumerate(colours):
             paint(reservation, index, value)
         return await reservation.infer(range(len(colours)), outputs)

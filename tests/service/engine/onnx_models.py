@@ -106,4 +106,4 @@ def core_of(session: Session, pool: SlotPool, *buckets: int) -> EngineCore:
     """A core that runs the model of `write_model`, and whose clock moves by a second whenever it is looked at."""
     graph = Graph(MODEL, {"logits": (1,), "embedding": (PIXELS,)}, buckets, timed=("logits",))
     row = Board(workers=1, engines=1).engines[0]
-    return EngineCore([graph], {MODEL: session}, pool, row, clock=iter(range(1000)).__next__)
+    return EngineCore([graph], {MODEL: session}, pool, row, input_shape=SHAPE, clock=iter(range(1000)).__next__)

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.engine.batcher import Batcher, BucketCosts
+from service.engine.batcher import Batcher
+from service.engine.costs import BucketCosts, GraphCosts
 from service.engine.types import Priority, WorkItem
-from tests.service.engine.fakes import MODEL, OTHER, item
+from tests.service.engine.fakes import MODEL, OTHER, OWN, item
 
 BULK_EVERY = 3
 
@@ -26,7 +27,7 @@ def measured(times_s: dict[int, float]) -> BucketCosts:
 
 def batcher_of(*buckets: int, **options: Any) -> Batcher:
     """A batcher of two graphs that are run in the same sizes."""
-    return Batcher({key: BucketCosts(buckets) for key in (MODEL, OTHER)}, **options)
+    return Batcher({key: GraphCosts(buckets, OWN) for key in (MODEL, OTHER)}, **options)
 
 
 def tickets(items: tuple[WorkItem, ...]) -> list[int]:
@@ -37,6 +38,7 @@ class BatcherMachine(RuleBasedStateMachine):
     """Any order of arrivals, cancellations, waiting and batches, against a list of what must still be inside."""
 
     graphs = (MODEL,)
+    shapes = (OWN,)
     most_in_a_row = BULK_EVERY
 
     def __init__(self) -> None:
@@ -48,8 +50,10 @@ class BatcherMachine(RuleBasedStateMachine):
 
     @rule(priority=st.sampled_from(Priority), patience_s=st.sampled_from([0.0, 1.0, 2.0, math.inf]), data=st.data())
     def arrive(self, priority: Priority, patience_s: float, data: st.DataObject) -> None:
-        graph = data.draw(st.sampled_from(self.graphs))
-        new = item(priority=priority, graph=graph, deadline_s=self.now_s + patience_s, enqueued_s=self.now_s)
+        graph, shape = data.draw(st.sampled_from(self.graphs)), data.draw(st.sampled_from(self.shapes))
+        new = item(
+            priority=priority, graph=graph, shape=shape, deadline_s=self.now_s + patience_s, enqueued_s=self.now_s
+        )
         self.batcher.add(new)
         self.inside.append(new)
 
@@ -65,9 +69,11 @@ class BatcherMachine(RuleBasedStateMachine):
         assert self.batcher.cancel(gone.ticket) is None
         self.inside.remove(gone)
 
-    @rule(run_s=st.floats(0.001, 10), bucket=st.sampled_from([1, 2, 4]))
-    def measure(self, run_s: float, bucket: int) -> None:
-        self.batcher.costs[MODEL].observe(bucket, run_s)
+    @rule(run_s=st.floats(0.001, 10), bucket=st.sampled_from([1, 2, 4]), data=st.data())
+    def measure(self, run_s: float, bucket: int, data: st.DataObject) -> None:
+        costs = self.batcher.costs[MODEL].at(data.draw(st.sampled_from(self.shapes)))
+        if bucket in costs.buckets:
+            costs.observe(bucket, run_s)
 
     @rule()
     def ask_for_a_batch(self) -> None:
@@ -77,11 +83,16 @@ class BatcherMachine(RuleBasedStateMachine):
         assert not (batch.expired and batch.items)
         assert bool(batch.items) == bool(self.inside and not late)
         assert len(batch.items) <= batch.bucket <= 4
-        assert len({taken.graph for taken in batch.items}) <= 1
+        assert len({(taken.graph, taken.shape) for taken in batch.items}) <= 1
+        assert all(batch.bucket in self.batcher.costs[taken.graph].at(taken.shape).buckets for taken in batch.items)
         heads = [self.oldest(priority) for priority in Priority]
         assert not batch.items or any(taken is head for taken in batch.items for head in heads)
         for taken in batch.items:
-            same = [each for each in self.inside if (each.priority, each.graph) == (taken.priority, taken.graph)]
+            same = [
+                each
+                for each in self.inside
+                if (each.priority, each.graph, each.shape) == (taken.priority, taken.graph, taken.shape)
+            ]
             assert taken is same[0]  # first come, first served
             bulk_waits = any(each.priority is Priority.BULK for each in self.inside)
             skipped = taken.priority is Priority.INTERACTIVE and bulk_waits
@@ -105,6 +116,7 @@ class BatcherMachine(RuleBasedStateMachine):
             self.ask_for_a_batch()
         assert self.batcher.next_batch(self.now_s).items == ()
         assert self.batcher.ready_at_s is None
+        assert self.batcher._waiting == {}  # nothing is kept of shapes that nobody waits with
 
 
 BatcherMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -122,6 +134,39 @@ class TwoGraphsMachine(BatcherMachine):
 
 TwoGraphsMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 test_every_image_of_two_graphs_leaves_exactly_once_in_order_and_in_time = TwoGraphsMachine.TestCase
+
+
+class ShapesMachine(TwoGraphsMachine):
+    """The same with images of several shapes, of which the larger ones run in smaller batches."""
+
+    shapes = (OWN, (1, 1), (4, 4), (9, 9))
+
+
+ShapesMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+test_every_image_of_any_shape_leaves_exactly_once_in_order_and_in_time = ShapesMachine.TestCase
+
+
+def test_a_lonely_shape_is_run_soon_however_many_others_arrive() -> None:
+    batcher = batcher_of(1, 4, bulk_every=BULK_EVERY)
+    for _ in range(10):
+        batcher.add(item(enqueued_s=0.0))
+    one = item(shape=(1, 4), enqueued_s=1.0)
+    batcher.add(one)
+    batches = []
+    while one not in (batches[-1].items if batches else ()):
+        for side in range(5, 9):
+            batcher.add(item(shape=(1, side), enqueued_s=2.0))
+            batcher.add(item(enqueued_s=2.0))
+        batches.append(batcher.next_batch(3.0))
+    assert [len(batch.items) for batch in batches] == [4, 4, 4, 1]
+
+
+def test_a_delay_ends_when_a_large_shape_has_the_largest_batch_that_it_is_run_in() -> None:
+    batcher = batcher_of(1, 2, 4, max_delay_s=60.0)
+    batcher.add(item(shape=(4, 4), enqueued_s=10.0))
+    assert batcher.next_batch(10.0).items == ()
+    batcher.add(item(shape=(4, 4), enqueued_s=10.0))
+    assert len(batcher.next_batch(10.0).items) == 2
 
 
 @pytest.mark.parametrize(("crowd", "lonely"), [(MODEL, OTHER), (OTHER, MODEL)])
@@ -167,7 +212,11 @@ def test_bulk_of_the_other_graph_keeps_its_share_of_an_endless_stream(interactiv
 
 
 def test_runs_of_one_graph_do_not_change_the_times_of_the_other() -> None:
-    batcher = Batcher({MODEL: measured({1: 1.0, 4: 2.0}), OTHER: measured({1: 1.0, 4: 9.0})})
+    costs = {graph: GraphCosts([1, 4], OWN) for graph in (MODEL, OTHER)}
+    for graph, largest_s in ((MODEL, 2.0), (OTHER, 9.0)):
+        costs[graph].own.observe(1, 1.0)
+        costs[graph].own.observe(4, largest_s)
+    batcher = Batcher(costs)
     for graph in (MODEL, OTHER):
         for _ in range(4):
             batcher.add(item(graph=graph, enqueued_s=float(graph == OTHER)))

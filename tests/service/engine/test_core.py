@@ -14,6 +14,7 @@ from service.errors import StartupError
 from tests.service.engine.fakes import (
     LOGITS,
     MODEL,
+    OWN,
     FakeClock,
     RecordingObserver,
     ScriptedSession,
@@ -38,16 +39,22 @@ class Bench:
         self.row = Board(workers=1, engines=1).engines[0]
         graph = model_graph(*buckets)
         self.core = EngineCore(
-            [graph], {MODEL: self.session}, self.pool, self.row, clock=self.clock, observer=self.observer
+            [graph],
+            {MODEL: self.session},
+            self.pool,
+            self.row,
+            input_shape=self.session.input_shape,
+            clock=self.clock,
+            observer=self.observer,
         )
-        self.costs = self.core.batcher.costs[MODEL]
+        self.costs = self.core.batcher.costs[MODEL].own
 
     def submit(
         self, *colours: int, outputs: frozenset[str] = LOGITS, deadline_s: float = float("inf")
     ) -> list[WorkItem]:
         items = []
         for slot, value in zip(self.pool.acquire(len(colours)), colours, strict=True):
-            self.pool.pixels(slot)[...] = value
+            self.pool.pixels(slot, OWN)[...] = value
             items.append(item(slot=slot, outputs=outputs, deadline_s=deadline_s, enqueued_s=self.clock()))
         self.pool.submit(each.slot for each in items)
         self.core.submit(items)
@@ -291,10 +298,10 @@ def test_answers_survive_a_session_that_reuses_its_arrays() -> None:
 
 def test_batches_are_gathered_in_the_memory_that_the_session_offers() -> None:
     class Staging(ScriptedSession):
-        memory = np.zeros((4, *ScriptedSession.input_shape), np.uint8)
+        memory = np.zeros(4 * 24, np.uint8)
 
-        def staging(self, images: int) -> Pixels:
-            assert images == len(self.memory)
+        def staging(self, size_bytes: int) -> Pixels:
+            assert size_bytes == len(self.memory)
             return self.memory
 
         def run(self, images: Pixels, outputs: tuple[str, ...]) -> Outputs:

@@ -97,7 +97,7 @@ def test_a_reader_that_does_not_read_holds_up_nobody_and_loses_nothing() -> None
     ids=["model", "first", "some", "all"],
 )
 def test_work_comes_back_as_it_was_under_the_engines_names(graph: str, outputs: Iterable[str]) -> None:
-    item = WorkItem(2**47, 1023, graph, frozenset(outputs), Priority.BULK, math.inf, 12345.678901)
+    item = WorkItem(2**47, 1023, graph, (33, 65_535), frozenset(outputs), Priority.BULK, math.inf, 12345.678901)
     layout = LAYOUTS[Request]
     request = Request._make(layout.unpack(layout.pack(*request_for(item, GRAPHS))))
     assert request.kind == RequestKind.SUBMIT

@@ -21,6 +21,7 @@ from service.errors import NotReady, RepositoryError
 from tests.service.conftest import until
 from tests.service.engine.fakes import (
     LOGITS,
+    OWN,
     PATIENCE_S,
     SERIAL,
     Linked,
@@ -129,7 +130,7 @@ async def test_successor_of_a_worker_gets_answers_of_its_own_though_its_predeces
             descriptor = SharedSlots.create(geometry)
             slots = SharedSlots(geometry, descriptor)
             assert slots.acquire(1) == [0]
-            slots.pixels(0)[...] = value
+            slots.pixels(0, OWN)[...] = value
             slots.submit([0])
             end = attach(served.control, 7, descriptor)
             request = request_for(replace(item(), ticket=0), geometry.graphs)
@@ -147,7 +148,7 @@ async def test_successor_of_a_worker_gets_answers_of_its_own_though_its_predeces
             kinds += [record.kind for record in records.receive()[0]]
         assert kinds == [ReplyKind.READY, ReplyKind.ANSWERED]
         for slots, value in zip(memories, (5, 9), strict=True):
-            slots.fetch(0, LOGITS)
+            slots.fetch(0, OWN, LOGITS)
             assert slots.collect(0)["logits"].tolist() == [value * 24, value]
         while ends[0].recv(4096):  # what its predecessor's link still had to say, and then its end
             pass

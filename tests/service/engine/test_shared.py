@@ -13,6 +13,7 @@ from service.engine.shared import SLOW_COPY_BYTES, Geometry, SharedSlots
 from service.engine.slots import SlotState
 from service.engine.types import Outputs
 
+OWN = (6, 4)
 LARGE = (SLOW_COPY_BYTES // 4 // 64, 64)
 OUTPUTS = {"stage": LARGE, "logits": (7,), "embedding": (2, 3)}
 GEOMETRY = Geometry(5, (6, 4, 3), (Graph("model", OUTPUTS, (1,), ()),))
@@ -26,7 +27,7 @@ def mapped(geometry: Geometry = GEOMETRY) -> tuple[SharedSlots, SharedSlots, int
 
 def fetched(worker: SharedSlots, slot: int, outputs: Iterable[str]) -> Outputs:
     """What the worker finds in a slot."""
-    worker.fetch(slot, outputs)
+    worker.fetch(slot, OWN, outputs)
     return worker.collect(slot)
 
 
@@ -38,11 +39,11 @@ def results(slot: int) -> dict[str, NDArray[np.float32]]:
 def test_nothing_of_one_slot_lies_in_anothers() -> None:
     worker, engine, descriptor = mapped()
     for slot in range(5):
-        worker.pixels(slot)[...] = slot
+        worker.pixels(slot, OWN)[...] = slot
     for slot in range(5):
-        engine.deliver(slot, results(slot))
+        engine.deliver(slot, OWN, results(slot))
     for slot in range(5):
-        assert (engine.pixels(slot) == slot).all()
+        assert (engine.pixels(slot, OWN) == slot).all()
         assert worker.state(slot) is SlotState.FREE
         read = fetched(worker, slot, OUTPUTS)
         assert {name: value.tobytes() for name, value in read.items()} == {
@@ -68,14 +69,14 @@ def test_memory_of_large_results_is_given_back_when_they_are_read_or_dropped() -
     def taken_bytes() -> int:
         return os.fstat(descriptor).st_blocks * 512
 
-    engine.deliver(1, {"logits": np.ones(7, np.float32)})
+    engine.deliver(1, OWN, {"logits": np.ones(7, np.float32)})
     small_bytes = taken_bytes()
     assert small_bytes <= 2 * mmap.PAGESIZE
     for slot in (2, 3):
-        engine.deliver(slot, results(slot))
+        engine.deliver(slot, OWN, results(slot))
     assert taken_bytes() > 2 * SLOW_COPY_BYTES
-    worker.fetch(2, ["stage"])
-    worker.discard(3, ["stage"])
+    worker.fetch(2, OWN, ["stage"])
+    worker.discard(3, OWN, ["stage"])
     assert taken_bytes() == small_bytes
     assert (fetched(worker, 1, ["logits"])["logits"] == 1).all()
     os.close(descriptor)
@@ -83,9 +84,9 @@ def test_memory_of_large_results_is_given_back_when_they_are_read_or_dropped() -
 
 def test_what_was_read_is_the_readers_own() -> None:
     worker, engine, descriptor = mapped()
-    engine.deliver(0, results(0))
+    engine.deliver(0, OWN, results(0))
     read = fetched(worker, 0, ["logits"])["logits"]
-    engine.deliver(0, results(1))
+    engine.deliver(0, OWN, results(1))
     assert (read == results(0)["logits"]).all()
     os.close(descriptor)
 
@@ -93,8 +94,8 @@ def test_what_was_read_is_the_readers_own() -> None:
 def test_outputs_of_two_graphs_have_places_of_their_own() -> None:
     many = {f"position{number}": (2, 3) for number in range(61)}
     worker, engine, descriptor = mapped(Geometry(2, (6, 4, 3), (*GEOMETRY.graphs, Graph("other", many, (1,), ()))))
-    engine.deliver(1, results(1))
-    engine.deliver(1, {"position60": np.full((2, 3), 7, np.float32)})
+    engine.deliver(1, OWN, results(1))
+    engine.deliver(1, OWN, {"position60": np.full((2, 3), 7, np.float32)})
     assert (fetched(worker, 1, ["position60"])["position60"] == 7).all()
     np.testing.assert_array_equal(fetched(worker, 1, ["logits"])["logits"], results(1)["logits"])
     os.close(descriptor)

@@ -82,18 +82,18 @@ def test_reclaiming_takes_back_what_the_engine_owned_and_nothing_else() -> None:
 
 
 def test_the_pool_can_lie_in_memory_that_others_share() -> None:
-    shared = np.zeros((2, *SHAPE), np.uint8)
-    pool = SlotPool(2, SHAPE, pixels=shared)
+    shared = np.zeros((2, 24), np.uint8)
+    pool = SlotPool(2, SHAPE, memory=shared)
     (slot,) = pool.acquire(1)
-    pool.pixels(slot)[...] = 7
+    pool.pixels(slot, SHAPE[:2])[...] = 7
     assert (shared[slot] == 7).all()
     assert (shared[1 - slot] == 0).all()
 
 
-@pytest.mark.parametrize("pixels", [np.zeros((2, *SHAPE), np.float32), np.zeros((3, *SHAPE), np.uint8)])
-def test_memory_of_another_shape_or_type_is_refused(pixels: np.ndarray) -> None:
+@pytest.mark.parametrize("memory", [np.zeros((2, 24), np.float32), np.zeros((3, 24), np.uint8)])
+def test_memory_of_another_shape_or_type_is_refused(memory: np.ndarray) -> None:
     with pytest.raises(ValueError, match="the pool needs uint8"):
-        SlotPool(2, SHAPE, pixels=pixels)
+        SlotPool(2, SHAPE, memory=memory)
 
 
 def test_a_pool_without_slots_is_refused() -> None:

@@ -77,3 +77,13 @@ def test_weights_are_the_mean_over_queries_or_one_row() -> None:
     np.testing.assert_allclose(weights_of(attention, (2, 3), None), attention.mean(1), atol=1e-7)
     np.testing.assert_array_equal(weights_of(attention, (2, 3), QueryCell(1, 2)), attention[:, 5])
     np.testing.assert_array_equal(weights_of(attention, (2, 3), QueryCell(0, 1)), attention[:, 1])
+
+
+def test_cells_that_the_image_fills_in_part_are_as_wide_as_the_others() -> None:
+    """A map of 3 x 5 cells, 32 pixels each, over an input of 70 x 130."""
+    view = View(140, 130, Preprocessing(resize=(70, 130), crop=(70, 130)))
+    points = view.points(np.array([[-1, -1], [0, 0], [1, 1]], np.float32), (3, 5), 32)
+    np.testing.assert_allclose(points, [[16, 32], [80, 96], [144, 160]], atol=1e-3)  # the last is beyond the image
+    assert view.cell((127.9, 127.9), (3, 5), 32) == QueryCell(1, 3)
+    assert view.cell((128.1, 128.1), (3, 5), 32) == QueryCell(2, 4)
+    assert view.cell((129.9, 139.9), (3, 5), 32) == QueryCell(2, 4)

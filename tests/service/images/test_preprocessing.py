@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -116,6 +117,37 @@ def test_crop_is_the_centre_of_the_resized_image(
     top, left = round(margins[0] / 2.0), round(margins[1] / 2.0)
     out = resize_and_crop(image, Preprocessing(resize=resize, crop=crop, limits=DecodeLimits(max_pixels=10**9)))
     np.testing.assert_array_equal(out, whole[top : top + crop[0], left : left + crop[1]])
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "crop"),
+    [
+        ("224", (256, 256), (224, 224)),
+        ("384", (439, 439), (384, 384)),  # as the exporter has it for a model of that size
+        ("33", (38, 38), (33, 33)),
+        ("224x224", (224, 224), (224, 224)),
+        ("300x512", (300, 512), (300, 512)),
+    ],
+)
+def test_another_size_is_the_published_crop_in_proportion_or_the_whole_image(
+    size: str, resize: tuple[int, int], crop: tuple[int, int]
+) -> None:
+    other = replace(PUBLISHED, exif_orientation=True).at(size)
+    assert (other.resize, other.crop, other.exif_orientation) == (resize, crop, True)
+    data = photo("JPEG", width=640, height=480)
+    np.testing.assert_array_equal(prepared(data, other), naive(data, resize=resize, crop=crop))
+
+
+def test_a_model_that_sees_the_whole_image_does_so_at_other_sizes() -> None:
+    assert WHOLE_384.at("512").resize == (512, 512)
+
+
+@pytest.mark.parametrize(
+    "size", ["", "0", "224x", "x224", "224X224", "-1", "1.5", "224x0", "100000", "2 24", "224x224x3"]
+)
+def test_what_is_no_size_is_refused(size: str) -> None:
+    with pytest.raises(ValueError, match="no size such as 384 or 480x640"):
+        PUBLISHED.at(size)
 
 
 def test_exif_orientation_is_applied_only_where_the_setting_says_so() -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from service.errors import RepositoryError
 from service.model.directory import open_model
-from service.model.manifest import Manifest, unknown_outputs
+from service.model.manifest import ExplainLayerRecord, Manifest, unknown_outputs
 from tests.service import tiny_model
 
 OLDER = Path(__file__).parent / "older_manifests"
@@ -116,3 +116,73 @@ def test_a_task_that_is_not_known_is_refused(tmp_path: Path) -> None:
 def test_outputs_that_a_model_lacks_are_named_beside_those_that_it_has() -> None:
     assert unknown_outputs(["b", "a"], ("a", "b")) is None
     assert unknown_outputs(["c", "a", "d", "c"], ("a", "b")) == "the model has no 'c', 'd'; it has a, b"
+
+
+def dynamic(document: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    """The document of the same model for any size, as it was written before `min_side` and `max_side`."""
+    document["input"] = {**document["input"], "dynamic_size": True, "height": 64, "width": 64, **facts}
+    for output in document["outputs"]:
+        if output["kind"] == "map":
+            output["shape"] = [output["shape"][0], None, None]
+    del document["explain"], document["files"]["explain.onnx"]
+    return document
+
+
+@pytest.mark.parametrize(
+    ("size", "refusal"),
+    [
+        ((64, 64), None),
+        ((33, 2048), None),
+        ((32, 64), "sides from 33 to 2048 pixels are taken"),
+        ((64, 2049), "sides from 33 to 2048 pixels are taken"),
+    ],
+)
+def test_a_dynamic_model_says_which_sizes_it_takes(
+    document: dict[str, Any], size: tuple[int, int], refusal: str | None
+) -> None:
+    image = Manifest.model_validate(dynamic(document, size_multiple=1, min_side=33, max_side=2048)).input
+    assert image.refusal(*size) == refusal
+
+
+def test_of_an_older_dynamic_model_sizes_from_its_own_up_are_known_in_steps_of_32(document: dict[str, Any]) -> None:
+    for fact in ("min_side", "max_side"):
+        document["input"].pop(fact, None)
+    image = Manifest.model_validate(dynamic(document)).input
+    assert image.refusal(96, 64) is None
+    assert (
+        image.refusal(32, 64)
+        == image.refusal(65, 64)
+        == ("sides from 64 to 2048 pixels that are multiples of 32 are taken")
+    )
+
+
+def test_a_fixed_model_takes_its_own_size_alone(document: dict[str, Any]) -> None:
+    image = Manifest.model_validate(document).input
+    assert image.refusal(56, 56) is None
+    assert image.refusal(56, 64) == "images of 56x56 pixels are taken, and no others"
+
+
+def test_a_dynamic_model_that_does_not_take_its_own_size_is_refused(document: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="64x64 is none of those that it takes"):
+        Manifest.model_validate(dynamic(document, min_side=65))
+
+
+def test_a_layer_says_what_it_is_at_another_size() -> None:
+    layer = ExplainLayerRecord(
+        name="stages.0.attns.1", stage=1, block=2, groups=2, key_rows=7, key_columns=7, query_rows=56, query_columns=56,
+        stride=4, key_window=9, key_stride=8, key_padding=4, position_difference=0.0, attention_difference=0.0,
+    )  # fmt: skip
+    assert layer.at(224, 224) == layer
+    other = layer.at(33, 300)
+    assert (other.query_rows, other.query_columns) == (9, 75)
+    assert (other.key_rows, other.key_columns) == (2, 10)
+    older = layer.model_copy(update={"stride": None})
+    assert not older.tells_other_sizes
+    with pytest.raises(ValueError, match=r"stages\.0\.attns\.1: the manifest does not tell"):
+        older.at(33, 300)
+
+
+def test_a_layer_whose_sizes_are_not_those_of_its_strides_is_refused(document: dict[str, Any]) -> None:
+    document["explain"]["layers"][0].update(stride=14, key_window=3, key_stride=2, key_padding=0)
+    with pytest.raises(ValidationError, match=r"stages\.2\.attns\.0 are not those"):
+        Manifest.model_validate(document)

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from service.engine.runtime.binding import BoundRunner, PlainRunner
+from service.engine.runtime.binding import MOST_OTHERS, BoundRunner, PlainRunner
 from service.engine.runtime.loading import INPUT, open_session
 from service.engine.runtime.memory import Memory, is_out_of_memory
 from service.engine.types import Outputs, Pixels
@@ -217,3 +217,67 @@ def test_want_of_memory_is_known_by_the_runtimes_words(words: str) -> None:
     assert is_out_of_memory(onnxruntime.capi.onnxruntime_pybind11_state.Fail(words))
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("CUDA failure 700: an illegal memory access was encountered"))
+
+
+def free(session: Any, cuda_graph_outputs: tuple[str, ...] = ()) -> BoundRunner:
+    return BoundRunner(
+        session, CPU, input_name=INPUT, input_shape=SHAPE, free_size=True, cuda_graph_outputs=cuda_graph_outputs
+    )
+
+
+def of_any_size(tmp_path: Path) -> Any:
+    path = write_model(tmp_path / "free.onnx", dims=("batch", "height", "width", 3))
+    return open_session(str(path), [("CPUExecutionProvider", {})], threads=1, free_size=True)
+
+
+def batch_of(size: int, height: int, width: int, seed: int) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (size, height, width, 3), np.uint8)
+
+
+def test_batches_of_any_shape_give_what_plain_runs_give_and_capture_nothing(tmp_path: Path) -> None:
+    session = of_any_size(tmp_path)
+    spy = Spy(session)
+    plain, runner = PlainRunner(session, CPU, input_name=INPUT), free(spy, BOTH)
+    order = np.random.default_rng(2)
+    for seed in range(100):
+        batch = batch_of(*order.integers(1, 4, 3).tolist(), seed)
+        outputs = [("logits",), BOTH, BOTH[::-1]][order.integers(3)]
+        wanted, given = plain.run(batch, outputs, shrink_arena=False), run(runner, batch, outputs)
+        assert list(given) == list(outputs)
+        for name in outputs:
+            np.testing.assert_array_equal(given[name], wanted[name])
+    assert len(runner._others) == MOST_OTHERS
+    assert set(spy.graphs) == {-1}
+
+
+def test_other_shapes_leave_the_own_one_its_buffers_and_its_graph(tmp_path: Path) -> None:
+    spy = Spy(of_any_size(tmp_path))
+    runner = free(spy, BOTH)
+    for _ in range(3):
+        run(runner, images(2, 1))
+    own = runner._buckets[2]
+    for side in range(5, 5 + 2 * MOST_OTHERS):
+        run(runner, batch_of(2, side, side, side))
+    batch = images(2, 3)
+    assert_right(run(runner, batch), batch)
+    assert runner._buckets == {2: own}
+    assert [graph for graph in spy.graphs if graph != -1] == [1, 1, 1]
+
+
+def test_buffers_of_other_shapes_are_let_go_of_when_memory_runs_out(tmp_path: Path) -> None:
+    spy = Spy(of_any_size(tmp_path))
+    runner = free(spy)
+    run(runner, batch_of(1, 5, 5, 0))
+
+    def no_memory(_: int) -> None:
+        raise MemoryError
+
+    spy.before_run = no_memory
+    with pytest.raises(MemoryError):
+        run(runner, batch_of(1, 6, 6, 0))
+    assert not runner._others
+
+
+def test_a_runner_of_one_size_refuses_another(session: Any) -> None:
+    with pytest.raises(ValueError, match=r"a batch is uint8 \(images"):
+        run(bound(session), batch_of(1, 5, 5, 0))

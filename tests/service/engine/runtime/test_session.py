@@ -73,6 +73,19 @@ def test_open_height_and_width_take_the_size_that_is_served(tmp_path: Path) -> N
     assert session.run(np.ones((3, *SHAPE), np.uint8), ("logits",))["logits"].tolist() == [[24.0]] * 3
 
 
+def test_a_free_size_is_run_at_every_size(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.onnx", dims=("batch", "height", "width", 3))
+    session = OnnxSession.load(path, DeviceOptions(), input_shape=SHAPE, output_names=OUTPUTS, free_size=True)
+    for height, width in ((2, 4), (5, 3), (1, 9)):
+        (total,) = session.run(np.ones((1, height, width, 3), np.uint8), ("logits",))["logits"].tolist()
+        assert total == [height * width * 3.0]
+
+
+def test_a_graph_of_one_size_is_refused_where_it_should_take_any(model_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="height and width left open"):
+        OnnxSession.load(model_path, DeviceOptions(), input_shape=SHAPE, output_names=OUTPUTS, free_size=True)
+
+
 def test_answers_outlive_the_buffers_that_they_were_read_from(model_path: Path) -> None:
     pool = SlotPool(4, SHAPE)
     core = core_of(load(model_path, io_binding=True), pool, 1, 2)
@@ -80,7 +93,7 @@ def test_answers_outlive_the_buffers_that_they_were_read_from(model_path: Path) 
     for batch in batches:
         slots = pool.acquire(len(batch))
         for slot, pixels in zip(slots, batch, strict=True):
-            pool.pixels(slot)[...] = pixels
+            pool.pixels(slot, SHAPE[:2])[...] = pixels
         pool.submit(slots)
         core.submit([item(slot=slot, outputs=frozenset(OUTPUTS)) for slot in slots])
         answers.append([pool.collect(each.slot) for each in core.step()])
@@ -92,8 +105,8 @@ def test_answers_outlive_the_buffers_that_they_were_read_from(model_path: Path) 
 
 def test_a_session_offers_memory_to_gather_batches_in(model_path: Path) -> None:
     session = load(model_path)
-    staging = session.staging(4)
-    assert (staging.shape, staging.dtype, staging.any()) == ((4, *SHAPE), np.uint8, np.False_)
+    staging = session.staging(4 * 24)
+    assert (staging.shape, staging.dtype, staging.any()) == ((4 * 24,), np.uint8, np.False_)
 
 
 def test_want_of_memory_is_told_apart_and_the_session_lives_on(tmp_path: Path) -> None:

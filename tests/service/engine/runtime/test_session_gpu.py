@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_every_run_gives_its_own_images_outputs(model_path: Path, cuda_graphs: b
 
 def test_gathering_memory_is_pinned_and_outlives_its_making(model_path: Path) -> None:
     session = load(model_path)
-    staging = [session.staging(64) for _ in range(3)]
+    staging = [session.staging(64 * math.prod(SHAPE)).reshape(64, *SHAPE) for _ in range(3)]
     gc.collect()
     for seed, memory in enumerate(staging):
         assert not memory.any()
