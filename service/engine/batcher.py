@@ -16,6 +16,7 @@ both priorities wait they are taken by `turns`, so that neither can starve or cr
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,8 +105,8 @@ class Batcher:
         if not self._waiting[kind]:
             del self._waiting[kind]
 
-    def next_batch(self, now_s: float) -> Batch:
-        """Decide what the free device does now.
+    def next_batch(self, now_s: float, *, longest_s: float = math.inf) -> Batch:
+        """Decide what the free device does now, for no longer than `longest_s` where a smaller batch is quicker.
 
         Images whose deadline has passed come alone, without a batch, so that they end before a run keeps the
         caller busy; ask again for the batch.
@@ -120,7 +121,7 @@ class Batcher:
             return Batch()
         head = self._head()
         kind = head.graph, head.shape
-        bucket = self.costs[head.graph].at(head.shape).choose(self._waiting[kind])
+        bucket = self.costs[head.graph].at(head.shape).choose(self._waiting[kind], longest_s=longest_s)
         return Batch(self._take(kind, bucket), bucket)
 
     def _head(self) -> WorkItem:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
@@ -41,6 +42,10 @@ _log = logging.getLogger(__name__)
 _WARM_UP_RUNS = 3
 _WARM_UP_ENOUGH_S = 0.5
 """A bucket that took this long is measured well enough without the remaining runs."""
+
+
+_SHARED_RUN_S = 0.1
+"""Longest run that is chosen while other engines use the device too, who wait for its end."""
 
 
 class DropReason(enum.StrEnum):
@@ -240,7 +245,8 @@ class EngineCore:
 
     def _advance(self) -> None:
         self._row.busy_since_s = self._clock()
-        batch = self.batcher.next_batch(self._clock())
+        longest_s = _SHARED_RUN_S if self._contender.shares else math.inf
+        batch = self.batcher.next_batch(self._clock(), longest_s=longest_s)
         if batch.expired:
             self._drop(batch.expired, DropReason.DEADLINE, Failure.LATE)
         if batch.items:

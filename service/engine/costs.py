@@ -90,11 +90,12 @@ class BucketCosts:
             self._cautious_runs = _CAUTIOUS_RUNS
             self._choices = None
 
-    def choose(self, waiting: int) -> int:
+    def choose(self, waiting: int, *, longest_s: float = math.inf) -> int:
         """Return the bucket to run now, of the plan that runs `waiting` (> 0) images in the least total time.
 
         The plan's largest bucket goes first: it answers the most images, and late-comers may still join the rest.
-        Until every bucket has a time, the smallest that holds all images is chosen.
+        Until every bucket has a time, the smallest that holds all images is chosen. Where others wait for the device,
+        no run is begun that takes more than `longest_s`, unless even the smallest does.
         """
         waiting = min(waiting, self._usable[-1])
         if self._choices is None:
@@ -102,7 +103,12 @@ class BucketCosts:
             if len(times_s) < len(self.buckets):
                 return next(bucket for bucket in self._usable if bucket >= waiting)
             self._choices = self._plan(times_s)
-        return self._choices[waiting]
+        chosen = self._choices[waiting]
+        if longest_s < math.inf:
+            times_s = self.times_s
+            short = [bucket for bucket in self._usable if bucket <= chosen and times_s[bucket] <= longest_s]
+            return short[-1] if short else self._usable[0]
+        return chosen
 
     def _plan(self, times_s: Mapping[int, float]) -> list[int]:
         """Return the bucket to run first for each number of waiting images, by dynamic programming.

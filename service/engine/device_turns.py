@@ -24,6 +24,9 @@ from typing import Generic, TypeVar
 from service.engine.turns import BULK_EVERY
 from service.engine.types import Priority
 
+_MOMENT_S = 1.0
+"""How long an engine that had the device counts as one that wants it again."""
+
 KeyT = TypeVar("KeyT", bound=Hashable)
 
 
@@ -82,6 +85,11 @@ class Contender:
         finally:
             self._turns.release(self, priority, self._turns.clock() - began_s, more())
 
+    @property
+    def shares(self) -> bool:
+        """Whether others wait for the device, or had it a moment ago."""
+        return self._turns.is_shared(self)
+
     def pass_on(self) -> None:
         """Have nothing to run after all; does nothing where the device is not kept for this engine."""
         self._turns.pass_on(self)
@@ -100,6 +108,8 @@ class DeviceTurns:
         self._holder: Contender | None = None
         self._waiting: dict[Contender, Priority] = {}
         """In the order in which they came."""
+        self._had_s: dict[Contender, float] = {}
+        """When each last had the device."""
         self._of_priority = FairShares[Priority]()
         self._of_engine = {priority: FairShares[Contender]() for priority in Priority}
 
@@ -123,10 +133,20 @@ class DeviceTurns:
         `more` is what the contender wants next.
         """
         with self._lock:
+            if self._holder is not contender:  # it has left in the middle of its run
+                return
+            self._had_s[contender] = self.clock()
             self._of_engine[priority].charge(contender, used_s)
             self._of_priority.charge(priority, used_s, weight=_WEIGHTS[priority])
-            if self._holder is contender:  # else it has left meanwhile
-                self._give_to_next({contender: more} if more is not None else {})
+            self._give_to_next({contender: more} if more is not None else {})
+
+    def is_shared(self, contender: Contender) -> bool:
+        """Return whether others than the contender wait, or had the device a moment ago."""
+        with self._lock:
+            since_s = self.clock() - _MOMENT_S
+            return bool(self._waiting) or any(
+                had_s >= since_s for each, had_s in self._had_s.items() if each is not contender
+            )
 
     def pass_on(self, contender: Contender) -> None:
         """Give the device to whose turn it is, if it was kept for the contender."""
@@ -137,6 +157,7 @@ class DeviceTurns:
     def leave(self, contender: Contender) -> None:
         """Forget a contender."""
         with self._lock:
+            self._had_s.pop(contender, None)
             for shares in self._of_engine.values():
                 shares.forget(contender)
             if self._waiting.pop(contender, None) is not None:

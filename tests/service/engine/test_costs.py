@@ -72,3 +72,12 @@ def test_costs_without_expectations_are_those_measured() -> None:
     costs = BucketCosts((1, 2))
     costs.observe(1, 1.0)
     assert costs.times_s == {1: 1.0}
+
+
+def test_while_others_wait_no_run_is_longer_than_need_be() -> None:
+    costs = BucketCosts((1, 2, 4, 8))
+    for bucket, run_s in ((1, 0.03), (2, 0.05), (4, 0.09), (8, 0.17)):
+        costs.observe(bucket, run_s)
+    assert costs.choose(20) == 8
+    assert [costs.choose(20, longest_s=longest_s) for longest_s in (1.0, 0.1, 0.06, 0.01)] == [8, 4, 2, 1]
+    assert costs.choose(1, longest_s=0.1) == 1

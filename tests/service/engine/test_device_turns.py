@@ -102,6 +102,24 @@ def test_who_was_idle_saves_nothing_up() -> None:
     assert taken.count("idle") <= 6
 
 
+def test_a_device_is_shared_while_others_had_it_a_moment_ago() -> None:
+    clock = FakeClock()
+    turns = DeviceTurns(clock=clock)
+    first, second = turns.join(), turns.join()
+    for _ in range(2):
+        with first.turn(INTERACTIVE):
+            assert not first.shares
+    with second.turn(BULK):
+        assert second.shares
+    assert first.shares
+    clock.now_s += 1.5
+    assert not first.shares
+    with first.turn(BULK):
+        pass
+    first.leave()
+    assert not second.shares
+
+
 def test_an_engine_has_the_device_alone_and_the_next_is_woken() -> None:
     turns = DeviceTurns()
     inside, order = threading.Semaphore(1), list[int]()
