@@ -16,9 +16,12 @@ from benchmarks.bulk import bulk
 from benchmarks.explaining import explaining
 from benchmarks.machine import describe
 from benchmarks.scenarios import Bench, Result, write_photos
+from benchmarks.several_models import replacing, sharing
 from benchmarks.tables import table
 
-SCENARIOS = scenarios.SCENARIOS | {"explain": explaining, "bulk": bulk}
+SCENARIOS = scenarios.SCENARIOS | {"explain": explaining, "bulk": bulk, "replacing": replacing, "sharing": sharing}
+_OF_OWN_MODELS = ("null", "null-workers", "replacing", "sharing")
+"""Scenarios that make the models which they serve."""
 
 
 def main() -> None:
@@ -81,7 +84,7 @@ def _show(name: str, bench: Bench, result: Result) -> None:
 
 def _served(name: str, bench: Bench) -> str:
     """Return the model that a scenario serves."""
-    return null_model.NAME if name.startswith("null") else bench.model
+    return null_model.NAME if name in _OF_OWN_MODELS else bench.model
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """A model that computes next to nothing, to see what everything else costs.
 
-Same input as the real ones at 224 (uint8, batch x 224 x 224 x 3) and 1,000 logits, made of the first pixel alone.
+Same input as the real ones at 224 (uint8, batch x 224 x 224 x 3) and 1,000 logits, made of the first pixel alone. With
+`products` it computes as many products of the logits with a 1,000 x 1,000 matrix: a model as slow as one likes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,8 @@ SIZE, RESIZE, CLASSES = 224, 256, 1000
 _OPSET = 18
 
 
-def graph() -> onnx.ModelProto:
-    """Return the graph: logits = first pixel @ weights."""
+def graph(*, products: int = 0) -> onnx.ModelProto:
+    """Return the graph: logits = first pixel @ weights, and then as many products with a matrix."""
     constants: dict[str, NDArray[Any]] = {
         "starts": np.array([0, 0], np.int64),
         "ends": np.array([1, 1], np.int64),
@@ -36,8 +38,12 @@ def graph() -> onnx.ModelProto:
         helper.make_node("Slice", ["image", "starts", "ends", "axes"], ["corner"]),
         helper.make_node("Cast", ["corner"], ["wide"], to=TensorProto.FLOAT),
         helper.make_node("Squeeze", ["wide", "axes"], ["pixel"]),
-        helper.make_node("MatMul", ["pixel", "weights"], ["logits"]),
+        helper.make_node("MatMul", ["pixel", "weights"], ["product0" if products else "logits"]),
     ]
+    if products:
+        constants["matrix"] = np.random.default_rng(1).normal(0, CLASSES**-0.5, (CLASSES, CLASSES)).astype(np.float32)
+        names = [*(f"product{number}" for number in range(products)), "logits"]
+        nodes += [helper.make_node("MatMul", [taken, "matrix"], [made]) for taken, made in itertools.pairwise(names)]
     return helper.make_model(
         helper.make_graph(
             nodes,
@@ -51,11 +57,11 @@ def graph() -> onnx.ModelProto:
     )
 
 
-def write(root: Path) -> Path:
-    """Write `<root>/dat_null/1`, a model directory that the service takes, and return it."""
-    directory = root / NAME / str(VERSION)
+def write(root: Path, *, name: str = NAME, version: int = VERSION, products: int = 0) -> Path:
+    """Write `<root>/<name>/<version>`, a model directory that the service takes, and return it."""
+    directory = root / name / str(version)
     directory.mkdir(parents=True)
-    (directory / contract.MODEL_FILE).write_bytes(graph().SerializeToString())
+    (directory / contract.MODEL_FILE).write_bytes(graph(products=products).SerializeToString())
     rows = [f"{number}\tclass {number}" for number in range(CLASSES)]
     (directory / contract.LABELS_FILE).write_text("\n".join(["class_id\tname", *rows]) + "\n")
     files = {
@@ -63,8 +69,8 @@ def write(root: Path) -> Path:
         for path in (directory / contract.MODEL_FILE, directory / contract.LABELS_FILE)
     }
     manifest = contract.Manifest(
-        name=NAME,
-        version=VERSION,
+        name=name,
+        version=version,
         variant=NAME,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         precision="fp32",
