@@ -2,8 +2,8 @@
 
 Whatever a version may do that is broken, truncated or lying, or asks for more memory than there is, it does here first.
 The process has no privilege over the memory that the service needs: where memory runs out, the kernel ends it before
-all others; on the CPU it is, besides, refused more than is available when it begins. It yields the processors to
-everybody.
+all others; on the CPU it is, besides, refused more than is available when it begins. It leaves the
+processors to others where these want them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from service.serving.registry import Candidate
 
 _log = logging.getLogger(__name__)
 
-_NICEST = 19
+_NICENESS = 5
+"""Leaves a third of an ordinary process's share where all processors are busy: the last would leave a seventieth, and
+under full load a trial of seconds would take minutes."""
 _FIRST_TO_GO = "1000"
 """The score that has the kernel choose a process first where memory runs out."""
 _SPARED = 0.9
@@ -106,8 +108,11 @@ class _Bounded:
 
 def run_trial(control: ControlSocket, descriptors: Sequence[int], candidate: Candidate) -> int:  # noqa: ARG001
     """Be the process of a trial; returns the exit status."""
-    os.nice(_NICEST)
-    Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
+    os.nice(_NICENESS)
+    try:
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
+    except OSError as error:
+        _log.warning("a trial is not the first to go where memory runs out: %s", error)
     settings = candidate.settings
     reason: str | None = None
     try:
