@@ -110,7 +110,8 @@ def explain_sizes_of(manifest: Manifest, settings: Settings) -> InputSizes:
             least = side
         else:
             most = side - 1
-    return InputSizes(manifest.input, is_free=True, max_pixels=max(own, least * least))
+    is_bounded = least < math.isqrt(sizes.max_pixels)
+    return InputSizes(manifest.input, is_free=True, max_pixels=max(own, least**2) if is_bounded else sizes.max_pixels)
 
 
 def bytes_of(outputs: Mapping[str, tuple[int, ...]]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,7 @@ class OnnxSession:
         input_shape: tuple[int, int, int],
         output_names: Sequence[str],
         shrink_arena_above: int | None = None,
+        largest_batch: int | None = None,
     ) -> None:
         self._runner = runner
         self._memory = memory
@@ -67,6 +69,8 @@ class OnnxSession:
         self._input_shape = input_shape
         self._output_names = tuple(output_names)
         self._shrink_arena_above = shrink_arena_above
+        self._most_kept_bytes = None if largest_batch is None else largest_batch * math.prod(input_shape)
+        """Of a batch, after which what its run took stays: that of the largest of the model's own images."""
         self._ran_out_of_memory = False
         self.parity: Parity | None = None
         """How far it is from the CPU; None where it is the CPU, or was not compared."""
@@ -102,6 +106,7 @@ class OnnxSession:
                 input_shape=input_shape,
                 output_names=output_names,
                 shrink_arena_above=options.shrink_arena_above,
+                largest_batch=max(options.buckets) if free_size else None,
             )
             if profile:
                 loaded._prove(model_path, session, options)
@@ -122,8 +127,9 @@ class OnnxSession:
         The arrays may be overwritten by the next run: copy what you keep. Raises OutOfDeviceMemory where the batch is
         too large for what the device has left.
         """
-        above = self._shrink_arena_above
+        above, most_bytes = self._shrink_arena_above, self._most_kept_bytes
         shrink = self._ran_out_of_memory or (above is not None and len(images) > above)
+        shrink = shrink or (most_bytes is not None and images.nbytes > most_bytes)
         self._ran_out_of_memory = False
         try:
             return self._runner.run(images, outputs, shrink_arena=shrink)

@@ -157,6 +157,14 @@ def test_memory_is_handed_back_after_large_batches_if_asked() -> None:
     assert runner.shrunk == [False, True, True, False]
 
 
+def test_memory_is_handed_back_after_an_image_larger_than_the_largest_batch() -> None:
+    runner = RecordingRunner()
+    session = recorded(runner, largest_batch=4)
+    for batch, shape in ((4, (2, 4)), (1, (4, 8)), (2, (4, 4)), (1, (4, 9)), (1, (2, 4))):
+        session.run(np.zeros((batch, *shape, 3), np.uint8), OUTPUTS)
+    assert runner.shrunk == [False, False, False, True, False]
+
+
 def test_other_failures_pass_unchanged() -> None:
     runner = RecordingRunner()
     runner.fault = RuntimeError("an illegal memory access was encountered")
