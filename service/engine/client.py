@@ -96,6 +96,8 @@ class EngineClient(ABC):
         self._tickets = itertools.count()
         self._loaded = asyncio.Event()
         """Set when LOADING is over, however it ended."""
+        self._given_up: set[int] = set()
+        """Slots in the hands of an engine that hangs for ever: they count no more, and are used no more."""
         self._empty = asyncio.Event()
         """Set while no slot is in use."""
         self._empty.set()
@@ -285,7 +287,15 @@ class EngineClient(ABC):
         owned = self._pool.owned_by_engine(slots)
         self._no_bulk(owned)
         self._pool.reclaim(owned)
+        self._room.give_back(len(set(owned) - self._given_up))
+        self._given_up.difference_update(owned)
+        self._room_changed()
+
+    def _give_up(self) -> None:
+        """Count the slots no more that are in the hands of an engine which hangs: others need the room."""
+        owned = self._pool.owned_by_engine()
         self._room.give_back(len(owned))
+        self._given_up.update(owned)
         self._room_changed()
 
     def infer(
@@ -344,7 +354,7 @@ class EngineClient(ABC):
     def _room_changed(self) -> None:
         """Note that slots were taken or given back."""
         row = self._row
-        if self._pool.in_use:
+        if self._pool.in_use > len(self._given_up):
             self._empty.clear()
         else:
             self._empty.set()

@@ -168,6 +168,7 @@ class InProcessEngine(EngineClient):
             _log.error("the engine's step has lasted %.1f s: it is taken for dead", busy_s)
             self._contender.leave()  # others need not wait for what never ends
             self._die(f"The engine hangs: one step has lasted more than {self._hang_after_s:g} s.")
+            self._give_up()
         elif since_s or self._calls:
             loop = asyncio.get_running_loop()
             self._watchdog = loop.call_later(self._hang_after_s - busy_s, self._look)

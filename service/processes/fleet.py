@@ -102,13 +102,19 @@ class Fleet:
         _ = plan.geometry  # raises where it has none
         version = self._versions[serial] = _Version(plan, *plan.create_board())
         self._engines |= {role.number: role for role in roles}
-        for role in roles:
-            self._bring_to_engine(serial, role)
-        for worker in self._workers:
-            self._bring_to_worker(serial, worker)
-        await self._until(lambda: version.was_loaded or version.failure is not None)
+        try:
+            for role in roles:
+                self._bring_to_engine(serial, role)
+            for worker in self._workers:
+                self._bring_to_worker(serial, worker)
+            await self._until(lambda: version.was_loaded or version.failure is not None)
+        except BaseException:
+            version.failure = "The load was given up."
+            raise
+        finally:
+            if version.failure is not None:
+                await self.unload(serial)
         if version.failure is not None:
-            await self.unload(serial)
             raise StartupError(version.failure)
         return registry.Loaded(devices, worst(parity for facts in version.facts.values() for parity in facts))
 
@@ -141,6 +147,10 @@ class Fleet:
         for number in version.plan.engines:
             self._engines[number].rows.pop(serial, None)
         version.close()
+
+    def is_well(self, serial: int) -> bool:  # noqa: ARG002
+        """Return that a version goes on being served: a process of it that is lost is started anew."""
+        return True
 
     # What the supervisor reports; none of it waits.
 

@@ -13,6 +13,7 @@ from service.engine.graphs import Graph
 from service.engine.room import Room
 from service.engine.runtime.selfcheck import Parity
 from service.engine.runtime.session import OnnxSession, resolve_device
+from service.engine.types import EngineState
 from service.errors import SettingsError, StartupError
 from service.model.directory import ModelDirectory
 from service.model.loading import in_process_engine, load_session, preprocessing_of
@@ -75,6 +76,10 @@ class InProcessHost:
     async def publish(self, statuses: Sequence[VersionStatus], serials: Sequence[int]) -> None:
         """Give requests to these versions alone; see `registry.Host`."""
         self._models.publish(statuses, [self._served[serial] for serial in serials])
+
+    def is_well(self, serial: int) -> bool:
+        """Return whether a version's engine is not dead, which it would stay; see `registry.Host`."""
+        return self._served[serial].engine.state is not EngineState.DEAD
 
     async def unload(self, serial: int) -> None:
         """End a version's engine when it has nothing left to do; see `registry.Host`."""

@@ -22,7 +22,7 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from service.engine.runtime.selfcheck import Parity
-from service.errors import LoadFailed, RepositoryError, StartupError, UnknownModel
+from service.errors import LoadFailed, RepositoryError, ServiceError, UnknownModel
 from service.model.directory import ModelDirectory
 from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
@@ -70,6 +70,10 @@ class Host(Protocol):
 
     async def unload(self, serial: int) -> None:
         """Let go of a version that gets no requests any more, when what it has in flight has ended."""
+        ...
+
+    def is_well(self, serial: int) -> bool:
+        """Return whether a version that is served will go on being served; false where only another load can help."""
         ...
 
 
@@ -147,11 +151,12 @@ class Registry:
         await self._list()
         await self._publish()
         for candidate in candidates:
-            began_s = time.monotonic()
-            await self._load_one(candidate)
-            self._observer.load_ended(model=candidate.name, outcome="loaded", duration_s=time.monotonic() - began_s)
-            self._choose_default(candidate.name)
-            await self._publish()
+            async with self._lock(candidate.name):
+                known = self._versions[candidate.name, candidate.version]
+                if known.status.state is ModelState.LOADING:  # else it was loaded or unloaded meanwhile, as asked
+                    self._put(await self._loaded(candidate))
+                    self._choose_default(candidate.name)
+                    await self._publish()
 
     async def load(self, name: str) -> None:
         """Serve the versions of a model that are wanted; see `control.ModelControl`. Goes on if whoever asked goes."""
@@ -179,12 +184,15 @@ class Registry:
     async def _load(self, name: str) -> None:
         async with self._lock(name):
             wanted = await asyncio.to_thread(self._repository.wanted, name)
-            failures = [failure for version in wanted if (failure := await self._try_to_load(name, version))]
+            tried = [await self._try_to_load(name, version) for version in wanted]
+            fresh = [each for each in tried if isinstance(each, _Version)]
+            failures = [each for each in tried if isinstance(each, str)]
             if failures:
-                await self._publish()
+                await self._give_up(fresh)
                 raise LoadFailed(" ".join(failures))
+            replaced = [self._put(each) for each in fresh]
             leaving = [each for each in self._served(name) if each.status.version not in wanted]
-            await self._leave(name, leaving)
+            await self._leave(name, leaving, [serial for serial in replaced if serial is not None])
 
     async def _unload(self, name: str) -> None:
         async with self._lock(name):
@@ -195,51 +203,70 @@ class Registry:
                     each.status = replace(each.status, state=ModelState.UNLOADED, reason="")
             await self._leave(name, self._served(name))
 
-    async def _try_to_load(self, name: str, version: int) -> str | None:
-        """Load a version beside what is served, unless it is; return why not, in a sentence, where it cannot be."""
+    async def _try_to_load(self, name: str, version: int) -> _Version | str | None:
+        """Load a version beside what is served, or return why it cannot be; None where it is served as it is."""
         began_s = time.monotonic()
         before = self._versions.get((name, version))
         try:
             candidate = await asyncio.to_thread(self._repository.open, name, version)
             if before is not None and before.serial is not None and before.content == _content(candidate):
-                self._note(name, version, ModelState.READY)
-                return None
-            if before is None or before.serial is None:
+                if self._host.is_well(before.serial):
+                    self._note(name, version, ModelState.READY)
+                    return None
+            elif before is None or before.serial is None:
                 self._note(name, version, ModelState.LOADING)
                 await self._publish()
             await self._prove(candidate)
-            replaced = before.serial if before is not None else None
-            await self._load_one(candidate)
-        except StartupError as error:
+            return await self._loaded(candidate)
+        except Exception as error:  # whatever it is, it must not keep others from being served, or from knowing
+            if not isinstance(error, ServiceError):
+                _log.exception("a load failed as nobody expected")
             self._note_failure(name, version, str(error))
             self._observer.load_ended(model=name, outcome="failed", duration_s=time.monotonic() - began_s)
             return f"Version {version} of {name!r} cannot be served: {error}"
-        self._observer.load_ended(model=name, outcome="loaded", duration_s=time.monotonic() - began_s)
-        self._choose_default(name)
-        await self._publish()
-        if replaced is not None:
-            await self._host.unload(replaced)
-        return None
 
-    async def _load_one(self, candidate: Candidate) -> None:
-        """Load a candidate and note that it is served, without giving it requests yet; raises StartupError."""
+    async def _loaded(self, candidate: Candidate) -> _Version:
+        """Load a candidate, which is not served yet; raises StartupError."""
+        began_s = time.monotonic()
         self._serials += 1
         serial = self._serials
         loaded = await self._host.load(serial, candidate)
         name, version = candidate.name, candidate.version
-        status = VersionStatus(name, version, ModelState.READY, devices=loaded.devices, parity=loaded.parity)
-        self._versions[name, version] = _Version(status, serial, _content(candidate))
+        self._observer.load_ended(model=name, outcome="loaded", duration_s=time.monotonic() - began_s)
         fields = {"model": name, "version": version, "devices": ",".join(loaded.devices)}
         if loaded.parity is not None:
             fields["parity_error"] = f"{loaded.parity.error:.2g}"
         _log.info("model loaded", extra={"fields": fields})
+        status = VersionStatus(name, version, ModelState.READY, devices=loaded.devices, parity=loaded.parity)
+        return _Version(status, serial, _content(candidate))
 
-    async def _leave(self, name: str, leaving: Sequence[_Version]) -> None:
-        """Give versions no requests any more, and let go of them when what they have in flight has ended."""
+    def _put(self, fresh: _Version) -> int | None:
+        """Have a loaded version be served from the next publishing on; return the serial of the load it replaces."""
+        key = (fresh.status.name, fresh.status.version)
+        replaced = self._versions[key].serial if key in self._versions else None
+        self._versions[key] = fresh
+        return replaced
+
+    async def _give_up(self, fresh: Sequence[_Version]) -> None:
+        """Let go of versions that were loaded for nothing, since others that should come with them cannot be served."""
+        for each in fresh:
+            known = self._versions[each.status.name, each.status.version]
+            if known.serial is None:
+                known.status = replace(known.status, state=ModelState.UNLOADED)
+            assert each.serial is not None
+            await self._host.unload(each.serial)
+        await self._publish()
+
+    async def _leave(self, name: str, leaving: Sequence[_Version], replaced: Sequence[int] = ()) -> None:
+        """Give versions, and loads that others have replaced, no requests any more; let go of them when they are
+        idle.
+        """
         for each in leaving:
             each.status = replace(each.status, state=ModelState.DRAINING, is_default=False)
         self._choose_default(name)
         await self._publish()
+        for serial in replaced:
+            await self._host.unload(serial)
         for each in leaving:
             assert each.serial is not None
             await self._host.unload(each.serial)

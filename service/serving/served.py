@@ -105,7 +105,9 @@ class ServedModels:
         )
         self._served = {(each.name, each.version): each for each in served}
         self._defaults = {
-            status.name: self._served[status.name, status.version] for status in statuses if status.is_default
+            status.name: self._served[status.name, status.version]
+            for status in statuses
+            if status.is_default and (status.name, status.version) in self._served
         }
 
     def statuses_of(self, name: str) -> Sequence[VersionStatus]:
@@ -131,7 +133,8 @@ class ServedModels:
             if not found:
                 listed = ", ".join(str(each.version) for each in self._served.values() if each.name == name)
                 raise UnknownModel(f"There is no version {version!r} of {name!r} here; {listed or 'none'} is served.")
-        if any(status.state is ModelState.LOADING for status in found):
+        # One that is ready, and is not here yet, is on its way to this process: it has taken the place of another.
+        if any(status.state in (ModelState.LOADING, ModelState.READY) for status in found):
             raise NotReady(f"The model {name!r} is still being loaded.")
         last = found[-1]
         why = f": {last.reason}" if last.reason else "."
