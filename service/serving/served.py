@@ -137,11 +137,13 @@ class ServedModels:
         if any(status.state in (ModelState.LOADING, ModelState.READY) for status in found):
             raise NotReady(f"The model {name!r} is still being loaded.")
         last = found[-1]
-        why = f": {last.reason}" if last.reason else "."
-        raise UnknownModel(f"Version {last.version} of {name!r} is {last.state.value}{why}")
+        which = f"Version {last.version} of {name!r}"
+        if last.state is ModelState.FAILED:
+            raise UnknownModel(f"{which} could not be loaded: {last.reason}")
+        raise UnknownModel(f"{which} is {last.state.value}.")
 
     def _known(self) -> str:
-        names = dict.fromkeys(status.name for status in self._statuses)
+        names = dict.fromkeys(each.name for each in self._served.values())
         listed = ", ".join(map(repr, names)) or "none"
         return f"{listed} {'are' if len(names) > 1 else 'is'} served"
 

@@ -26,7 +26,7 @@ _STATES: dict[ModelState, tuple[IndexState, str]] = {
     ModelState.LOADING: ("LOADING", "It is being loaded."),
     ModelState.READY: ("READY", ""),
     ModelState.DRAINING: ("UNLOADING", "It finishes what it has, and takes no more."),
-    ModelState.UNLOADED: ("UNAVAILABLE", "It was unloaded."),
+    ModelState.UNLOADED: ("UNAVAILABLE", "It is not loaded."),
     ModelState.FAILED: ("UNAVAILABLE", "It could not be loaded."),
 }
 """The protocol's word for each state, and why it takes no work, where it does not say itself."""

@@ -76,7 +76,7 @@ async def test_model_is_unloaded_and_loaded_again(model: ModelDirectory) -> None
             assert (response.status_code, response.content) == (200, b"")
             assert (await served.http.get("/v2/models/tiny/ready")).status_code == 503
             (entry,) = (await served.http.post(INDEX)).json()
-            assert (entry["state"], entry["reason"]) == ("UNAVAILABLE", "It was unloaded.")
+            assert (entry["state"], entry["reason"]) == ("UNAVAILABLE", "It is not loaded.")
             response = await served.http.post(LOAD, **(body if "parameters" not in str(body) else {}))
             assert (response.status_code, response.content) == (200, b"")
             assert (await served.http.get("/v2/models/tiny/ready")).status_code == 200
