@@ -22,7 +22,7 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from service.engine.runtime.selfcheck import Parity
-from service.errors import LoadFailed, RepositoryError, ServiceError, UnknownModel
+from service.errors import LoadFailed, RepositoryError, ServiceError, StartupError, UnknownModel
 from service.model.directory import ModelDirectory
 from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
@@ -183,7 +183,7 @@ class Registry:
 
     async def _load(self, name: str) -> None:
         async with self._lock(name):
-            wanted = await asyncio.to_thread(self._repository.wanted, name)
+            wanted = await self._wanted(name)
             tried = [await self._try_to_load(name, version) for version in wanted]
             fresh = [each for each in tried if isinstance(each, _Version)]
             failures = [each for each in tried if isinstance(each, str)]
@@ -203,6 +203,17 @@ class Registry:
                     each.status = replace(each.status, state=ModelState.UNLOADED, reason="")
             await self._leave(name, self._served(name))
 
+    async def _wanted(self, name: str) -> Sequence[int]:
+        """Return the versions that are to be served; raises UnknownModel, or LoadFailed where that cannot be said."""
+        try:
+            return await asyncio.to_thread(self._repository.wanted, name)
+        except StartupError as error:
+            reason = _sentence(str(error))
+            for each in self._served(name):
+                self._note_failure(name, each.status.version, reason)
+            await self._publish()
+            raise LoadFailed(reason) from error
+
     async def _try_to_load(self, name: str, version: int) -> _Version | str | None:
         """Load a version beside what is served, or return why it cannot be; None where it is served as it is."""
         began_s = time.monotonic()
@@ -221,9 +232,10 @@ class Registry:
         except Exception as error:  # whatever it is, it must not keep others from being served, or from knowing
             if not isinstance(error, ServiceError):
                 _log.exception("a load failed as nobody expected")
-            self._note_failure(name, version, str(error))
+            reason = _sentence(str(error))
+            self._note_failure(name, version, reason)
             self._observer.load_ended(model=name, outcome="failed", duration_s=time.monotonic() - began_s)
-            return f"Version {version} of {name!r} cannot be served: {error}"
+            return f"Version {version} of {name!r} cannot be served: {reason}"
 
     async def _loaded(self, candidate: Candidate) -> _Version:
         """Load a candidate, which is not served yet; raises StartupError."""
@@ -308,7 +320,8 @@ class Registry:
                 _log.warning("the repository cannot be listed: %s", error)
                 return
         for key, each in list(self._versions.items()):
-            if each.status.state is ModelState.UNLOADED and key[1] not in listed.get(key[0], ()):
+            is_idle = each.status.state in (ModelState.UNLOADED, ModelState.FAILED) and each.serial is None
+            if is_idle and key[1] not in listed.get(key[0], ()):
                 del self._versions[key]
         for name, versions in listed.items():
             for version in versions:
@@ -320,6 +333,11 @@ class Registry:
             taking = [each for each in self._versions.values() if each.status.state is ModelState.READY]
             statuses = [each.status for each in self._versions.values()]
             await self._host.publish(statuses, [each.serial for each in taking if each.serial is not None])
+
+
+def _sentence(reason: str) -> str:
+    """Return a reason with the full stop that others may follow upon."""
+    return reason if reason.endswith((".", "!", "?")) else f"{reason}."
 
 
 def _content(candidate: Candidate) -> str:

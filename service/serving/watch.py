@@ -128,8 +128,6 @@ class RepositoryWatch:
             await self._load(name)
         except ServiceError as error:
             _warn(name, str(error))
-            return
-        _log.info("model loaded from the watched repository", extra={"fields": {"model": name}})
 
     def _say_once(self, trouble: str) -> None:
         if trouble != self._trouble:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.engine.runtime.selfcheck import Parity
-from service.errors import LoadFailed, RepositoryError, StartupError, UnknownModel
+from service.errors import LoadFailed, RepositoryError, SettingsError, StartupError, UnknownModel
 from service.model.directory import open_model
 from service.serving.registry import Candidate, Loaded, Registry, worst
 from service.serving.states import ModelState, VersionStatus
@@ -185,7 +185,7 @@ async def test_a_version_that_fails_leaves_all_as_it_was_and_says_why(where: str
         repository.broken.add(("a", 2))
     if where == "load":
         host.failure = "no memory"
-    reason = {"files": "its files are broken", "trial": "it differs", "load": "no memory"}[where]
+    reason = {"files": "its files are broken.", "trial": "it differs.", "load": "no memory."}[where]
     with pytest.raises(LoadFailed, match=f"Version 2 of 'a' cannot be served: {reason}"):
         await registry.load("a")
     assert host.serving == ["a:1"]
@@ -217,7 +217,7 @@ async def test_what_is_served_and_unchanged_stays_and_what_has_changed_is_replac
     repository.broken.add(("a", 1))
     with pytest.raises(LoadFailed):
         await registry.load("a")
-    assert (host.status(1).state, host.status(1).reason) == (READY, "its files are broken")
+    assert (host.status(1).state, host.status(1).reason) == (READY, "its files are broken.")
 
 
 async def test_a_version_whose_engine_is_dead_is_loaded_anew(repository: FakeRepository) -> None:
@@ -238,6 +238,33 @@ async def test_several_versions_may_be_wanted_and_the_highest_is_the_default(rep
     await registry.load("a")
     assert host.serving == ["a:2", "a:3"]
     assert [each.version for each in host.statuses if each.is_default] == [3]
+
+
+async def test_a_failed_version_that_is_gone_is_shown_no_more(repository: FakeRepository) -> None:
+    host = FakeHost()
+    registry = registry_of(repository, host)
+    await registry.start([repository.add("a", 1)])
+    repository.add("a", 2)
+    repository.broken.add(("a", 2))
+    with pytest.raises(LoadFailed):
+        await registry.load("a")
+    repository.there["a"].remove(2)
+    await registry.load("a")
+    assert host.states() == {"a:1": READY}
+
+
+async def test_a_model_of_which_it_cannot_be_said_what_is_wanted_stays_and_says_why(repository: FakeRepository) -> None:
+    host = FakeHost()
+    registry = registry_of(repository, host)
+    await registry.start([repository.add("a", 1)])
+
+    def cannot(_: list[int]) -> list[int]:
+        raise SettingsError("a/settings.toml: there is no such setting")
+
+    repository.policy = cannot
+    with pytest.raises(LoadFailed, match="no such setting"):
+        await registry.load("a")
+    assert (host.serving, host.status(1).reason) == (["a:1"], "a/settings.toml: there is no such setting.")
 
 
 async def test_an_unloaded_model_gets_nothing_and_can_come_back(repository: FakeRepository) -> None:
