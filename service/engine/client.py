@@ -236,7 +236,7 @@ class EngineClient(ABC):
         come too late, InvalidParameter for images that no graph takes or that are more than are ever admitted, and
         NotReady while loading or dead.
         """
-        if shape is not None:
+        if shape is not None and shape != self._pool.own_shape:
             self._check_shape(shape)
         self.check_room(n, priority=priority, deadline_s=deadline_s, shape=shape)
         slots = self._pool.acquire(n, shape)

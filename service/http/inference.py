@@ -19,7 +19,7 @@ from fastapi import Request
 from numpy.typing import NDArray
 
 from service.engine.reservation import Reservation
-from service.engine.types import Answer, Priority
+from service.engine.types import Answer, Priority, Shape
 from service.errors import BadImages, ImageFault
 from service.http.bodies.uploads import Upload, plan_body
 from service.http.context import RequestContext, context_of
@@ -67,27 +67,36 @@ async def infer(
     parameters: InferenceParameters,
     *,
     outputs: frozenset[str],
+    preprocessing: Preprocessing,
     check: Check | None = None,
 ) -> Inferred[Upload]:
     """Admit, read, decode and infer the images of a request to `served`, which it keeps.
 
-    Raises what `service.errors` has for each way to fail.
+    `preprocessing` is for the size of input that it asks for. Raises what `service.errors` has for each way to fail.
 
     `check` sees what was decoded before anything is inferred, and may raise.
     """
     plan = plan_body(request, service.body_limits)
     context, priority = context_of(request), parameters.engine_priority
-    check_room(context, served, priority)
+    check_room(context, served, priority, preprocessing.crop)
     images = await plan.read(request)
     skip_bad = parameters.on_error == "skip"
     return await infer_images(
-        context, service.decode_pool, served, images, outputs=outputs, priority=priority, skip_bad=skip_bad, check=check
+        context,
+        service.decode_pool,
+        served,
+        images,
+        outputs=outputs,
+        priority=priority,
+        preprocessing=preprocessing,
+        skip_bad=skip_bad,
+        check=check,
     )
 
 
-def check_room(context: RequestContext, served: Served, priority: Priority) -> None:
-    """Raise Overloaded or NotReady where a request's body is not worth reading."""
-    served.engine.check_room(priority=priority, deadline_s=context.work.deadline_s)
+def check_room(context: RequestContext, served: Served, priority: Priority, shape: Shape | None = None) -> None:
+    """Raise Overloaded or NotReady where a request's body is not worth reading; `shape` is as in `reserve`."""
+    served.engine.check_room(priority=priority, deadline_s=context.work.deadline_s, shape=shape)
 
 
 async def infer_images(
@@ -98,6 +107,7 @@ async def infer_images(
     *,
     outputs: frozenset[str],
     priority: Priority,
+    preprocessing: Preprocessing,
     skip_bad: bool = False,
     check: Check | None = None,
 ) -> Inferred[ImageT]:
@@ -107,8 +117,9 @@ async def infer_images(
     """
     context.images = len(images)
     deadline_s = context.work.deadline_s
-    with served.engine.reserve(len(images), priority=priority, deadline_s=deadline_s) as reservation:
-        decoding, faults = await _decode(pool, served, reservation, images, priority)
+    shape = preprocessing.crop
+    with served.engine.reserve(len(images), priority=priority, deadline_s=deadline_s, shape=shape) as reservation:
+        decoding, faults = await _decode(pool, served, reservation, images, priority, preprocessing)
         context.stages.decoding = decoding.values()
         for fault in faults.values():
             served.metrics.images_ended(fault.code)
@@ -124,10 +135,15 @@ async def infer_images(
 
 
 async def _decode(
-    pool: DecodePool, served: Served, reservation: Reservation, images: Sequence[ImageSource], priority: Priority
+    pool: DecodePool,
+    served: Served,
+    reservation: Reservation,
+    images: Sequence[ImageSource],
+    priority: Priority,
+    preprocessing: Preprocessing,
 ) -> tuple[dict[int, ImageTimings], dict[int, ImageFault]]:
     """Decode every image into its slot, as many at once as the pool has threads."""
-    run, preprocessing, metrics = pool.run, served.preprocessing, served.metrics
+    run, metrics = pool.run, served.metrics
     ends = await asyncio.gather(*(run(priority, _decode_one, image, reservation, preprocessing) for image in images))
     decoding: dict[int, ImageTimings] = {}
     faults: dict[int, ImageFault] = {}

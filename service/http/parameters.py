@@ -10,6 +10,7 @@ from typing_extensions import TypeAliasType
 
 from service.engine.types import Priority as EnginePriority
 from service.http.answers.schemas import DType
+from service.images.preprocessing import SIZE_PATTERN
 
 Priority = TypeAliasType("Priority", Literal["interactive", "bulk"])
 OnError = TypeAliasType("OnError", Literal["fail", "skip"])
@@ -40,6 +41,12 @@ class InferenceParameters(CallParameters):
     model: str | None = None
     """The model to ask, as `NAME` or `NAME:VERSION`. By default the server's default model, and of a model its default
     version."""
+    size: Annotated[str | None, Field(json_schema_extra={"pattern": SIZE_PATTERN, "examples": ["384", "480x640"]})] = (
+        None
+    )
+    """The size of the model's input, of a model that takes several: `N` for the published resize and centre crop, in
+    proportion, to N x N pixels, or `HEIGHTxWIDTH` for the whole image, resized to that without a crop. By default the
+    model's own size, as published."""
     on_error: OnError = "fail"
     """`fail`: if any image is bad nothing is inferred and every bad one is named. `skip`: the good ones are
     answered, and bad ones carry an `error` in their result."""

@@ -41,11 +41,14 @@ class InputSizes:
         """Return which sizes are taken, where an image of height and width `shape` is not; None where it is."""
         if shape == self.own:
             return None
+        takes = self.is_free and pixels_of(shape) <= self.max_pixels and self.record.refusal(*shape) is None
+        return None if takes else self.description
+
+    @property
+    def description(self) -> str:
+        """What is taken, as the rest of a sentence."""
         if not self.is_free:
             return f"images of {self.own[0]}x{self.own[1]} pixels are taken, and no others"
-        refusal = self.record.refusal(*shape)
-        if refusal is None and pixels_of(shape) <= self.max_pixels:
-            return None
         least, greatest = self.record.sides
         of = f" that are multiples of {self.record.size_multiple}" if self.record.size_multiple > 1 else ""
         return f"sides from {least} to {greatest} pixels{of} are taken, and at most {self.max_pixels} pixels in all"

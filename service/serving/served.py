@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.engine.client import EngineClient
-from service.errors import NotReady, UnknownModel
+from service.errors import InvalidParameter, NotReady, UnknownModel
 from service.images.preprocessing import Preprocessing
 from service.model.directory import ModelDirectory
 from service.model.manifest import ExplainRecord, Manifest
+from service.model.sizes import InputSizes, explain_sizes_of, sizes_of
 from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
 from service.telemetry.metrics import ModelMetrics
@@ -57,6 +58,32 @@ class Served:
     def explain(self) -> ExplainRecord | None:
         """What it can say of where it looked; None where it cannot, or the settings do not want it to."""
         return self.model.manifest.explain if self.settings.explain else None
+
+    @property
+    def sizes(self) -> InputSizes:
+        """The sizes of input that it is served at."""
+        return sizes_of(self.manifest, self.settings)
+
+    @property
+    def explain_sizes(self) -> InputSizes:
+        """Those at which it says where it looked."""
+        return explain_sizes_of(self.manifest, self.settings)
+
+    def preprocessing_at(self, size: str | None, *, explains: bool = False) -> Preprocessing:
+        """Return what is done to images for the size of input that a request asks for, None for its own.
+
+        Raises InvalidParameter for what is no size, or one that it is not served at, or does not explain.
+        """
+        if size is None:
+            return self.preprocessing
+        try:
+            preprocessing = self.preprocessing.at(size)
+        except ValueError as error:
+            raise InvalidParameter(f"size: {error}.") from error
+        if refusal := (self.explain_sizes if explains else self.sizes).refusal(preprocessing.crop):
+            height, width = preprocessing.crop
+            raise InvalidParameter(f"size: {refusal}; {height}x{width} is none of them.")
+        return preprocessing
 
     def check_ready(self) -> None:
         """Raise NotReady while its engine hangs, fails on every batch or is dead."""

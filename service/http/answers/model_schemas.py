@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from service.model.directory import ModelDirectory
 from service.model.manifest import ExplainRecord, Manifest
+from service.model.sizes import InputSizes
 from service.serving.states import ModelState, VersionStatus
 
 
@@ -127,6 +128,21 @@ class ModelList(_Shown):
     """One entry a version, by name and version; the default model's first."""
 
 
+class InputSizesEntry(_Shown):
+    """The sizes of input that `size` may ask a model for."""
+
+    min_side: int
+    """Least height and width in pixels."""
+    max_side: int
+    """Greatest height and width."""
+    multiple: int
+    """What heights and widths are multiples of."""
+    max_pixels: int
+    """Most pixels, height times width."""
+    explain_max_pixels: int | None
+    """The same for `/v1/explain`; null where that takes the model's own size alone."""
+
+
 class ModelDetails(ModelSummary):
     """Everything that a caller may want to know of one version of a model."""
 
@@ -144,6 +160,8 @@ class ModelDetails(ModelSummary):
     """Height of the model's input in pixels."""
     input_width: int
     """Width of the model's input in pixels."""
+    input_sizes: InputSizesEntry | None
+    """Other sizes that it takes; null where it takes its own alone."""
     resize_height: int
     """Height that images are resized to before the centre crop."""
     resize_width: int
@@ -179,8 +197,13 @@ class ModelDetails(ModelSummary):
         *,
         versions: Sequence[ModelSummary],
         explain: ExplainRecord | None,
+        sizes: InputSizes,
+        explain_sizes: InputSizes,
     ) -> ModelDetails:
-        """Return what a version's manifest and labels say, how all versions are, and `explain` of where it looks."""
+        """Return what a version's manifest and labels say, how all versions are, and `explain` of where it looks.
+
+        `sizes` and `explain_sizes` are those that it is served and explained at.
+        """
         manifest = model.manifest
         facts = {
             **dict(summary),
@@ -189,7 +212,21 @@ class ModelDetails(ModelSummary):
             **dict(manifest.preprocess),
             "input_height": manifest.input.height,
             "input_width": manifest.input.width,
+            "input_sizes": _input_sizes(sizes, explain_sizes if explain else None),
             "explain": ExplainEntry.of(explain) if explain else None,
             "labels": model.labels,
         }
         return cls.model_validate(SimpleNamespace(**facts))
+
+
+def _input_sizes(sizes: InputSizes, explained: InputSizes | None) -> InputSizesEntry | None:
+    if not sizes.is_free:
+        return None
+    least, greatest = sizes.record.sides
+    return InputSizesEntry(
+        min_side=least,
+        max_side=greatest,
+        multiple=sizes.record.size_multiple,
+        max_pixels=sizes.max_pixels,
+        explain_max_pixels=explained.max_pixels if explained is not None and explained.is_free else None,
+    )

@@ -24,6 +24,7 @@ from service.http.routes.v2.response import render
 from service.http.routes.v2.statistics import statistics_of
 from service.model.directory import Label, ModelDirectory
 from service.model.manifest import Manifest
+from service.model.sizes import explain_sizes_of, sizes_of
 from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
 from service.telemetry.metrics import InferenceTotals
@@ -68,7 +69,12 @@ def example_answers() -> dict[str, Any]:
         **_of_images(model),
         "list_models": ModelList(default=manifest.name, models=[summary]),
         "get_model": ModelDetails.of_model(
-            replace(model, labels=model.labels[:1]), summary, versions=[summary], explain=manifest.explain
+            replace(model, labels=model.labels[:1]),
+            summary,
+            versions=[summary],
+            explain=manifest.explain,
+            sizes=sizes_of(manifest, settings),
+            explain_sizes=explain_sizes_of(manifest, settings),
         ),
         "live": v1.Health(status="alive"),
         "ready": v1.Health(status="ready"),

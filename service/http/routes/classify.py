@@ -40,7 +40,14 @@ async def classify(
     manifest, labels = served.manifest, served.model.labels
     k = min(parameters.top_k or served.settings.top_k, manifest.num_classes)
     class_output = manifest.class_output
-    inferred = await infer(request, service, served, parameters, outputs=frozenset({class_output}))
+    inferred = await infer(
+        request,
+        service,
+        served,
+        parameters,
+        outputs=frozenset({class_output}),
+        preprocessing=served.preprocessing_at(parameters.size),
+    )
 
     def result(image: Upload) -> ClassifiedImage:
         best = top_k(softmax(inferred.answers[image.index].outputs[class_output]), k)

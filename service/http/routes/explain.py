@@ -58,10 +58,10 @@ async def explain(
     """
     form = negotiate(request.headers.get("accept"), (JSON, PNG))
     served = service.resolve(context_of(request), *parameters.model_and_version)
-    layers = _layers(_record(served), parameters, form)
+    preprocessing = served.preprocessing_at(parameters.size, explains=True)
+    layers = _layers(_record_at(served, preprocessing.crop), parameters, form)
     query = _point(parameters.query)
     outputs = frozenset(name(layer) for layer in layers for name in (position_output, attention_output))
-    preprocessing = served.preprocessing
 
     def check(images: int, decoded: Mapping[int, ImageTimings]) -> None:
         if form == PNG and images != 1:
@@ -69,7 +69,9 @@ async def explain(
         for index, image in decoded.items():
             _check_seen(query, index, _view(image, preprocessing))
 
-    inferred = await infer(request, service, served, parameters, outputs=outputs, check=check)
+    inferred = await infer(
+        request, service, served, parameters, outputs=outputs, preprocessing=preprocessing, check=check
+    )
     if form == JSON:
 
         def result(image: Upload) -> ExplainedImage:
@@ -99,6 +101,12 @@ def _record(served: Served) -> ExplainRecord:
         )
         raise ExplainUnavailable(why)
     return record
+
+
+def _record_at(served: Served, size: tuple[int, int]) -> ExplainRecord:
+    """Return what the model can say of images of a size that it is served at; raises as `_record`."""
+    record, image = _record(served), served.manifest.input
+    return record if size == (image.height, image.width) else record.at(*size)
 
 
 def _layers(record: ExplainRecord, parameters: ExplainParameters, form: str) -> Layers:
@@ -144,8 +152,8 @@ def _sampled(
 ) -> tuple[GroupedPoints, QueryCell | None]:
     """Return where a layer looked in an image, and the cell of the query."""
     map_size = record.query_rows, record.query_columns
-    cell = None if query is None else view.cell(query, map_size)
-    points = view.points(answer.outputs[position_output(layer)], map_size)
+    cell = None if query is None else view.cell(query, map_size, record.stride)
+    points = view.points(answer.outputs[position_output(layer)], map_size, record.stride)
     return GroupedPoints(points, weights_of(answer.outputs[attention_output(layer)], map_size, cell)), cell
 
 

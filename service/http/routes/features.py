@@ -57,7 +57,14 @@ async def features(
     form = negotiate(request.headers.get("accept"), (JSON, NPZ, RAW))
     served = service.resolve(context_of(request), *parameters.model_and_version)
     _check_outputs(served.manifest, outputs, parameters, form)
-    inferred = await infer(request, service, served, parameters, outputs=frozenset(outputs))
+    inferred = await infer(
+        request,
+        service,
+        served,
+        parameters,
+        outputs=frozenset(outputs),
+        preprocessing=served.preprocessing_at(parameters.size),
+    )
     size_bytes = sum(array.nbytes for answer in inferred.answers.values() for array in answer.outputs.values())
     if form == JSON:
         render = as_base64 if parameters.encoding == "base64" else as_json

@@ -43,7 +43,14 @@ async def get_model(
     served = service.resolve(context_of(request), name, version)
     versions = _summaries(service.models, service.models.statuses_of(name))
     shown = next(each for each in versions if each.version == served.version)
-    return ModelDetails.of_model(served.model, shown, versions=versions, explain=served.explain)
+    return ModelDetails.of_model(
+        served.model,
+        shown,
+        versions=versions,
+        explain=served.explain,
+        sizes=served.sizes,
+        explain_sizes=served.explain_sizes,
+    )
 
 
 def _summaries(models: ServedModels, statuses: Sequence[VersionStatus]) -> list[ModelSummary]:

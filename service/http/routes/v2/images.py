@@ -24,6 +24,7 @@ from service.http.inference import ImageSource
 from service.http.routes.v2.schemas import InferInput
 from service.images.limits import UnusableImage
 from service.images.preprocessing import ImageTimings, Preprocessing
+from service.model.sizes import InputSizes
 
 INPUT = "image"
 BYTES = "BYTES"
@@ -53,14 +54,13 @@ class PixelImage:
 class ImageLimits:
     """What the images of a request may be."""
 
-    height: int
-    width: int
+    sizes: InputSizes
     max_images: int
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """The shape of one image's pixels."""
-        return (self.height, self.width, 3)
+    def own_shape(self) -> tuple[int, int, int]:
+        """The shape of one image's pixels, where nothing else is said."""
+        return (*self.sizes.own, 3)
 
 
 def check_input(tensor: InferInput, limits: ImageLimits) -> None:
@@ -72,18 +72,28 @@ def check_input(tensor: InferInput, limits: ImageLimits) -> None:
             f"The input {INPUT!r} cannot be {tensor.datatype!r}; it can be {', '.join(DATATYPES[:-1])} or {BYTES}."
         )
     batch, *rest = tensor.shape or [0]
-    expected = (([], [1]), "[batch] or [batch, 1]") if tensor.datatype == BYTES else _pixels_expected(limits)
-    if batch < 1 or rest not in expected[0]:
-        raise MalformedRequest(f"The shape of {tensor.datatype} {INPUT!r} is {tensor.shape}, not {expected[1]}.")
+    if tensor.datatype == BYTES:
+        fits, expected = rest in ([], [1]), "[batch] or [batch, 1]"
+    else:
+        fits, expected = _are_pixels(rest, limits.sizes), _pixels_expected(limits.sizes)
+    if batch < 1 or not fits:
+        raise MalformedRequest(f"The shape of {tensor.datatype} {INPUT!r} is {tensor.shape}, not {expected}.")
     if batch > limits.max_images:
         raise TooLarge(f"The request has more than {limits.max_images} images.")
 
 
-def _pixels_expected(limits: ImageLimits) -> tuple[tuple[list[int], ...], str]:
-    return ([*limits.shape],), f"[batch, {limits.height}, {limits.width}, 3]"
+def _are_pixels(shape: list[int], sizes: InputSizes) -> bool:
+    """Whether a shape without its batch axis is that of an image that is taken."""
+    return len(shape) == 3 and shape[2] == 3 and min(shape) > 0 and sizes.refusal((shape[0], shape[1])) is None
 
 
-def images_from_binary(tensor: InferInput, data: memoryview, limits: ImageLimits) -> Sequence[ImageSource]:
+def _pixels_expected(sizes: InputSizes) -> str:
+    if not sizes.is_free:
+        return f"[batch, {sizes.own[0]}, {sizes.own[1]}, 3]"
+    return f"[batch, height, width, 3], where {sizes.description}"
+
+
+def images_from_binary(tensor: InferInput, data: memoryview) -> Sequence[ImageSource]:
     """Return the images of a checked tensor whose values are little-endian bytes; raises MalformedRequest."""
     if tensor.datatype == BYTES:
         return [Upload(index, None, file) for index, file in enumerate(_elements(data, tensor.shape[0]))]
@@ -93,10 +103,10 @@ def images_from_binary(tensor: InferInput, data: memoryview, limits: ImageLimits
         raise MalformedRequest(
             f"{tensor.datatype} {INPUT!r} of shape {tensor.shape} takes {expected_bytes} bytes, not {len(data)}."
         )
-    return _pixel_images(np.frombuffer(data, dtype).reshape(-1, *limits.shape))
+    return _pixel_images(np.frombuffer(data, dtype).reshape(tensor.shape))
 
 
-def images_from_json(tensor: InferInput, limits: ImageLimits) -> Sequence[ImageSource]:
+def images_from_json(tensor: InferInput) -> Sequence[ImageSource]:
     """Return the images of a checked tensor whose values are in the JSON; raises MalformedRequest."""
     if not isinstance(tensor.data, list):
         raise MalformedRequest(f"The input {INPUT!r} has no data: neither a list in 'data' nor 'binary_data_size'.")
@@ -112,7 +122,7 @@ def images_from_json(tensor: InferInput, limits: ImageLimits) -> Sequence[ImageS
         raise MalformedRequest(
             f"The data of {INPUT!r} are nested as {list(numbers.shape)}; they should be flat, or {tensor.shape}."
         )
-    return _pixel_images(numbers.reshape(-1, *limits.shape))
+    return _pixel_images(numbers.reshape(tensor.shape))
 
 
 def _pixel_images(batch: NDArray[Any]) -> list[PixelImage]:

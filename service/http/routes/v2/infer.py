@@ -58,6 +58,7 @@ async def infer(
         call.images,
         outputs=frozenset(wanted.name for wanted in call.wanted),
         priority=priority if call.priority is None else call.priority,
+        preprocessing=served.preprocessing_at(call.size),
     )
     size_bytes = sum(array.nbytes for answer in inferred.answers.values() for array in answer.outputs.values())
     return await in_thread_if_large(size_bytes, lambda: _response(request, served, call, inferred))

@@ -28,6 +28,7 @@ from service.http.routes.v2.schemas import (
 )
 from service.http.service import Service, ServiceDependency
 from service.model.manifest import Manifest, OutputRecord
+from service.model.sizes import sizes_of
 from service.serving.served import Served
 from service.settings import Settings
 
@@ -126,7 +127,7 @@ def _versions(service: Service, served: Served) -> list[int]:
 
 def metadata_of(manifest: Manifest, settings: Settings, *, versions: Sequence[int], files: bool) -> ModelMetadata:
     """Return the metadata of one of a model's versions, whose input is described as pixels, or as files."""
-    pixels = [-1, manifest.input.height, manifest.input.width, 3]
+    pixels = [-1, *_image_shape(manifest, settings)]
     return ModelMetadata(
         name=manifest.name,
         versions=[str(version) for version in versions],
@@ -145,7 +146,7 @@ def configuration_of(
     """Return one version's configuration, with the names and values of Triton's model_config.proto."""
     described: dict[str, Any] = {"data_type": "TYPE_STRING", "format": "FORMAT_NONE", "dims": [1]}
     if not files:
-        size = [manifest.input.height, manifest.input.width, 3]
+        size = _image_shape(manifest, settings)
         described = {"data_type": "TYPE_UINT8", "format": "FORMAT_NHWC", "dims": size}
     return {
         "name": manifest.name,
@@ -189,6 +190,12 @@ def configuration_of(
         "model_transaction_policy": {"decoupled": False},
         "response_cache": {"enable": False},
     }
+
+
+def _image_shape(manifest: Manifest, settings: Settings) -> list[int]:
+    """Return the shape of an image's pixels, -1 for what varies."""
+    sizes = sizes_of(manifest, settings)
+    return [-1, -1, 3] if sizes.is_free else [*sizes.own, 3]
 
 
 def _shape(record: OutputRecord) -> list[int]:

@@ -67,6 +67,8 @@ class Call:
     wanted: Sequence[Wanted]
     timeout_s: float | None = None
     priority: Priority | None = None
+    size: str | None = None
+    """The size that the images are to be preprocessed for, or that they have where they are pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +114,16 @@ class RequestPlan:
             images=self._images(asked.inputs[0], memoryview(body)[json_bytes:]),
             wanted=self._wanted(asked.outputs, parameters),
             timeout_s=min(timeout_us, _LONGEST_US) / 1e6 if timeout_us else None,
+            size=self._size(asked.inputs[0], parameters),
             priority=_priority(_parameter(parameters, "priority", int, "The request")),
         )
 
     def _raw(self, body: bytes) -> Call:
         """Return the call of a body that is one image's pixels, or its file where the headers say so."""
-        shape = [1] if self.files_expected else [1, *self.image_limits.shape]
+        shape = [1] if self.files_expected else [1, *self.image_limits.own_shape]
         tensor = InferInput(name=INPUT, shape=shape, datatype=BYTES if self.files_expected else "UINT8")
         data = len(body).to_bytes(4, "little") + body if self.files_expected else body
-        images = images_from_binary(tensor, memoryview(data), self.image_limits)
+        images = images_from_binary(tensor, memoryview(data))
         return Call(None, images, [Wanted(name, binary=True) for name in self.outputs_by_default])
 
     def _images(self, tensor: InferInput, behind: memoryview) -> Sequence[ImageSource]:
@@ -131,10 +134,25 @@ class RequestPlan:
         if (size_bytes or 0) != len(behind):
             raise MalformedRequest(f"{where} says that {size_bytes or 0} bytes are behind the JSON; {len(behind)} are.")
         if size_bytes is None:
-            return images_from_json(tensor, self.image_limits)
+            return images_from_json(tensor)
         if tensor.data is not None:
             raise MalformedRequest(f"{where} has both 'data' and 'binary_data_size'.")
-        return images_from_binary(tensor, behind, self.image_limits)
+        return images_from_binary(tensor, behind)
+
+    def _size(self, tensor: InferInput, parameters: ProtocolParameters) -> str | None:
+        """Return the size asked for of a checked tensor's files, or that of its pixels where it is not the model's own.
+
+        Raises MalformedRequest.
+        """
+        size: Any = parameters.get("size")
+        if tensor.datatype == BYTES:
+            if size is not None and not isinstance(size, str):
+                raise MalformedRequest("The request: 'size' is text, such as 384 or 480x640.")
+            return size
+        if size is not None:
+            raise MalformedRequest("The request: 'size' is of files; pixels have the size that they are sent in.")
+        _, height, width, _ = tensor.shape
+        return None if (height, width) == self.image_limits.sizes.own else f"{height}x{width}"
 
     def _wanted(self, asked: Sequence[RequestedOutput] | None, parameters: ProtocolParameters) -> list[Wanted]:
         binary = _parameter(parameters, "binary_data_output", bool, "The request") or False
@@ -164,7 +182,7 @@ def plan_request(request: Request, service: Service, served: Served) -> RequestP
     manifest = served.manifest
     return RequestPlan(
         limits=limits,
-        image_limits=ImageLimits(manifest.input.height, manifest.input.width, limits.max_images),
+        image_limits=ImageLimits(served.sizes, limits.max_images),
         coding=request_coding(request.headers.get("content-encoding")),
         header_length=_header_length(request.headers.get(HEADER_LENGTH)),
         files_expected=expects_files(request),

@@ -58,8 +58,9 @@ class InferRequest(_Read):
     id: str | None = None
     """Any name for the request; the answer repeats it."""
     parameters: ProtocolParameters | None = None
-    """`timeout` in microseconds, `priority` (1 before 2; 0 is the default, 1), and `binary_data_output`: answer every
-    output behind the JSON that does not say itself. Others are passed over."""
+    """`timeout` in microseconds, `priority` (1 before 2; 0 is the default, 1), `binary_data_output`: answer every
+    output behind the JSON that does not say itself, and `size` of image files, as under `/v1`. Others are passed
+    over."""
     inputs: Annotated[list[InferInput], FailFast(), _FEW]
     """Exactly one: `image`."""
     outputs: Annotated[list[RequestedOutput] | None, FailFast(), _FEW] = None

@@ -15,7 +15,7 @@ import pytest
 
 from service.engine.client import EngineClient
 from service.engine.graphs import Graph
-from service.engine.types import Answer, Priority
+from service.engine.types import Answer, Priority, Shape
 from service.errors import Overloaded, RepositoryError
 from service.model.directory import ModelDirectory
 from tests.service.conftest import GatedSession, Served, make_parts, serving
@@ -257,7 +257,7 @@ async def test_work_that_cannot_be_in_time_is_429_before_its_body_is_read(
 ) -> None:
     asked: list[tuple[Priority, float]] = []
 
-    def check_room(_: object, *, priority: Priority, deadline_s: float) -> None:
+    def check_room(_: object, *, priority: Priority, deadline_s: float, shape: Shape) -> None:
         asked.append((priority, deadline_s - time.monotonic()))
         raise Overloaded("too late", retry_after_s=2.5)
 
