@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from service.engine.graphs import Graph
 from service.engine.in_process import InProcessEngine
+from service.engine.room import Room
 from service.engine.types import EngineState
 from service.errors import (
     DeviceUnavailable,
@@ -200,7 +201,7 @@ async def test_a_model_that_cannot_be_loaded_is_said_as_it_is(fault: ServiceErro
     def load(_: Graph) -> ScriptedSession:
         raise fault
 
-    engine = InProcessEngine([model_graph(1)], load, input_shape=ScriptedSession.input_shape)
+    engine = InProcessEngine([model_graph(1)], load, input_shape=ScriptedSession.input_shape, room=Room(16))
     await engine.start()
     with pytest.raises(type(fault), match="there"):
         await engine.wait_ready()
@@ -215,7 +216,7 @@ async def test_an_unforeseen_failure_to_load_is_death_with_a_sentence() -> None:
     def load(_: Graph) -> ScriptedSession:
         raise KeyError("surprise")
 
-    engine = InProcessEngine([model_graph(1)], load, input_shape=ScriptedSession.input_shape)
+    engine = InProcessEngine([model_graph(1)], load, input_shape=ScriptedSession.input_shape, room=Room(16))
     await engine.start()
     with pytest.raises(StartupError, match="KeyError"):
         await engine.wait_ready()
@@ -225,7 +226,9 @@ async def test_an_unforeseen_failure_to_load_is_death_with_a_sentence() -> None:
 
 async def test_a_failed_warm_up_is_never_ready(session: ScriptedSession) -> None:
     session.faults.append(RuntimeError("no such kernel"))
-    engine = InProcessEngine([model_graph(1, 2)], lambda _: session, input_shape=ScriptedSession.input_shape)
+    engine = InProcessEngine(
+        [model_graph(1, 2)], lambda _: session, input_shape=ScriptedSession.input_shape, room=Room(16)
+    )
     await engine.start()
     with pytest.raises(StartupError, match="batch of 2 while warming up"):
         await engine.wait_ready()
