@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import threading
 import time
 from pathlib import Path
+from typing import Any, cast
 
+import httpx
 import pytest
 
+from service.engine.control import Load, Loaded, Unload, Unloaded
 from service.engine.device_turns import DeviceTurns
 from service.engine.room import Room
 from service.engine.types import EngineState
-from service.errors import LoadFailed, NotReady
+from service.errors import LoadFailed, NotReady, RepositoryError
+from service.model.directory import open_model
+from service.processes.fleet import Fleet
+from service.processes.plan import Plan, Publish, Published
+from service.processes.roles import EngineRole, WorkerRole
+from service.serving.registry import Candidate
 from service.serving.served import ServedModels
 from service.serving.states import ModelState, VersionStatus
+from service.settings import Settings
+from tests.faults.load import pid_of
+from tests.faults.load import until as until_http
+from tests.faults.test_replacing import load, shape_of, states, write
+from tests.integration.conftest import service_process
+from tests.service import tiny_model
 from tests.service.conftest import until
 from tests.service.engine.fakes import ScriptedSession, classify, running_in_thread
 from tests.service.serving.test_registry import FakeHost, FakeRepository, registry_of
@@ -128,3 +145,106 @@ async def test_of_several_wanted_versions_one_that_fails_leaves_all_as_it_was(re
         await registry.load("a")
     assert host.serving == ["a:1", "a:2"]
     assert host.status(2).is_default
+
+
+async def test_a_model_whose_wanted_versions_cannot_be_told_says_why(repository: FakeRepository) -> None:
+    """A repository that is gone, or a model's settings file that is broken."""
+    host = FakeHost()
+    registry = registry_of(repository, host)
+    await registry.start([repository.add("a", 1)])
+
+    def broken(_: list[int]) -> list[int]:
+        raise RepositoryError("the volume is gone")
+
+    repository.policy = broken
+    with pytest.raises(LoadFailed, match="the volume is gone"):
+        await registry.load("a")
+    assert host.serving == ["a:1"]
+
+
+async def test_a_version_that_failed_and_was_taken_away_is_forgotten_by_the_next_load(
+    repository: FakeRepository,
+) -> None:
+    host = FakeHost()
+    registry = registry_of(repository, host)
+    await registry.start([repository.add("a", 1)])
+    repository.add("a", 2)
+    repository.broken.add(("a", 2))
+    with pytest.raises(LoadFailed):
+        await registry.load("a")
+    repository.there["a"].remove(2)
+    await registry.load("a")
+    assert host.states() == {"a:1": READY}
+
+
+class Answering:
+    """A process, as the fleet sees it, that does at once what it is told, unless it holds back what it has in hand."""
+
+    def __init__(self, fleet: Fleet, role: Any, *, drains: bool = False) -> None:
+        self.control = self
+        self.drains = drains
+        self.left: list[int] = []
+        self._fleet, self._role = fleet, role
+
+    def send(self, message: object, descriptors: object = ()) -> bool:
+        answer = None
+        match message:
+            case Load(serial) if isinstance(self._role, EngineRole):
+                answer = Loaded(serial, ())
+            case Publish(revision):
+                answer = Published(revision)
+            case Unload(serial) if self.drains:
+                self.left.append(serial)
+            case Unload(serial):
+                answer = Unloaded(serial)
+        if answer is not None:
+            asyncio.get_running_loop().call_soon(self._fleet.hear, self._role, answer)
+        return True
+
+
+async def test_a_version_is_let_go_of_though_a_worker_was_started_anew_while_another_drained(tmp_path: Path) -> None:
+    settings = Settings(device="cpu", workers=2, batch_buckets=(1,))
+    plan = Plan(settings, "tiny", tmp_path)
+    workers = [WorkerRole(plan, number, listener=cast("Any", None), key_limits=0) for number in range(2)]
+    engine = EngineRole(plan, 0, "cpu")
+    fleet = Fleet(workers, lambda _: [engine], resolve=lambda device: device, statuses=())
+    children = [Answering(fleet, role, drains=True) for role in workers]
+    for role, child in zip([*workers, engine], [*children, Answering(fleet, engine)], strict=True):
+        role.child, role.was_ready = cast("Any", child), True
+    await fleet.load(1, Candidate(open_model(tiny_model.write(tmp_path, explain=False)), settings))
+    unloading = asyncio.create_task(fleet.unload(1))
+    await until(lambda: all(child.left for child in children))
+    workers[1].child = None
+    fleet.lost(workers[1], "was killed")
+    await asyncio.sleep(0)
+    workers[1].child = cast("Any", Answering(fleet, workers[1]))
+    fleet.introduce(workers[1])
+    fleet.hear(workers[0], Unloaded(1))
+    async with asyncio.timeout(1.0):
+        await unloading
+
+
+def test_the_end_of_a_worker_that_has_had_a_model_loaded_does_not_end_the_service(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    with service_process(tmp_path, *shape_of(2), "--max-restart-delay-ms", "100") as process:
+        write(tmp_path, 2)
+
+        def ask() -> None:
+            with pytest.raises(httpx.TransportError):
+                load(process)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        until_http(lambda: 2 in states(process))
+        for worker in ("worker-0", "worker-1"):
+            os.kill(pid_of(process, worker), signal.SIGKILL)
+        asking.join()
+
+        def is_replaced() -> bool:
+            assert process.popen.poll() is None, "the service has ended"
+            try:
+                return states(process).get(2, ("",))[0] == "ready"
+            except httpx.TransportError:
+                return False
+
+        until_http(is_replaced)
