@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +18,7 @@ import pytest
 from service.engine.control import Load, Loaded, Unload, Unloaded
 from service.engine.device_turns import DeviceTurns
 from service.engine.room import Room
+from service.engine.shared import Geometry, SharedSlots
 from service.engine.types import EngineState
 from service.errors import LoadFailed, NotReady, RepositoryError
 from service.model.directory import open_model
@@ -32,7 +35,7 @@ from tests.faults.test_replacing import load, shape_of, states, write
 from tests.integration.conftest import service_process
 from tests.service import tiny_model
 from tests.service.conftest import until
-from tests.service.engine.fakes import ScriptedSession, classify, running_in_thread
+from tests.service.engine.fakes import ScriptedSession, classify, model_graph, running_in_thread
 from tests.service.serving.test_registry import FakeHost, FakeRepository, registry_of
 
 READY, FAILED, UNLOADED = ModelState.READY, ModelState.FAILED, ModelState.UNLOADED
@@ -248,3 +251,17 @@ def test_the_end_of_a_worker_that_has_had_a_model_loaded_does_not_end_the_servic
                 return False
 
         until_http(is_replaced)
+
+
+def test_the_memory_of_slots_is_given_back_at_once_and_not_when_the_collector_comes_by() -> None:
+    geometry = Geometry(4, (2, 4, 3), (model_graph(1, 2),))
+    descriptor = SharedSlots.create(geometry)
+    slots = SharedSlots(geometry, descriptor)
+    os.close(descriptor)
+    gone = weakref.ref(slots)
+    gc.disable()
+    try:
+        del slots
+        assert gone() is None
+    finally:
+        gc.enable()
