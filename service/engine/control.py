@@ -124,8 +124,10 @@ class ControlSocket:
     def send(self, message: object, descriptors: Sequence[int] = ()) -> bool:
         """Send a message with copies of descriptors; never waits. Returns false where the other end takes no more.
 
-        It takes no more when it is gone, or has not read for long.
+        It takes no more when it is gone, or has not read for long; nor does one that was closed here.
         """
+        if self._socket.fileno() < 0:
+            return False
         data = pickle.dumps(message)
         with contextlib.ExitStack() as kept:
             if len(data) > _MOST_INLINE_BYTES:

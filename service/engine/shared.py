@@ -23,7 +23,7 @@ import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -111,7 +111,8 @@ class SharedSlots(SlotPool):
             strides = (self._stride, *np.empty(shape, np.float32).strides)
             self._results[name] = np.ndarray((slots, *shape), np.float32, self._map, at, strides)
             at += self._bytes[name]
-        self._places_at = lru_cache(MOST_SHAPES)(self._find_places)
+        # Not of a method of this object, which would then hold itself, and its memory, until the collector comes by.
+        self._places_at = lru_cache(MOST_SHAPES)(partial(_find_places, geometry))
 
     @staticmethod
     def create(geometry: Geometry) -> int:
@@ -163,17 +164,6 @@ class SharedSlots(SlotPool):
         places = self._places_at(shape)
         return sum([_bytes(places[name].shape) for name in outputs])
 
-    def _find_places(self, shape: Shape) -> Mapping[str, _Place]:
-        """Return where the outputs lie of an image of another shape than the model's own."""
-        places: dict[str, _Place] = {}
-        for graph in self.geometry.graphs:
-            if graph.free is not None and pixels_of(shape) <= graph.free.max_pixels:
-                at = 0  # an image is of one graph, and each may have all of the slot
-                for name, sides in _in_order(graph.free.outputs_at(shape)):
-                    places[name] = _Place(at, sides)
-                    at += _bytes(sides)
-        return places
-
     def _give_back(self, at: int, size: int) -> None:
         self._map.madvise(mmap.MADV_REMOVE, self._pixels_at + at, size)
 
@@ -194,3 +184,15 @@ def _layout(geometry: Geometry) -> tuple[int, int, int, int]:
     results_at = pixels_at + whole_pages(geometry.slots * each)
     stride = whole_pages(geometry.result_bytes)
     return pixels_at, results_at, stride, results_at + geometry.slots * stride
+
+
+def _find_places(geometry: Geometry, shape: Shape) -> Mapping[str, _Place]:
+    """Return where the outputs lie of an image of another shape than the model's own."""
+    places: dict[str, _Place] = {}
+    for graph in geometry.graphs:
+        if graph.free is not None and pixels_of(shape) <= graph.free.max_pixels:
+            at = 0  # an image is of one graph, and each may have all of the slot
+            for name, sides in _in_order(graph.free.outputs_at(shape)):
+                places[name] = _Place(at, sides)
+                at += _bytes(sides)
+    return places

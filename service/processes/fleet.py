@@ -49,6 +49,8 @@ class _Version:
         self.attempts_left = 2
         """Times that it may bring a process down before it has ever been loaded."""
         self.failure: str | None = None
+        self.is_leaving = False
+        """Whether it gets no requests any more, so that nobody needs it who does not have it."""
         self.held_by: set[Role] = set()
         """Processes that were brought it and have not said that they let it go."""
 
@@ -138,6 +140,7 @@ class Fleet:
     async def unload(self, serial: int) -> None:
         """Have workers let go of a version when nothing of it is in flight, and then engines; see `registry.Host`."""
         version = self._versions[serial]
+        version.is_leaving = True
         for roles in (self._workers, list(self._engines.values())):
             holders = version.held_by.intersection(roles)
             for child in living(list(holders)):
@@ -158,8 +161,10 @@ class Fleet:
         """Bring a process that was just started all that is served, and its links."""
         for serial, version in self._versions.items():
             if isinstance(role, WorkerRole):
-                self._bring_to_worker(serial, role)
-            elif role.number in version.plan.engines and isinstance(role, EngineRole):
+                if not version.is_leaving:
+                    self._bring_to_worker(serial, role)
+            # What workers still have in flight may need an engine, although the version is leaving.
+            elif isinstance(role, EngineRole) and role.number in version.plan.engines and self._is_needed(version):
                 self._bring_to_engine(serial, role)
         if isinstance(role, WorkerRole) and role.child is not None:
             role.child.control.send(self._published)
@@ -189,6 +194,10 @@ class Fleet:
                 version.held_by.discard(role)
                 self._forget(version, role, how)
         self._tell()
+
+    def _is_needed(self, version: _Version) -> bool:
+        """Return whether a version gets requests, or has some in flight."""
+        return not version.is_leaving or not version.held_by.isdisjoint(self._workers)
 
     def _forget(self, version: _Version, role: Role, how: str) -> None:
         if isinstance(role, WorkerRole):
