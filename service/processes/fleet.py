@@ -155,6 +155,10 @@ class Fleet:
         """Return that a version goes on being served: a process of it that is lost is started anew."""
         return True
 
+    def uses(self, role: EngineRole) -> bool:
+        """Return whether a version is to be served by the process in a role."""
+        return any(role.number in version.plan.engines for version in self._versions.values())
+
     # What the supervisor reports; none of it waits.
 
     def introduce(self, role: Role) -> None:

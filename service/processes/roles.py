@@ -12,7 +12,6 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 
 from service.access.key_limits import KeyLimits
 from service.engine.board import EngineRow, engine_name, worker_name
@@ -20,6 +19,7 @@ from service.engine.control import ControlSocket, Start
 from service.engine.types import EngineState
 from service.processes.engine import run_engine
 from service.processes.plan import Plan, Publish
+from service.processes.processor_time import processor_ticks
 from service.processes.worker import run_worker
 
 _STARTING_S = 60.0
@@ -45,7 +45,7 @@ class Child:
 
     def has_computed(self) -> bool:
         """Return whether any thread of the process was on a processor since this was last asked."""
-        before, self.processor_ticks = self.processor_ticks, _processor_ticks(self.process.pid)
+        before, self.processor_ticks = self.processor_ticks, processor_ticks(self.process.pid)
         return self.processor_ticks > before
 
 
@@ -151,13 +151,3 @@ class WorkerRole(Role):
 def living(roles: Sequence[Role]) -> list[Child]:
     """Return the processes that fill roles at present."""
     return [role.child for role in roles if role.child is not None]
-
-
-def _processor_ticks(pid: int) -> int:
-    """Return the processor time that a process has used, in clock ticks; 0 where it has just ended."""
-    try:
-        # After the command's name, which may hold anything, comes the third field of proc(5); 14 and 15 are wanted.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return int(fields[11]) + int(fields[12])

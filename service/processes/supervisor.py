@@ -20,6 +20,7 @@ drain time. A second signal kills all. When the supervisor itself is killed, the
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -34,7 +35,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from service.access.key_limits import KeyLimits
 from service.engine.control import ControlSocket, End, Ping, Pong, Ready
-from service.errors import ServiceError, StartupError
+from service.errors import NotReady, ServiceError, StartupError
 from service.processes.fleet import Fleet
 from service.processes.plan import Change, Changed, LoadEnded, Plan, Processes
 from service.processes.roles import Child, EngineRole, Role, WorkerRole, living
@@ -80,6 +81,7 @@ class Supervisor:
         self._candidates = candidates
         key_limits = KeyLimits.create_shared(self._settings.api_keys, workers=self._settings.workers)
         self._engines: list[EngineRole] = []
+        self._numbers = itertools.count()
         self._workers = [
             WorkerRole(plan, number, listener=listener, key_limits=key_limits)
             for number in range(self._settings.workers)
@@ -155,7 +157,7 @@ class Supervisor:
         for device in devices:
             present = [role for role in self._engines if role.device == device]
             if taken[device] == len(present):
-                present.append(EngineRole(self._plan, len(self._engines), device))
+                present.append(EngineRole(self._plan, next(self._numbers), device))
                 self._engines.append(present[-1])
                 self._begin(self._keep(present[-1]))
             roles.append(present[taken[device]])
@@ -177,7 +179,7 @@ class Supervisor:
                 role.child.kill()
 
     async def _keep(self, role: Role) -> None:
-        """Have a process in its role for ever; raises StartupError where none was ever ready there."""
+        """Have a process in its role for ever; raises StartupError where, at the start, none was ever ready there."""
         loop = asyncio.get_running_loop()
         delay_s = _FIRST_DELAY_S
         while True:
@@ -186,8 +188,11 @@ class Supervisor:
             status = await self._watch(role, child)
             self._forget(role, child)
             how = child.failure or _how_it_ended(status)
-            if not role.was_ready:
+            if not role.was_ready and not self._is_started:
                 raise StartupError(f"{role.name} {how} before it was ready")
+            if isinstance(role, EngineRole) and not role.was_ready and not self._fleet.uses(role):
+                self._engines.remove(role)  # it was for a version that could not be loaded
+                return
             if loop.time() - started_s >= _HEALTHY_S:
                 delay_s = _FIRST_DELAY_S
             _log.error(
@@ -252,6 +257,12 @@ class Supervisor:
             await (self._registry.load if change.action == "load" else self._registry.unload)(change.name)
         except ServiceError as reason:
             error = reason
+        except asyncio.CancelledError:
+            child.control.send(Changed(change.number, NotReady("The service ends.")))
+            raise
+        except Exception:
+            _log.exception("a change of what is served has failed as nobody expected")
+            error = ServiceError("The service failed.")
         child.control.send(Changed(change.number, error))
 
     async def _watch(self, role: Role, child: Child) -> int:

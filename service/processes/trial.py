@@ -28,6 +28,7 @@ from service.engine.slots import SlotPool
 from service.engine.types import Outputs, Pixels
 from service.errors import StartupError
 from service.model.loading import graphs_of, input_shape, load_session
+from service.processes.processor_time import processor_ticks
 from service.serving.registry import Candidate
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ _NICENESS = 5
 under full load a trial of seconds would take minutes."""
 _FIRST_TO_GO = "1000"
 """The score that has the kernel choose a process first where memory runs out."""
+_LOOKS = 4
+"""At a trial's processor time, within the time that it may compute nothing."""
 _SPARED = 0.9
 """Part of the available memory that a trial may take."""
 _UNLIMITED_BYTES = 1 << 60
@@ -61,7 +64,7 @@ async def try_candidate(candidate: Candidate) -> None:
         theirs.close()
         try:
             ours.send(Start(run_trial, (candidate,)))
-            status = await process.wait()
+            status = await _end_of(process, idle_s=candidate.settings.hang_timeout_ms / 1000)
         finally:
             if process.returncode is None:
                 process.kill()
@@ -75,6 +78,22 @@ async def try_candidate(candidate: Candidate) -> None:
     assert isinstance(verdict, Verdict)
     if verdict.reason is not None:
         raise StartupError(verdict.reason)
+
+
+async def _end_of(process: asyncio.subprocess.Process, *, idle_s: float) -> int:
+    """Return the status of a trial's process when it has ended; raises StartupError where it computes nothing for long.
+
+    How long it computes is its own business: TensorRT builds for minutes.
+    """
+    ended = asyncio.create_task(process.wait())
+    looks, ticks = 0, 0
+    while not (await asyncio.wait({ended}, timeout=idle_s / _LOOKS))[0]:
+        before, ticks = ticks, processor_ticks(process.pid)
+        looks = looks + 1 if ticks == before else 0
+        if looks > _LOOKS:
+            ended.cancel()
+            raise StartupError(f"The process that tried it has computed nothing for {idle_s:g} s.")
+    return ended.result()
 
 
 def _how_it_ended(status: int, longest_ms: int) -> str:

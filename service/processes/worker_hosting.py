@@ -38,7 +38,8 @@ class WorkerHosting:
         self._room = Room(settings.slots_of_a_worker)
         self._models = ServedModels(default=plan.default_model)
         self._models.publish(published.statuses, ())
-        self._revision = published.revision
+        self._revision = -1
+        """The latest that holds; none does before an engine of what it names takes work here."""
         self._versions: dict[int, Served] = {}
         """By serial: all that the supervisor has brought and not taken again."""
         self._engines: dict[int, RemoteEngine] = {}

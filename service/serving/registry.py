@@ -24,6 +24,7 @@ from weakref import WeakValueDictionary
 from service.engine.runtime.selfcheck import Parity
 from service.errors import LoadFailed, RepositoryError, ServiceError, StartupError, UnknownModel
 from service.model.directory import ModelDirectory
+from service.serving.reading import in_daemon_thread
 from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
 from service.telemetry.metrics import LoadOutcome
@@ -206,7 +207,7 @@ class Registry:
     async def _wanted(self, name: str) -> Sequence[int]:
         """Return the versions that are to be served; raises UnknownModel, or LoadFailed where that cannot be said."""
         try:
-            return await asyncio.to_thread(self._repository.wanted, name)
+            return await in_daemon_thread(self._repository.wanted, name)
         except StartupError as error:
             reason = _sentence(str(error))
             for each in self._served(name):
@@ -219,7 +220,7 @@ class Registry:
         began_s = time.monotonic()
         before = self._versions.get((name, version))
         try:
-            candidate = await asyncio.to_thread(self._repository.open, name, version)
+            candidate = await in_daemon_thread(self._repository.open, name, version)
             if before is not None and before.serial is not None and before.content == _content(candidate):
                 if self._host.is_well(before.serial):
                     self._note(name, version, ModelState.READY)
@@ -315,7 +316,7 @@ class Registry:
         listed: dict[str, tuple[int, ...]] = {}
         if self._lists_repository:
             try:
-                listed = await asyncio.to_thread(self._repository.listed)
+                listed = await in_daemon_thread(self._repository.listed)
             except RepositoryError as error:
                 _log.warning("the repository cannot be listed: %s", error)
                 return

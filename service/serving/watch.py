@@ -22,6 +22,7 @@ from typing import Protocol
 from service.errors import IncompleteModel, RepositoryError, ServiceError
 from service.model.directory import check_whole, find_models
 from service.model.selection import wanted_versions
+from service.serving.reading import in_daemon_thread
 from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
 
@@ -82,15 +83,18 @@ class RepositoryWatch:
         self._trouble = ""
 
     async def run(self) -> None:
-        """Look again and again, until cancelled; raises what `load` does that is no ServiceError."""
+        """Look again and again, until cancelled."""
         while True:
             await asyncio.sleep(self._settings.watch_interval_ms / 1000)
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # a look that fails as nobody expected must not be the last
+                _log.exception("a look at the repository has failed")
 
     async def look(self) -> None:
         """Look once, and return when what has to be loaded now is loaded, or has failed to be."""
         try:
-            looks = await asyncio.to_thread(_look_at, self._settings)
+            looks = await in_daemon_thread(_look_at, self._settings)
         except RepositoryError as error:
             self._say_once(str(error))
             return
