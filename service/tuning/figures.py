@@ -22,8 +22,6 @@ _SD_OF_MAD = 1.4826
 """Standard deviations in a median absolute deviation, where what scatters is normal."""
 _MEDIAN_OVER_MEAN = 1.2533
 """Standard deviation of a median over that of a mean."""
-_FIRST_SD = 0.02
-"""Scatter that is assumed of anything with which little was compared so far: it weighs as much as one comparison."""
 
 
 class Goal(StrEnum):
@@ -110,42 +108,62 @@ class Noise:
     """How far ratios scatter from round to round, learnt from every comparison."""
 
     goal: Goal
-    _whole: list[float] = field(default_factory=list)
-    _single: list[float] = field(default_factory=list)
+    _whole: _Scatter = field(default_factory=lambda: _Scatter())
+    _single: _Scatter = field(default_factory=lambda: _Scatter())
+    """Of the ratios at one concurrency."""
+
+    def judge_same(self, comparison: Comparison) -> Verdict:
+        """Take in a choice beside itself, and return what would be said: whatever differs there is noise."""
+        self._whole.add_same(comparison.whole(self.goal))
+        for concurrency in comparison.concurrencies:
+            self._single.add_same(comparison.log_ratios(self.goal, concurrency))
+        return self._verdict(comparison)
 
     def judge(self, comparison: Comparison) -> Verdict:
         """Take in a comparison, and return what it says."""
-        of_each = {each: comparison.log_ratios(self.goal, each) for each in comparison.concurrencies}
-        whole = comparison.whole(self.goal)
-        self._whole += _deviations(whole)
-        for ratios in of_each.values():
-            self._single += _deviations(ratios)
-        rounds = len(whole)
-        limit = _margin(self._single, rounds)
-        medians = {each: median(ratios) for each, ratios in of_each.items()}
+        self._whole.add(comparison.whole(self.goal))
+        for concurrency in comparison.concurrencies:
+            self._single.add(comparison.log_ratios(self.goal, concurrency))
+        return self._verdict(comparison)
+
+    def _verdict(self, comparison: Comparison) -> Verdict:
+        rounds = len(comparison.rounds)
+        medians = {each: median(comparison.log_ratios(self.goal, each)) for each in comparison.concurrencies}
+        limit = self._single.margin(rounds)
         worse = [each for each, ratio in medians.items() if ratio < -limit]
         return Verdict(
-            ratio=math.exp(median(whole)),
-            margin=math.expm1(_margin(self._whole, rounds)),
+            ratio=math.exp(median(comparison.whole(self.goal))),
+            margin=math.expm1(self._whole.margin(rounds)),
             by_concurrency={each: math.exp(ratio) for each, ratio in medians.items()},
             worse_at=min(worse, key=lambda each: medians[each], default=None),
         )
 
 
-def _deviations(log_ratios: Sequence[float]) -> list[float]:
-    """Return how far each is from their median, made larger by what a median of few takes away; less the zero."""
-    if len(log_ratios) < 2:
-        return []
-    middle = median(log_ratios)
-    larger = math.sqrt(len(log_ratios) / (len(log_ratios) - 1))
-    found = sorted(abs(each - middle) * larger for each in log_ratios)
-    return found[1:] if len(log_ratios) % 2 else found  # of an odd number one is the median itself
+@dataclass(slots=True)
+class _Scatter:
+    """How far logarithms of ratios are from what they scatter around."""
 
+    deviations: list[float] = field(default_factory=list)
+    of_same: float = 0.0
+    """How far the median of a choice beside itself was from nothing: as much can be wrong with any other median."""
 
-def _margin(deviations: Sequence[float], rounds: int) -> float:
-    """Return the logarithm of the least ratio that is no noise, of a median over so many rounds."""
-    sd = _SD_OF_MAD * median([*deviations, *[_FIRST_SD / _SD_OF_MAD] * 2])
-    return max(math.log1p(MIN_GAIN), _DEVIATIONS * _MEDIAN_OVER_MEAN * sd / math.sqrt(rounds))
+    def add_same(self, log_ratios: Sequence[float]) -> None:
+        """Take in the ratios of a choice beside itself, which would be 1."""
+        self.deviations += map(abs, log_ratios)
+        self.of_same = max(self.of_same, abs(median(log_ratios)))
+
+    def add(self, log_ratios: Sequence[float]) -> None:
+        """Take in the ratios of two choices."""
+        middle, count = median(log_ratios), len(log_ratios)
+        found = sorted(abs(each - middle) for each in log_ratios)
+        # Of an odd number one is the median itself; and a median of few is nearer to them than what they scatter
+        # around.
+        self.deviations += [each * math.sqrt(count / max(count - 1, 1)) for each in found[count % 2 :]]
+
+    def margin(self, rounds: int) -> float:
+        """Return the logarithm of the least ratio that is no noise, of a median over so many rounds."""
+        sd = _SD_OF_MAD * median(self.deviations) if self.deviations else 0.0
+        return max(math.log1p(MIN_GAIN), self.of_same, _DEVIATIONS * _MEDIAN_OVER_MEAN * sd / math.sqrt(rounds))
 
 
 def _log(score: float) -> float:
