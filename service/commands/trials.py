@@ -39,6 +39,8 @@ def row(trial: Trial, *, is_first: bool) -> str:
         said = f"  worse with {verdict.worse_at} in flight"
     else:
         said = "  no better"
+    failed = sum(pair.other.failed for each in trial.comparison.rounds for pair in each.values())
+    said += f"  {failed} requests failed" if failed else ""
     return f"{tried}{cells}   {verdict.ratio:5.3f}  {verdict.margin:5.3f}{said}"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ from service.tuning.bench import Load, ServerBench
 from service.tuning.choice import Choice
 from service.tuning.figures import Goal
 from service.tuning.given import MEASURED, Given
-from service.tuning.search import Found, Step, Trial, search
+from service.tuning.search import Trial, search
 from service.tuning.servers import checked_models
 from service.tuning.space import Cores, ModelFacts, steps
 
@@ -34,7 +34,8 @@ _CONCURRENCY = "1,8,32"
 _SIZE = "640x480"
 _WINDOW_S = 2.0
 _ROUNDS = 4
-_CHECK_ROUNDS = 8
+_CHECKED_TIMES = 2
+"""How many times as many rounds the check at the end has."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=_seconds, default=_WINDOW_S, metavar="N",
         help=f"how long each window is measured (default: {_WINDOW_S:g})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rounds", type=positive, default=_ROUNDS, metavar="N",
+        help="windows of each comparison, of which the median is taken; the more, the less noise "
+        f"(default: {_ROUNDS}, at the end {_CHECKED_TIMES * _ROUNDS})",
     )  # fmt: skip
     add_options(parser, only=MEASURED | {"settings"})
 
@@ -136,10 +142,13 @@ async def _tune(options: argparse.Namespace, task: _Task) -> int:
     windows = 2 * len(task.load.concurrencies)
     print(task.told[0])
     print(header(task.load.concurrencies), flush=True)
-    with progress(windows * (_ROUNDS * (1 + len(plan)) + _CHECK_ROUNDS), "tuning") as advance:
-        rows = _Rows(advance, windows * _ROUNDS)
+    with progress(windows * options.rounds * (1 + len(plan) + _CHECKED_TIMES), "tuning") as advance:
+        rows = _Rows(advance, windows * options.rounds)
         async with ServerBench(task.given, task.load, task.folder, on_window=rows.window) as bench:
-            found = await _search(plan, bench, task, goal, rows.ended)
+            found = await search(
+                plan, bench, goal=goal, models=task.names, rounds=options.rounds,
+                check_rounds=_CHECKED_TIMES * options.rounds, report=rows.ended,
+            )  # fmt: skip
     if found.check is not None:
         print(f"\n{check_table(found, goal)}")
     lines = outcome.verdict_lines(found, goal)
@@ -148,14 +157,6 @@ async def _tune(options: argparse.Namespace, task: _Task) -> int:
     outcome.write(options.output, task.given, found.choice, comment=comment, force=options.force)
     say(f"written: {options.output}; serve with: python -m service --settings {options.output}")
     return 0
-
-
-async def _search(
-    plan: Sequence[Step], bench: ServerBench, task: _Task, goal: Goal, ended: Callable[[Trial | None], None]
-) -> Found:
-    return await search(
-        plan, bench, goal=goal, models=task.names, rounds=_ROUNDS, check_rounds=_CHECK_ROUNDS, report=ended
-    )
 
 
 async def _facts(task: _Task) -> list[ModelFacts]:

@@ -19,7 +19,7 @@ from tests.integration.conftest import model as model
 from tests.integration.conftest import repository as repository
 from tests.service import tiny_model
 
-SHORT = ("--seconds", "0.1", "--concurrency", "1,2", "--image-size", "80x60")
+SHORT = ("--seconds", "0.1", "--rounds", "2", "--concurrency", "1,2", "--image-size", "80x60")
 FIXED = ("--device", "cpu", "--batch-buckets", "1,2", "--workers", "1", "--decode-threads", "1")
 """What is left to try are instances and threads, and of these the first only where there is more than one core."""
 
@@ -79,7 +79,7 @@ def test_several_models_are_tuned_for_latency_by_photos_of_a_folder(tmp_path: Pa
         tiny_model.write(tmp_path / "models", name=name, explain=False)
     output = tmp_path / "tuned.toml"
     with tuning(
-        "--repository", tmp_path / "models", "--model", "two,one", "--output", output, *SHORT[:4], *FIXED,
+        "--repository", tmp_path / "models", "--model", "two,one", "--output", output, *SHORT[:6], *FIXED,
         "--instances", "1", "--images", ROOT / "examples" / "images", "--goal", "latency",
     ) as popen:  # fmt: skip
         stdout, stderr = popen.communicate(timeout=2 * PATIENCE_S)

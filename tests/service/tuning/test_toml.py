@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from service.errors import SettingsError
 from service.tuning.toml import render
 
-TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=12)
 PLAIN = st.one_of(
     st.booleans(), st.integers(-(2**62), 2**62), st.floats(allow_nan=False), TEXTS, st.lists(TEXTS, max_size=3),
     st.lists(st.integers(1, 99), max_size=3).map(tuple), st.dictionaries(TEXTS, TEXTS, max_size=3),
