@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from statistics import fmean, median
 
 MIN_GAIN = 0.02
@@ -127,13 +128,13 @@ class Noise:
         return self._verdict(comparison)
 
     def _verdict(self, comparison: Comparison) -> Verdict:
-        rounds = len(comparison.rounds)
+        whole = comparison.whole(self.goal)
         medians = {each: median(comparison.log_ratios(self.goal, each)) for each in comparison.concurrencies}
-        limit = self._single.margin(rounds)
+        limit = max(self._single.margin(ratios) for ratios in map(partial(comparison.log_ratios, self.goal), medians))
         worse = [each for each, ratio in medians.items() if ratio < -limit]
         return Verdict(
-            ratio=math.exp(median(comparison.whole(self.goal))),
-            margin=math.expm1(self._whole.margin(rounds)),
+            ratio=math.exp(median(whole)),
+            margin=math.expm1(self._whole.margin(whole)),
             by_concurrency={each: math.exp(ratio) for each, ratio in medians.items()},
             worse_at=min(worse, key=lambda each: medians[each], default=None),
         )
@@ -154,16 +155,26 @@ class _Scatter:
 
     def add(self, log_ratios: Sequence[float]) -> None:
         """Take in the ratios of two choices."""
-        middle, count = median(log_ratios), len(log_ratios)
-        found = sorted(abs(each - middle) for each in log_ratios)
-        # Of an odd number one is the median itself; and a median of few is nearer to them than what they scatter
-        # around.
-        self.deviations += [each * math.sqrt(count / max(count - 1, 1)) for each in found[count % 2 :]]
+        self.deviations += _deviations(log_ratios)
 
-    def margin(self, rounds: int) -> float:
-        """Return the logarithm of the least ratio that is no noise, of a median over so many rounds."""
-        sd = _SD_OF_MAD * median(self.deviations) if self.deviations else 0.0
-        return max(math.log1p(MIN_GAIN), self.of_same, _DEVIATIONS * _MEDIAN_OVER_MEAN * sd / math.sqrt(rounds))
+    def margin(self, log_ratios: Sequence[float]) -> float:
+        """Return the logarithm of the least ratio that is no noise, of the median of these.
+
+        They may scatter more than those before, and agree by chance.
+        """
+        typical = max((median(each) for each in (self.deviations, _deviations(log_ratios)) if each), default=0.0)
+        of_median = _MEDIAN_OVER_MEAN * _SD_OF_MAD * typical / math.sqrt(len(log_ratios))
+        return max(math.log1p(MIN_GAIN), self.of_same, _DEVIATIONS * of_median)
+
+
+def _deviations(log_ratios: Sequence[float]) -> list[float]:
+    """Return how far each is from their median.
+
+    Of an odd number the median itself is left out; and a median of few is nearer to them than what they scatter around.
+    """
+    middle, count = median(log_ratios), len(log_ratios)
+    found = sorted(abs(each - middle) for each in log_ratios)
+    return [each * math.sqrt(count / max(count - 1, 1)) for each in found[count % 2 :]]
 
 
 def _log(score: float) -> float:
