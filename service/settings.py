@@ -137,6 +137,10 @@ class Settings(Fields, BaseSettings):
         """Models that the settings file has tables for."""
         return tuple(self._tables)
 
+    def table_of(self, name: str) -> Mapping[str, Any]:
+        """Return what the settings file says of one model alone: checked values by field."""
+        return self._tables.get(name, {})
+
     @property
     def model_names(self) -> tuple[str, ...]:
         """The models that are named, each once, in their order; `all` is not among them."""

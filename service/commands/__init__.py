@@ -3,7 +3,7 @@
 A command's module has two functions: `add_arguments(parser)` and `run(options)`, which returns the exit status.
 
 Imports: `access`, `bulk`, `engine`, `errors`, `evaluation`, `http`, `images`, `model`, `predictors`, `processes`,
-`serving`, `settings`, `telemetry`, `text_files`.
+`serving`, `settings`, `telemetry`, `text_files`, `tuning`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Protocol, cast
 COMMANDS: Mapping[str, str] = {
     "serve": "serve the models (the default command)",
     "check": "load and warm the models, and say what would be served",
+    "tune": "find the fastest settings for this machine by measuring, and write them to a settings file",
     "health": "ask the service that runs with these settings whether it is ready",
     "models": "list the models of a running service, load, replace and unload them",
     "settings": "print every setting with its value",

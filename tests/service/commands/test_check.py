@@ -26,3 +26,15 @@ def test_every_bucket_is_run_and_timed(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["check", "--repository", str(tmp_path), "--device", "cpu", "--batch-buckets", "1,3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("bucket")] == ["1", "3"]
+
+
+def test_the_same_is_said_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_model.write(tmp_path)
+    arguments = ["check", "--repository", str(tmp_path), "--device", "cpu", "--batch-buckets", "1,3"]
+    assert main([*arguments, "--format", "json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    assert (model["name"], model["version"]) == (tiny_model.NAME, tiny_model.VERSION)
+    (device,) = model["devices"]
+    assert (device["device"], device["input"]) == ("cpu", [tiny_model.SIZE, tiny_model.SIZE])
+    assert [each["images"] for each in device["buckets"]] == [1, 3]
+    assert all(each["run_ms"] > 0 for each in device["buckets"])
