@@ -23,7 +23,7 @@ from service.processes.processor_time import processor_ticks
 from service.processes.worker import run_worker
 
 _STARTING_S = 60.0
-"""For a process to begin to answer pings."""
+"""For a worker to begin to answer pings."""
 
 
 class Child:
@@ -68,11 +68,9 @@ class Role(ABC):
     def end(self) -> None:
         """Forget the process that has ended."""
 
+    @abstractmethod
     def patience_s(self) -> float:
-        """Return how long the process may show no life at present: longer before the first heartbeat."""
-        heartbeat_timeout_s = self._settings.heartbeat_timeout_ms / 1000
-        is_starting = self.child is not None and not self.child.was_heard
-        return max(heartbeat_timeout_s, _STARTING_S) if is_starting else heartbeat_timeout_s
+        """Return how long the process may show no life at present."""
 
     def shows_life(self) -> bool:
         """Return whether the process, though it may not answer a ping yet, has done something since last asked."""
@@ -106,12 +104,13 @@ class EngineRole(Role):
             row.clear()
 
     def patience_s(self) -> float:
-        """Return the time of a hung run while it loads or runs a model, and of a missing heartbeat otherwise."""
+        """Return the time of a hung run while it starts, loads or runs a model, and of a missing heartbeat otherwise."""
+        settings = self._settings
         is_busy = self._is_loading or any(row.busy_since_s > 0 for row in self.rows.values())
-        return max(super().patience_s(), self._settings.hang_timeout_ms / 1000) if is_busy else super().patience_s()
+        return (settings.hang_timeout_ms if is_busy else settings.heartbeat_timeout_ms) / 1000
 
     def shows_life(self) -> bool:
-        """Return whether it loads, and has computed since last asked."""
+        """Return whether it starts or loads, and has computed since last asked."""
         return self._is_loading and self.child is not None and self.child.has_computed()
 
     def hangs(self) -> str | None:
@@ -125,7 +124,8 @@ class EngineRole(Role):
 
     @property
     def _is_loading(self) -> bool:
-        return any(row.state is EngineState.LOADING for row in self.rows.values())
+        is_starting = self.child is not None and not self.child.was_heard
+        return is_starting or any(row.state is EngineState.LOADING for row in self.rows.values())
 
 
 class WorkerRole(Role):
@@ -141,6 +141,12 @@ class WorkerRole(Role):
         assert self.published is not None
         descriptors = [self._key_limits, self._listener.fileno()]
         return Start(run_worker, (self._plan, self.number, self.published)), descriptors
+
+    def patience_s(self) -> float:
+        """Return the time of a missing heartbeat, but longer before the first."""
+        heartbeat_timeout_s = self._settings.heartbeat_timeout_ms / 1000
+        is_starting = self.child is not None and not self.child.was_heard
+        return max(heartbeat_timeout_s, _STARTING_S) if is_starting else heartbeat_timeout_s
 
     def end(self) -> None:
         """Forget the process that has ended, and what it had in flight of the keys'."""
