@@ -104,7 +104,7 @@ class EngineRole(Role):
             row.clear()
 
     def patience_s(self) -> float:
-        """Return the time of a hung run while it starts, loads or runs a model, and of a missing heartbeat otherwise."""
+        """Return the time of a hung run while it starts, loads or runs, and of a missing heartbeat otherwise."""
         settings = self._settings
         is_busy = self._is_loading or any(row.busy_since_s > 0 for row in self.rows.values())
         return (settings.hang_timeout_ms if is_busy else settings.heartbeat_timeout_ms) / 1000

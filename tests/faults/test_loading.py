@@ -14,7 +14,11 @@ import pytest
 
 from service.model.directory import ModelDirectory
 from service.processes.plan import Plan
+from service.processes.roles import EngineRole
 from service.processes.supervisor import Supervisor
+from service.processes.trial import try_candidate
+from service.serving.registry import Candidate
+from service.serving.repository import ModelRepository
 from service.settings import load_settings
 from tests.service.conftest import model as model
 from tests.service.conftest import repository as repository
@@ -49,10 +53,17 @@ async def end_of(
     """Have a supervisor start an engine that does `load`, and return its status and why it was killed, if it was."""
     monkeypatch.setattr("service.processes.roles.run_engine", load)
     settings = load_settings({"workers": "2", "hang_timeout_ms": str(HANG_TIMEOUT_S * 1000)}, environment={})
-    plan = Plan(settings, model, devices=("cpu",), buckets=(1,), metrics_directory=directory)
+    plan = Plan(settings, model.manifest.name, directory)
     with socket.socket() as listener:
-        supervisor = Supervisor(plan, listener)
-        engine = supervisor._engines[0]
+        supervisor = Supervisor(
+            plan,
+            listener,
+            [Candidate(model, settings)],
+            ModelRepository(settings),
+            resolve=lambda device: device,
+            prove=try_candidate,
+        )
+        engine = EngineRole(plan, 0, "cpu")
         child = await supervisor._start(engine)
         try:
             return await supervisor._watch(engine, child), child.failure
