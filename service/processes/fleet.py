@@ -110,7 +110,7 @@ class Fleet:
             for worker in self._workers:
                 self._bring_to_worker(serial, worker)
             await self._until(lambda: version.was_loaded or version.failure is not None)
-        except BaseException:
+        except Exception:  # not where the load is cancelled: then the service ends, and waits for no engine
             version.failure = "The load was given up."
             raise
         finally:

@@ -60,7 +60,10 @@ class InProcessHost:
         await engine.start()
         try:
             await engine.wait_ready()
-        except BaseException:
+        except asyncio.CancelledError:  # the service ends, and waits for no load
+            await engine.stop(0.0)
+            raise
+        except Exception:
             await engine.stop(_STOP_S)
             self._forget(candidate.name, candidate.version)
             raise
