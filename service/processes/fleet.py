@@ -28,6 +28,7 @@ from service.errors import StartupError
 from service.processes.plan import Publish, Published, VersionPlan
 from service.processes.roles import EngineRole, Role, WorkerRole, living
 from service.serving import registry
+from service.serving.reading import in_daemon_thread
 from service.serving.registry import Candidate, worst
 from service.serving.states import ModelState, VersionStatus
 
@@ -97,7 +98,7 @@ class Fleet:
     async def load(self, serial: int, candidate: Candidate) -> registry.Loaded:
         """Bring a version to its devices and to all workers; see `serving.registry.Host`."""
         settings = candidate.settings
-        devices = settings.devices or (await asyncio.to_thread(self._resolve, settings.device),)
+        devices = settings.devices or (await in_daemon_thread(self._resolve, settings.device),)
         devices = tuple(device for device in devices for _ in range(settings.instances))
         roles = self._engines_on(devices)
         plan = VersionPlan(candidate.model, settings, devices, tuple(role.number for role in roles))

@@ -18,6 +18,7 @@ from service.errors import SettingsError, StartupError
 from service.model.directory import ModelDirectory
 from service.model.loading import in_process_engine, load_session, preprocessing_of
 from service.serving.control import ModelControl
+from service.serving.reading import in_daemon_thread
 from service.serving.registry import Candidate, Loaded, Registry, Repository, worst
 from service.serving.served import Served, ServedModels
 from service.serving.states import ModelState, VersionStatus
@@ -73,7 +74,7 @@ class InProcessHost:
     async def _resolved(self, device: str) -> str:
         """Return what a device stands for; what it stood for once it stands for always."""
         if device not in self._resolved_devices:
-            self._resolved_devices[device] = await asyncio.to_thread(resolve_device, device)
+            self._resolved_devices[device] = await in_daemon_thread(resolve_device, device)
         return self._resolved_devices[device]
 
     async def publish(self, statuses: Sequence[VersionStatus], serials: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Reads that may never end, as from a volume whose server is gone: in threads that nobody has to wait for.
+"""Reads that may never end, as from a volume whose server is gone, in threads that nobody has to wait for.
 
 The event loop's own threads are waited for when the loop ends, and would keep the service from ending.
 """

@@ -13,6 +13,7 @@ import pytest
 from service.http.connection.protocol import MAX_HEAD_BYTES
 from service.model.directory import ModelDirectory
 from tests.integration.conftest import PATIENCE_S, Connection, Process, service_thread
+from tests.service import tiny_model
 from tests.service.pictures import photo
 
 PHOTO = photo("JPEG")
@@ -133,7 +134,13 @@ def test_client_that_goes_away_is_dropped_from_the_queue(model: ModelDirectory, 
         held.join(PATIENCE_S)
         assert _ask(service.port) == 200
         assert service.session.sizes == [1, 1]
-        assert service.parts.metrics.registry.get_sample_value("dat_dropped_images_total", {"reason": "cancelled"}) == 1
+        assert (
+            service.parts.metrics.registry.get_sample_value(
+                "dat_dropped_images_total",
+                {"model": tiny_model.NAME, "version": str(tiny_model.VERSION), "reason": "cancelled"},
+            )
+            == 1
+        )
 
 
 def test_client_that_goes_away_is_noticed_though_it_has_sent_another_request_meanwhile(model: ModelDirectory) -> None:

@@ -68,7 +68,7 @@ def main(repository, photo):
 
     async def started(self, sockets=None):
         await startup(self, sockets)
-        await self.config.app.state.service.engine.wait_ready()
+        await self.config.app.state.service.started.wait()
         self.ready.set()
 
     Server.ready = threading.Event()
