@@ -156,5 +156,6 @@ class WorkerHosting:
         await served.wait_unused()
         await engine.wait_empty()
         await engine.stop()
+        served.let_go()
         del self._versions[serial], self._engines[serial], served, engine
         self._supervisor.send(Unloaded(serial))

@@ -91,6 +91,7 @@ class InProcessHost:
         await served.wait_unused()
         await served.engine.wait_empty()
         await served.engine.stop(_STOP_S)
+        served.let_go()
         del self._served[serial]
         self._forget(served.name, served.version)
 

@@ -100,6 +100,10 @@ class Served:
         if self._requests == 0:
             self._unused.set()
 
+    def let_go(self) -> None:
+        """Hold the engine no more, which has been stopped; a request that has ended may be remembered for long."""
+        del self.engine
+
     async def wait_unused(self) -> None:
         """Return when no request keeps it."""
         await self._unused.wait()

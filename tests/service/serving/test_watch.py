@@ -227,10 +227,17 @@ async def test_it_looks_by_itself_until_it_is_cancelled(tmp_path: Path) -> None:
         await task
 
 
-async def test_what_is_no_failure_of_a_model_ends_the_watch(tmp_path: Path) -> None:
+async def test_a_look_that_fails_as_nobody_expected_is_not_the_last(tmp_path: Path) -> None:
     watched = Watched(tmp_path, watch_interval_ms=1)
     watched.put("a", 1)
     watched.error = RuntimeError("a mistake in the program")
+    watching = asyncio.create_task(watched.watch.run())
     async with asyncio.timeout(PATIENCE_S):
-        with pytest.raises(RuntimeError, match="mistake"):
-            await watched.watch.run()
+        await watched.called.wait()
+        watched.error = None
+        watched.called.clear()
+        watched.put("a", 2)
+        await watched.called.wait()
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert watched.loaded == ["a", "a"]
