@@ -30,7 +30,8 @@ def test_every_setting_is_of_whoever_answers_or_of_serving_alone() -> None:
         "version_policy", "model_control", "watch_repository", "watch_interval_ms", "instances", "devices", "host",
         "port", "root_path", "forwarded_allow_ips", "workers", "max_images", "max_queued_images",
         "max_input_pixels", "max_wait_ms", "timeout_ms", "receive_timeout_ms", "keep_alive_timeout_ms",
-        "drain_timeout_ms", "heartbeat_timeout_ms", "max_restart_delay_ms", "explain", "v2_outputs", "tracing", "api_keys", "cors_origins",
+        "drain_timeout_ms", "heartbeat_timeout_ms", "max_restart_delay_ms", "explain", "v2_outputs", "tracing", "api_keys",
+        "cors_origins",
         "tls_certificate", "tls_key", "tls_key_password", "tls_ca_certificates",
     }  # fmt: skip
     of_some_commands = {"top_k"}
