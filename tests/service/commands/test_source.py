@@ -27,12 +27,11 @@ def test_what_a_server_has_chosen_cannot_be_asked_of_it() -> None:
 
 def test_every_setting_is_of_whoever_answers_or_of_serving_alone() -> None:
     serving_alone = {
-        "version_policy", "model_control", "watch_repository", "watch_interval_ms", "instances", "devices", "host",
-        "port", "root_path", "forwarded_allow_ips", "workers", "max_images", "max_queued_images",
+        "version_policy", "model_control", "watch_repository", "watch_interval_ms", "instances", "devices",
+        "host", "port", "root_path", "forwarded_allow_ips", "workers", "max_images", "max_queued_images",
         "max_input_pixels", "max_wait_ms", "timeout_ms", "receive_timeout_ms", "keep_alive_timeout_ms",
-        "drain_timeout_ms", "heartbeat_timeout_ms", "max_restart_delay_ms", "explain", "v2_outputs", "tracing", "api_keys",
-        "cors_origins",
-        "tls_certificate", "tls_key", "tls_key_password", "tls_ca_certificates",
+        "drain_timeout_ms", "heartbeat_timeout_ms", "max_restart_delay_ms", "explain", "v2_outputs", "tracing",
+        "api_keys", "cors_origins", "tls_certificate", "tls_key", "tls_key_password", "tls_ca_certificates",
     }  # fmt: skip
     of_some_commands = {"top_k"}
     offered = {action.dest for action in parser()._actions}
