@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
+from functools import partial
 from typing import Any
 
 from service.commands.options import settings_from
-from service.engine.board import Board
-from service.engine.core import EngineCore
 from service.engine.runtime.session import resolve_device
-from service.engine.slots import SlotPool
 from service.model.directory import ModelDirectory
-from service.model.loading import graphs_of, input_shape, load_session
+from service.model.loading import graphs_of, load_session, warmed_up
 from service.serving.repository import ModelRepository
 from service.settings import Settings, add_options
 from service.telemetry.logs import configure_logging
@@ -50,15 +47,7 @@ def _check_device(settings: Settings, model: ModelDirectory, device: str, *, is_
     """Load and warm up what would be served on a device, as an engine does, and say it; raises StartupError."""
     manifest = model.manifest
     graphs = graphs_of(model, settings, buckets=settings.buckets_for(device))
-    core = EngineCore(
-        graphs,
-        {graph.key: load_session(model, graph, device=device, settings=settings) for graph in graphs},
-        SlotPool(1, input_shape(manifest)),
-        Board(workers=1, engines=1).engines[0],
-        input_shape=input_shape(manifest),
-        clock=time.monotonic,
-    )
-    core.warm_up()
+    core = warmed_up(model, graphs, partial(load_session, model, device=device, settings=settings))
     costs = core.batcher.costs[graphs[0].key].own
     run_ms = {bucket: costs.run_s(bucket) * 1000 for bucket in costs.buckets}
     height, width, outputs = manifest.input.height, manifest.input.width, tuple(graphs[0].outputs)

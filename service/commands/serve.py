@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
 
 from service.commands.options import settings_from
@@ -70,7 +71,7 @@ def _serve_with_processes(settings: Settings, candidates: Sequence[Candidate], r
     with metrics_directory() as directory:
         plan = Plan(settings, candidates[0].name, directory)
         supervisor = Supervisor(
-            plan, listener, candidates, repository, resolve=_resolved_elsewhere, prove=try_candidate
+            plan, listener, candidates, repository, resolve=cache(_resolved_elsewhere), prove=try_candidate
         )
         _log_listening(settings, listener, candidates, workers=settings.workers)
         return supervisor.run()

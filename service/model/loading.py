@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from service.engine.core import EngineObserver
+from service.engine.board import Board
+from service.engine.core import EngineCore, EngineObserver
 from service.engine.device_turns import DeviceTurns
 from service.engine.graphs import Graph
 from service.engine.in_process import InProcessEngine
 from service.engine.room import Room
 from service.engine.runtime.options import Device, DeviceOptions
+from service.engine.runtime.selfcheck import Parity
 from service.engine.runtime.session import OnnxSession
+from service.engine.slots import SlotPool
 from service.engine.types import Session
 from service.errors import RepositoryError
 from service.images.preprocessing import Preprocessing
@@ -108,6 +112,40 @@ def load_session(
     )
 
 
+class SessionLoader:
+    """Loads a model's graphs on one device as `load_session` does, and remembers how far each is from the CPU."""
+
+    def __init__(self, model: ModelDirectory, *, device: str, settings: Settings, threads: int | None = None) -> None:
+        self._load = partial(load_session, model, device=device, settings=settings, threads=threads)
+        self.parities: list[Parity] = []
+        """Of the graphs that were compared with the CPU."""
+
+    def __call__(self, graph: Graph) -> OnnxSession:
+        """Load a graph; raises StartupError."""
+        session = self._load(graph)
+        if session.parity is not None:
+            self.parities.append(session.parity)
+        return session
+
+
+def warmed_up(model: ModelDirectory, graphs: Sequence[Graph], load: Callable[[Graph], Session]) -> EngineCore:
+    """Load a model's graphs and run every bucket of each, as an engine does that is to serve it; raises StartupError.
+
+    The core that is returned knows what each run takes; it has a slot for one image, and is of no use to anybody else.
+    """
+    shape = input_shape(model.manifest)
+    core = EngineCore(
+        graphs,
+        {graph.key: load(graph) for graph in graphs},
+        SlotPool(1, shape),
+        Board(workers=1, engines=1).engines[0],
+        input_shape=shape,
+        clock=time.monotonic,
+    )
+    core.warm_up()
+    return core
+
+
 def explain_options(options: DeviceOptions) -> DeviceOptions:
     """Return how the graph that says where the model looked is run, beside a model that is run with `options`.
 
@@ -132,18 +170,18 @@ def in_process_engine(
     model: ModelDirectory,
     *,
     device: str,
+    load: Callable[[Graph], Session],
     room: Room,
     turns: DeviceTurns | None = None,
     observer: EngineObserver | None = None,
-    load: Callable[[Graph], Session] | None = None,
 ) -> InProcessEngine:
-    """Return an engine, not started, that will load `model` on `device`, a resolved one, in a thread.
+    """Return an engine, not started, that will run `model` on `device`, a resolved one, in a thread.
 
-    `load` is asked for the session of each graph; left out, it is loaded as the settings say.
+    `load` is asked there for the session of each graph.
     """
     return InProcessEngine(
         graphs_of(model, settings, buckets=settings.buckets_for(device)),
-        load or partial(load_session, model, device=device, settings=settings),
+        load,
         input_shape=input_shape(model.manifest),
         room=room,
         turns=turns,

@@ -20,7 +20,7 @@ from service.images.limits import UnusableImage
 from service.images.pool import DecodePool
 from service.images.preprocessing import decode_into, prepare_pillow
 from service.model.directory import ModelDirectory
-from service.model.loading import in_process_engine, preprocessing_of
+from service.model.loading import SessionLoader, in_process_engine, preprocessing_of
 from service.model.selection import only_model
 from service.predictors.types import Fault, PredictorFailed, PredictorModel, Ranking, ranked
 from service.settings import Settings
@@ -118,7 +118,9 @@ async def open_predictor(settings: Settings, *, concurrency: int | None = None) 
     }
     # An image that was given up keeps its slot while a thread or a batch is still at it.
     room = Room(under_way + settings.decode_thread_count + largest_batch)
-    engine = in_process_engine(settings.model_copy(update=used), model, device=device, room=room)
+    settings = settings.model_copy(update=used)
+    load = SessionLoader(model, device=device, settings=settings)
+    engine = in_process_engine(settings, model, device=device, load=load, room=room)
     pool = DecodePool(settings.decode_thread_count)
     await engine.start()
     try:

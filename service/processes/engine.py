@@ -11,12 +11,9 @@ from typing import Any
 from service.engine.board import engine_name
 from service.engine.control import ControlSocket
 from service.engine.device_turns import DeviceTurns
-from service.engine.graphs import Graph
 from service.engine.linked import LinkedEngine
 from service.engine.process import EngineProcess
-from service.engine.runtime.selfcheck import Parity
-from service.engine.runtime.session import OnnxSession
-from service.model.loading import load_session
+from service.model.loading import SessionLoader
 from service.processes.plan import Plan, VersionPlan
 from service.telemetry.metrics import Metrics
 
@@ -47,20 +44,13 @@ class _Engines:
         """Return the engine of a version; see `engine.process.MakeEngine`."""
         place = plan.engines.index(self._number)
         manifest, settings, device = plan.model.manifest, plan.settings, plan.devices[place]
-        parities: list[Parity] = []
-
-        def load(graph: Graph) -> OnnxSession:
-            session = load_session(plan.model, graph, device=device, settings=settings, threads=plan.threads)
-            if session.parity is not None:
-                parities.append(session.parity)
-            return session
-
+        loader = SessionLoader(plan.model, device=device, settings=settings, threads=plan.threads)
         return LinkedEngine(
-            load,
+            loader,
             row=plan.board(board).engines[place],
             geometry=plan.geometry,
             contender=self._turns.join(),
-            on_loaded=lambda: on_loaded(tuple(parities)),
+            on_loaded=lambda: on_loaded(tuple(loader.parities)),
             on_failed=on_failed,
             on_end=on_end,
             max_delay_s=settings.max_delay_ms / 1000,

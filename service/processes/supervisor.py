@@ -22,11 +22,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import signal
 import socket
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -34,11 +31,12 @@ from typing import Any
 from prometheus_client.multiprocess import mark_process_dead
 
 from service.access.key_limits import KeyLimits
-from service.engine.control import ControlSocket, End, Ping, Pong, Ready
+from service.engine.control import End, Ping, Pong, Ready
 from service.errors import NotReady, ServiceError, StartupError
 from service.processes.fleet import Fleet
 from service.processes.plan import Change, Changed, LoadEnded, Plan, Processes
 from service.processes.roles import Child, EngineRole, Role, WorkerRole, living
+from service.processes.spawning import how_it_ended, spawn
 from service.serving.registry import Candidate, Registry, Repository
 from service.serving.states import ModelState, VersionStatus
 from service.serving.watch import RepositoryWatch
@@ -187,7 +185,7 @@ class Supervisor:
             started_s = loop.time()
             status = await self._watch(role, child)
             self._forget(role, child)
-            how = child.failure or _how_it_ended(status)
+            how = child.failure or how_it_ended(status)
             if not role.was_ready and not self._is_started:
                 raise StartupError(f"{role.name} {how} before it was ready")
             if isinstance(role, EngineRole) and not role.was_ready and not self._fleet.uses(role):
@@ -203,13 +201,7 @@ class Supervisor:
             delay_s = min(delay_s * 2, max(self._settings.max_restart_delay_ms / 1000, _FIRST_DELAY_S))
 
     async def _start(self, role: Role) -> Child:
-        ours, theirs = ControlSocket.pair()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "service.processes.child", str(theirs.fileno()), str(os.getpid()),
-            stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
-            env=os.environ | {VARIABLE: str(self._plan.metrics_directory)},
-        )  # fmt: skip
-        theirs.close()
+        process, ours = await spawn({VARIABLE: str(self._plan.metrics_directory)})
         child = role.child = Child(process, ours)
         start, descriptors = role.begin()
         ours.send(start, descriptors)
@@ -295,7 +287,7 @@ class Supervisor:
         child.control.close()
         role.child = None
         role.end()
-        self._fleet.lost(role, child.failure or _how_it_ended(child.process.returncode or 0))
+        self._fleet.lost(role, child.failure or how_it_ended(child.process.returncode or 0))
         mark_process_dead(child.process.pid, str(self._plan.metrics_directory))  # type: ignore[no-untyped-call]
 
     async def _drain(self) -> None:
@@ -330,7 +322,3 @@ class _ByWorkers:
     def load_ended(self, *, model: str, outcome: LoadOutcome, duration_s: float = 0.0) -> None:
         for child in living(self._workers)[:1]:
             child.control.send(LoadEnded(model, outcome, duration_s))
-
-
-def _how_it_ended(status: int) -> str:
-    return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"

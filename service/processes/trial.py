@@ -2,8 +2,8 @@
 
 Whatever a version may do that is broken, truncated or lying, or asks for more memory than there is, it does here first.
 The process has no privilege over the memory that the service needs: where memory runs out, the kernel ends it before
-all others; on the CPU it is, besides, refused more than is available when it begins. It leaves the
-processors to others where these want them.
+all others; on the CPU it is, besides, refused more than is available when it begins. It leaves the processors to others
+where these want them.
 """
 
 from __future__ import annotations
@@ -13,22 +13,17 @@ import logging
 import os
 import resource
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.engine.board import Board
 from service.engine.control import ControlSocket, Start
-from service.engine.core import EngineCore
 from service.engine.runtime.session import OnnxSession, resolve_device
-from service.engine.slots import SlotPool
 from service.engine.types import Outputs, Pixels
 from service.errors import StartupError
-from service.model.loading import graphs_of, input_shape, load_session
+from service.model.loading import SessionLoader, graphs_of, warmed_up
 from service.processes.processor_time import processor_ticks
+from service.processes.spawning import how_it_ended, spawn
 from service.serving.registry import Candidate
 
 _log = logging.getLogger(__name__)
@@ -55,13 +50,8 @@ class Verdict:
 
 async def try_candidate(candidate: Candidate) -> None:
     """Try a candidate on each of its devices; raises StartupError, with the reason, where it cannot be served."""
-    ours, theirs = ControlSocket.pair()
+    process, ours = await spawn()
     try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "service.processes.child", str(theirs.fileno()), str(os.getpid()),
-            stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
-        )  # fmt: skip
-        theirs.close()
         try:
             ours.send(Start(run_trial, (candidate,)))
             status = await _end_of(process, idle_s=candidate.settings.hang_timeout_ms / 1000)
@@ -103,8 +93,7 @@ def _how_it_ended(status: int, longest_ms: int) -> str:
         case signal.SIGKILL:
             return "The process that tried it was killed, as happens where memory does not suffice."
         case _:
-            how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-            return f"The process that tried it {how}."
+            return f"The process that tried it {how_it_ended(status)}."
 
 
 class _Bounded:
@@ -151,20 +140,10 @@ def run_trial(control: ControlSocket, descriptors: Sequence[int], candidate: Can
 def _try(candidate: Candidate, device: str) -> None:
     """Load and warm up a candidate on a device as an engine does; raises StartupError."""
     model, settings = candidate.model, candidate.settings
-    graphs, longest_s = (
-        graphs_of(model, settings, buckets=settings.buckets_for(device)),
-        settings.hang_timeout_ms / 1000,
-    )
-    sessions = {graph.key: load_session(model, graph, device=device, settings=settings, threads=1) for graph in graphs}
-    core = EngineCore(
-        graphs,
-        {key: _Bounded(session, longest_s=longest_s) for key, session in sessions.items()},
-        SlotPool(1, input_shape(model.manifest)),
-        Board(workers=1, engines=1).engines[0],
-        input_shape=input_shape(model.manifest),
-        clock=time.monotonic,
-    )
-    core.warm_up()
+    load = SessionLoader(model, device=device, settings=settings, threads=1)
+    longest_s = settings.hang_timeout_ms / 1000
+    graphs = graphs_of(model, settings, buckets=settings.buckets_for(device))
+    warmed_up(model, graphs, lambda graph: _Bounded(load(graph), longest_s=longest_s))
 
 
 def _limit_memory() -> None:

@@ -6,17 +6,14 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from functools import cache
 
 from service.engine.device_turns import DeviceTurns
-from service.engine.graphs import Graph
 from service.engine.room import Room
-from service.engine.runtime.selfcheck import Parity
-from service.engine.runtime.session import OnnxSession, resolve_device
+from service.engine.runtime.session import resolve_device
 from service.engine.types import EngineState
 from service.errors import SettingsError, StartupError
-from service.model.directory import ModelDirectory
-from service.model.loading import in_process_engine, load_session, preprocessing_of
+from service.model.loading import SessionLoader, in_process_engine, preprocessing_of
 from service.serving.control import ModelControl
 from service.serving.reading import in_daemon_thread
 from service.serving.registry import Candidate, Loaded, Registry, Repository, worst
@@ -41,22 +38,22 @@ class InProcessHost:
         self._room = Room(settings.max_queued_images)
         self._devices: defaultdict[str, DeviceTurns] = defaultdict(DeviceTurns)
         self._served: dict[int, Served] = {}
-        self._resolved_devices: dict[str, str] = {}
+        self._resolve = cache(resolve_device)  # what a device stood for once it stands for always
 
     async def load(self, serial: int, candidate: Candidate) -> Loaded:
         """Load a version in a thread of its own; see `registry.Host`."""
         model, settings = candidate.model, candidate.settings
-        device = await self._resolved(device_of(settings))
+        device = await in_daemon_thread(self._resolve, device_of(settings))
         metrics = self._metrics.of_model(candidate.name, candidate.version)
-        parities: list[Parity] = []
+        loader = SessionLoader(model, device=device, settings=settings)
         engine = in_process_engine(
             settings,
             model,
             device=device,
+            load=loader,
             room=self._room,
             turns=self._devices[device],
             observer=metrics,
-            load=partial(_load, model, device, settings, parities),
         )
         await engine.start()
         try:
@@ -69,13 +66,7 @@ class InProcessHost:
             self._forget(candidate.name, candidate.version)
             raise
         self._served[serial] = Served(model, settings, engine, preprocessing_of(model.manifest, settings), metrics)
-        return Loaded((device,), worst(parities))
-
-    async def _resolved(self, device: str) -> str:
-        """Return what a device stands for; what it stood for once it stands for always."""
-        if device not in self._resolved_devices:
-            self._resolved_devices[device] = await in_daemon_thread(resolve_device, device)
-        return self._resolved_devices[device]
+        return Loaded((device,), worst(loader.parities))
 
     async def publish(self, statuses: Sequence[VersionStatus], serials: Sequence[int]) -> None:
         """Give requests to these versions alone; see `registry.Host`."""
@@ -114,13 +105,6 @@ def device_of(settings: Settings) -> str:
     return settings.device
 
 
-def _load(model: ModelDirectory, device: str, settings: Settings, parities: list[Parity], graph: Graph) -> OnnxSession:
-    session = load_session(model, graph, device=device, settings=settings)
-    if session.parity is not None:
-        parities.append(session.parity)
-    return session
-
-
 class InProcessHosting:
     """Keeps the models of this process's application served; see `control.Hosting`.
 
@@ -145,7 +129,6 @@ class InProcessHosting:
         self._registry = Registry(
             repository, self._host, prove=prove, observer=metrics, lists_repository=settings.model_control
         )
-        self._control = self._registry if settings.model_control else None
         self._starting: asyncio.Task[None]
         self._watching: asyncio.Task[None] | None = None
 
@@ -157,7 +140,7 @@ class InProcessHosting:
     @property
     def control(self) -> ModelControl | None:
         """What loads and unloads models; None where the settings do not allow that."""
-        return self._control
+        return self._registry if self._settings.model_control else None
 
     async def start(self) -> None:
         """Begin to load, and return at once."""

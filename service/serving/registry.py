@@ -271,9 +271,7 @@ class Registry:
         await self._publish()
 
     async def _leave(self, name: str, leaving: Sequence[_Version], replaced: Sequence[int] = ()) -> None:
-        """Give versions, and loads that others have replaced, no requests any more; let go of them when they are
-        idle.
-        """
+        """Give no more requests to versions, and to loads that others have replaced, and let go of them when idle."""
         for each in leaving:
             each.status = replace(each.status, state=ModelState.DRAINING, is_default=False)
         self._choose_default(name)
