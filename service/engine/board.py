@@ -69,24 +69,18 @@ class WorkerRow(ctypes.Structure):
 
     _fields_ = (
         ("admitted", ctypes.c_int64),
-        ("admitted_bulk", ctypes.c_int64),
-        ("answered", ctypes.c_int64),
         ("admitted_pixels", ctypes.c_int64),
         ("admitted_bulk_pixels", ctypes.c_int64),
         ("answered_pixels", ctypes.c_int64),
     )
     admitted: int
     """Images from being decoded to being answered."""
-    admitted_bulk: int
-    """Those of them that are bulk."""
-    answered: int
-    """Images that it ever answered."""
     admitted_pixels: int
     """The pixels of those admitted: what they are in work, where images are of several sizes."""
     admitted_bulk_pixels: int
     """Of those that are bulk."""
     answered_pixels: int
-    """And of those answered."""
+    """Of all images that it ever answered."""
     waiting: ctypes.Array[ctypes.c_int64]
     """For each engine, how many of the images are in its hands."""
 
@@ -121,16 +115,6 @@ class Board:
     def admitted(self) -> int:
         """Images of the version in the service, from being decoded to being answered."""
         return sum([row.admitted for row in self.workers])
-
-    @property
-    def admitted_bulk(self) -> int:
-        """Those of the images in the service that are bulk."""
-        return sum([row.admitted_bulk for row in self.workers])
-
-    @property
-    def answered(self) -> int:
-        """Images that the workers who live ever answered."""
-        return sum([row.answered for row in self.workers])
 
     @property
     def admitted_pixels(self) -> int:

@@ -86,7 +86,6 @@ class EngineClient(ABC):
         """Of the images that may be here at once: as many as the slots have of the model's own size."""
         self._bulk_slots: set[int] = set()
         self._bulk_pixels = 0
-        self._answered = 0
         self._answered_pixels = 0
         self._state = EngineState.LOADING
         self._failure: str | None = None
@@ -153,9 +152,9 @@ class EngineClient(ABC):
         return Backlog((self._board.admitted_pixels - bulk) / one, bulk / one)
 
     @property
-    def answered(self) -> int:
-        """Images that were ever answered, by all workers that live."""
-        return self._board.answered
+    def answered(self) -> float:
+        """What was ever answered, by all workers that live, counted in images of the model's own size."""
+        return self._board.answered_pixels / self._pool.own_pixels
 
     @abstractmethod
     async def start(self) -> None:
@@ -353,18 +352,16 @@ class EngineClient(ABC):
 
     def _room_changed(self) -> None:
         """Note that slots were taken or given back."""
-        row = self._row
-        if self._pool.in_use > len(self._given_up):
+        row, pool = self._row, self._pool
+        in_use = row.admitted = pool.in_use
+        row.admitted_pixels = pool.pixels_in_use
+        row.admitted_bulk_pixels, row.answered_pixels = self._bulk_pixels, self._answered_pixels
+        if in_use > len(self._given_up):
             self._empty.clear()
         else:
             self._empty.set()
-        row.admitted, row.admitted_bulk, row.answered = self._pool.in_use, len(self._bulk_slots), self._answered
-        row.admitted_pixels, row.admitted_bulk_pixels = self._pool.pixels_in_use, self._bulk_pixels
-        row.answered_pixels = self._answered_pixels
-        board, one = self._board, self._pool.own_pixels
-        self._admission.rate.observe(
-            self._clock(), images=board.admitted_pixels / one, answered=board.answered_pixels / one
-        )
+        images = self._board.admitted_pixels / pool.own_pixels
+        self._admission.rate.observe(self._clock(), images=images, answered=self.answered)
 
     def _post(self, callback: Callable[..., None], *args: object) -> None:
         """Have the loop call back, from any thread."""
@@ -384,7 +381,6 @@ class EngineClient(ABC):
                 if call is not None:
                     call.fail(end.error())
                 continue
-            self._answered += 1
             self._answered_pixels += pixels_of(self._pool.shape_of(slot))
             if call is not None:
                 call.answer(ticket, Answer(self._pool.collect(slot), end))

@@ -20,7 +20,7 @@ from service.engine.device_turns import DeviceTurns
 from service.engine.room import Room
 from service.engine.shared import Geometry, SharedSlots
 from service.engine.types import EngineState
-from service.errors import LoadFailed, NotReady, RepositoryError
+from service.errors import NotReady
 from service.model.directory import open_model
 from service.processes.fleet import Fleet
 from service.processes.plan import Plan, Publish, Published
@@ -36,14 +36,8 @@ from tests.integration.conftest import service_process
 from tests.service import tiny_model
 from tests.service.conftest import until
 from tests.service.engine.fakes import ScriptedSession, classify, model_graph, running_in_thread
-from tests.service.serving.test_registry import FakeHost, FakeRepository, registry_of
 
-READY, FAILED, UNLOADED = ModelState.READY, ModelState.FAILED, ModelState.UNLOADED
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> FakeRepository:
-    return FakeRepository(tmp_path)
+READY = ModelState.READY
 
 
 def test_a_worker_in_which_nothing_is_loaded_yet_knows_what_is_served() -> None:
@@ -82,102 +76,6 @@ async def test_a_model_that_hangs_can_be_unloaded(session: ScriptedSession) -> N
             await call
         async with asyncio.timeout(1.0):  # what `unload` waits for
             await engine.wait_empty()
-
-
-@pytest.mark.parametrize("place", ["prove", "load"])
-async def test_a_load_that_fails_as_nobody_expected_says_so_and_is_over(repository: FakeRepository, place: str) -> None:
-    """No descriptors, no processes: the system says OSError."""
-    host = FakeHost()
-
-    async def cannot(*_: object) -> None:
-        if armed:
-            raise OSError(24, "Too many open files")
-
-    armed = False
-    registry = registry_of(repository, host, prove=cannot)
-    await registry.start([repository.add("a", 1)])
-    armed = True
-    if place == "load":
-        host.load = cannot  # type: ignore[method-assign, assignment]
-        registry._prove = lambda _: asyncio.sleep(0)  # type: ignore[assignment]
-    repository.add("a", 2)
-    with pytest.raises(LoadFailed, match="Too many open files"):
-        await registry.load("a")
-    assert host.states() == {"a:1": READY, "a:2": FAILED}
-
-
-async def test_a_model_is_loaded_once_where_it_is_asked_for_while_the_service_starts(
-    repository: FakeRepository,
-) -> None:
-    host = FakeHost()
-    registry = registry_of(repository, host)
-    host.may_load.clear()
-    starting = asyncio.create_task(registry.start([repository.add("a", 1)]))
-    await until(lambda: host.asked.count("load a:1") == 1)
-    asked = asyncio.create_task(registry.load("a"))
-    await asyncio.sleep(0.1)
-    host.may_load.set()
-    await asyncio.gather(starting, asked)
-    assert host.asked.count("load a:1") == 1
-    await registry.unload("a")
-    assert host.loaded == {}
-
-
-async def test_a_model_that_is_unloaded_while_the_service_starts_is_not_served(repository: FakeRepository) -> None:
-    host = FakeHost()
-    registry = registry_of(repository, host)
-    host.may_load.clear()
-    starting = asyncio.create_task(registry.start([repository.add("a", 1), repository.add("b", 1)]))
-    await until(lambda: host.asked.count("load a:1") == 1)
-    leaving = asyncio.create_task(registry.unload("b"))
-    await asyncio.sleep(0.1)
-    host.may_load.set()
-    await asyncio.gather(starting, leaving)
-    assert host.states() == {"a:1": READY, "b:1": UNLOADED}
-
-
-async def test_of_several_wanted_versions_one_that_fails_leaves_all_as_it_was(repository: FakeRepository) -> None:
-    host = FakeHost()
-    registry = registry_of(repository, host)
-    repository.policy = lambda versions: versions[-2:]
-    await registry.start([repository.add("a", 1), repository.add("a", 2)])
-    repository.add("a", 3)
-    repository.add("a", 4)
-    repository.broken.add(("a", 4))
-    with pytest.raises(LoadFailed):
-        await registry.load("a")
-    assert host.serving == ["a:1", "a:2"]
-    assert host.status(2).is_default
-
-
-async def test_a_model_whose_wanted_versions_cannot_be_told_says_why(repository: FakeRepository) -> None:
-    """A repository that is gone, or a model's settings file that is broken."""
-    host = FakeHost()
-    registry = registry_of(repository, host)
-    await registry.start([repository.add("a", 1)])
-
-    def broken(_: list[int]) -> list[int]:
-        raise RepositoryError("the volume is gone")
-
-    repository.policy = broken
-    with pytest.raises(LoadFailed, match="the volume is gone"):
-        await registry.load("a")
-    assert host.serving == ["a:1"]
-
-
-async def test_a_version_that_failed_and_was_taken_away_is_forgotten_by_the_next_load(
-    repository: FakeRepository,
-) -> None:
-    host = FakeHost()
-    registry = registry_of(repository, host)
-    await registry.start([repository.add("a", 1)])
-    repository.add("a", 2)
-    repository.broken.add(("a", 2))
-    with pytest.raises(LoadFailed):
-        await registry.load("a")
-    repository.there["a"].remove(2)
-    await registry.load("a")
-    assert host.states() == {"a:1": READY}
 
 
 class Answering:

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.model import manifest as contract
 from tests.service import tiny_model
-from tests.service.tiny_model import CLASSES, MEAN, POOLS, SIZE, STD, weights
+from tests.service.tiny_model import CLASSES, MEAN, POOLS, SIZE, STD, vectors, weights
 
 NAME = "tiny-dynamic"
 MIN_SIDE, MAX_SIDE = 29, 2048
@@ -109,23 +109,8 @@ def _side(side: object) -> str | int:
 
 def graph() -> onnx.ModelProto:
     """The model's own graph."""
-    constants: dict[str, NDArray[np.generic]] = {
-        "scale": np.array(1 / 255, np.float32),
-        "mean": np.array(MEAN, np.float32).reshape(3, 1, 1),
-        "std": np.array(STD, np.float32).reshape(3, 1, 1),
-        "weights": weights(),
-        "axes": np.array([2, 3], np.int64),
-    }
-    nodes = [
-        helper.make_node("Cast", ["image"], ["wide"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["wide", "scale"], ["unit"]),
-        helper.make_node("Transpose", ["unit"], ["planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("Sub", ["planes", "mean"], ["centred"]),
-        helper.make_node("Div", ["centred", "std"], ["normalised"]),
-        helper.make_node("ReduceMean", ["normalised", "axes"], ["embedding"], keepdims=0),
-        helper.make_node("MatMul", ["embedding", "weights"], ["logits"]),
-        *(_pool("normalised", name, pool, is_partial=True) for name, pool in POOLS.items()),
-    ]
+    nodes, constants = vectors()
+    nodes += [_pool("normalised", name, pool, is_partial=True) for name, pool in POOLS.items()]
     maps: dict[str, tuple[object, ...]] = {name: (3, f"{name}_rows", f"{name}_columns") for name in POOLS}
     return _model(nodes, constants, {"logits": (CLASSES,), "embedding": (3,), **maps})
 

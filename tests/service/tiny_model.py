@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,9 +43,10 @@ def reference(images: NDArray[np.uint8], *, seed: int = SEED) -> dict[str, NDArr
     return {name: value.astype(np.float32) for name, value in outputs.items()}
 
 
-def graph(*, size: int = SIZE, seed: int = SEED) -> onnx.ModelProto:
+def vectors(*, seed: int = SEED) -> tuple[list[onnx.NodeProto], dict[str, NDArray[Any]]]:
+    """The nodes, with their constants, that give `logits` and `embedding` of images of any size, and `normalised`."""
     constants = {
-        "scale": np.float32(1 / 255),
+        "scale": np.array(1 / 255, np.float32),
         "mean": np.array(MEAN, np.float32).reshape(3, 1, 1),
         "std": np.array(STD, np.float32).reshape(3, 1, 1),
         "weights": weights(seed),
@@ -58,10 +60,15 @@ def graph(*, size: int = SIZE, seed: int = SEED) -> onnx.ModelProto:
         helper.make_node("Div", ["centred", "std"], ["normalised"]),
         helper.make_node("ReduceMean", ["normalised", "axes"], ["embedding"], keepdims=0),
         helper.make_node("MatMul", ["embedding", "weights"], ["logits"]),
-        *(
-            helper.make_node("AveragePool", ["normalised"], [name], kernel_shape=[pool, pool], strides=[pool, pool])
-            for name, pool in POOLS.items()
-        ),
+    ]
+    return nodes, constants
+
+
+def graph(*, size: int = SIZE, seed: int = SEED) -> onnx.ModelProto:
+    nodes, constants = vectors(seed=seed)
+    nodes += [
+        helper.make_node("AveragePool", ["normalised"], [name], kernel_shape=[pool, pool], strides=[pool, pool])
+        for name, pool in POOLS.items()
     ]
     outputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])

@@ -15,12 +15,12 @@ def test_the_board_is_one_for_all_and_empty_at_first() -> None:
     assert [row.state for row in other.engines] == [EngineState.DEAD] * 9
     assert (other.admitted, other.waiting(8), other.images_per_s) == (0, 0, None)
     for worker in board.workers:
-        worker.admitted, worker.admitted_bulk, worker.answered = 3, 1, 10
+        worker.admitted, worker.admitted_bulk_pixels, worker.answered_pixels = 3, 1, 10
         worker.waiting[8] = 2
     board.engines[8].state, board.engines[8].busy_since_s = EngineState.READY, 1.5
     board.engines[1].images_per_s, board.engines[8].images_per_s = 20.0, 30.0
     assert (other.admitted, other.waiting(8), other.waiting(7)) == (6, 4, 0)
-    assert (other.admitted_bulk, other.answered, other.images_per_s) == (2, 20, 50.0)
+    assert (other.admitted_bulk_pixels, other.answered_pixels, other.images_per_s) == (2, 20, 50.0)
     assert (other.engines[8].state, other.engines[8].busy_since_s) == (EngineState.READY, 1.5)
     board.engines[8].clear()
     assert (other.engines[8].state, other.engines[8].busy_since_s) == (EngineState.DEAD, 0)

@@ -253,18 +253,21 @@ async def test_a_failed_version_that_is_gone_is_shown_no_more(repository: FakeRe
     assert host.states() == {"a:1": READY}
 
 
-async def test_a_model_of_which_it_cannot_be_said_what_is_wanted_stays_and_says_why(repository: FakeRepository) -> None:
+@pytest.mark.parametrize("error", [SettingsError("a/settings.toml: no such setting"), RepositoryError("it is gone")])
+async def test_a_model_of_which_it_cannot_be_said_what_is_wanted_stays_and_says_why(
+    error: StartupError, repository: FakeRepository
+) -> None:
     host = FakeHost()
     registry = registry_of(repository, host)
     await registry.start([repository.add("a", 1)])
 
     def cannot(_: list[int]) -> list[int]:
-        raise SettingsError("a/settings.toml: there is no such setting")
+        raise error
 
     repository.policy = cannot
-    with pytest.raises(LoadFailed, match="no such setting"):
+    with pytest.raises(LoadFailed, match=str(error)):
         await registry.load("a")
-    assert (host.serving, host.status(1).reason) == (["a:1"], "a/settings.toml: there is no such setting.")
+    assert (host.serving, host.status(1).reason) == (["a:1"], f"{error}.")
 
 
 async def test_an_unloaded_model_gets_nothing_and_can_come_back(repository: FakeRepository) -> None:
@@ -319,6 +322,72 @@ async def test_changes_of_one_model_follow_each_other_and_of_two_go_side_by_side
     await asyncio.gather(*changes)
     assert host.asked.count("load a:2") == 1
     assert sorted(host.serving) == ["a:2", "b:2"]
+
+
+@pytest.mark.parametrize("place", ["prove", "load"])
+async def test_a_load_that_fails_as_nobody_expected_says_so_and_is_over(repository: FakeRepository, place: str) -> None:
+    """No descriptors, no processes: the system says OSError."""
+    host = FakeHost()
+
+    async def cannot(*_: object) -> None:
+        if armed:
+            raise OSError(24, "Too many open files")
+
+    armed = False
+    registry = registry_of(repository, host, prove=cannot)
+    await registry.start([repository.add("a", 1)])
+    armed = True
+    if place == "load":
+        host.load = cannot  # type: ignore[method-assign, assignment]
+        registry._prove = lambda _: asyncio.sleep(0)  # type: ignore[assignment]
+    repository.add("a", 2)
+    with pytest.raises(LoadFailed, match="Too many open files"):
+        await registry.load("a")
+    assert host.states() == {"a:1": READY, "a:2": FAILED}
+
+
+async def test_a_model_is_loaded_once_where_it_is_asked_for_while_the_service_starts(
+    repository: FakeRepository,
+) -> None:
+    host = FakeHost()
+    registry = registry_of(repository, host)
+    host.may_load.clear()
+    starting = asyncio.create_task(registry.start([repository.add("a", 1)]))
+    await until(lambda: host.asked.count("load a:1") == 1)
+    asked = asyncio.create_task(registry.load("a"))
+    await asyncio.sleep(0.1)
+    host.may_load.set()
+    await asyncio.gather(starting, asked)
+    assert host.asked.count("load a:1") == 1
+    await registry.unload("a")
+    assert host.loaded == {}
+
+
+async def test_a_model_that_is_unloaded_while_the_service_starts_is_not_served(repository: FakeRepository) -> None:
+    host = FakeHost()
+    registry = registry_of(repository, host)
+    host.may_load.clear()
+    starting = asyncio.create_task(registry.start([repository.add("a", 1), repository.add("b", 1)]))
+    await until(lambda: host.asked.count("load a:1") == 1)
+    leaving = asyncio.create_task(registry.unload("b"))
+    await asyncio.sleep(0.1)
+    host.may_load.set()
+    await asyncio.gather(starting, leaving)
+    assert host.states() == {"a:1": READY, "b:1": UNLOADED}
+
+
+async def test_of_several_wanted_versions_one_that_fails_leaves_all_as_it_was(repository: FakeRepository) -> None:
+    host = FakeHost()
+    registry = registry_of(repository, host)
+    repository.policy = lambda versions: versions[-2:]
+    await registry.start([repository.add("a", 1), repository.add("a", 2)])
+    repository.add("a", 3)
+    repository.add("a", 4)
+    repository.broken.add(("a", 4))
+    with pytest.raises(LoadFailed):
+        await registry.load("a")
+    assert host.serving == ["a:1", "a:2"]
+    assert host.status(2).is_default
 
 
 def test_the_worst_comparison_is_the_nearest_to_its_tolerance() -> None:
