@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from benchmarks.plain_dat import PlainDAT
 from benchmarks.products import ProductsAlone, matrix_products
+from export.source import from_seed
 from models.dat import DAT
-from models.variants import Variant
+from models.variants import VARIANTS, Variant
 from service.engine.runtime.options import DeviceOptions
 from service.engine.runtime.session import OnnxSession
 from service.engine.types import Pixels
@@ -77,6 +78,16 @@ class Subject:
         return self.variant.input_size, self.variant.input_size
 
 
+def make_subject(name: str, *, seed: int, device: str, batches: Sequence[int]) -> Subject:
+    """Return a variant with random weights by `seed`, in torch alone; its graphs are the caller's to add."""
+    variant = VARIANTS[name]
+    image_size = (variant.input_size, variant.input_size)
+    model = from_seed(seed, variant.config, image_size=image_size).model
+    plain = PlainDAT(variant.config, image_size).eval()
+    plain.load_state_dict(model.state_dict())
+    return Subject(variant=variant, model=model, plain=plain, device=device, batches=batches)
+
+
 class FromPixels(nn.Module):
     """A model with the normalisation in front, from uint8 (batch, height, width, 3) to logits alone."""
 
@@ -119,8 +130,13 @@ def available(subject: Subject) -> dict[str, Callable[[], Contender]]:
     makers: dict[str, Callable[[], Contender]] = {
         "torch-plain": partial(_torch, subject, PLAIN),
         "torch-ours": partial(_torch, subject, OURS),
-        "compile-plain": partial(_compiled, subject),
+        "compile-plain": partial(_compiled, subject, "compile-plain", "default"),
     }
+    if subject.device != "cpu":
+        makers |= {
+            f"compile-{mode}-plain": partial(_compiled, subject, f"compile-{mode}-plain", mode)
+            for mode in ("reduce-overhead", "max-autotune")
+        }
     makers |= {f"ort-{name}": partial(_onnxruntime, subject, name) for name in subject.graphs}
     if subject.device == "cpu":
         makers |= {
@@ -141,15 +157,14 @@ def _torch(subject: Subject, which: str) -> Contender:
     return Contender(f"torch-{which}", _in_torch(_placed(subject, which), subject.device), exact=_is_float32(subject))
 
 
-def _compiled(subject: Subject) -> Contender:
-    """torch.compile, on CUDA with its most thorough search; each batch size compiled for itself at its first run."""
+def _compiled(subject: Subject, name: str, mode: str) -> Contender:
+    """torch.compile; each batch size compiled for itself at its first run."""
     compiler = os.environ.get("CXX", "g++")
     if subject.device == "cpu" and shutil.which(compiler) is None:
         raise ContenderUnavailable(f"torch.compile needs a C++ compiler, and there is no {compiler}")
     torch._dynamo.config.recompile_limit = max(len(subject.batches), torch._dynamo.config.recompile_limit)
-    mode = "max-autotune" if subject.device == "cuda" else "default"
     compiled = torch.compile(_placed(subject, PLAIN), dynamic=False, mode=mode)
-    return Contender("compile-plain", _in_torch(compiled, subject.device), exact=_is_float32(subject))
+    return Contender(name, _in_torch(compiled, subject.device), exact=_is_float32(subject))
 
 
 def _placed(subject: Subject, which: str) -> nn.Module:

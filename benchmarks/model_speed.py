@@ -103,10 +103,10 @@ def _graph(text: str) -> tuple[str, str]:
 
 def _compare(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return what is measured of one variant."""
-    from benchmarks.contenders import LIMIT
+    from benchmarks.contenders import LIMIT, make_subject
 
     batches = tuple(arguments.batch or _BATCHES[arguments.device])
-    subject = _subject(name, arguments, batches)
+    subject = make_subject(name, seed=arguments.seed, device=arguments.device, batches=batches)
     _add_graphs(subject, arguments, folder)
     images = np.random.default_rng(1).integers(0, 256, (max(batches), *subject.image_size, 3), np.uint8)
     contenders, parity = _checked(subject, arguments.contenders, images)
@@ -131,19 +131,6 @@ def _compare(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str
         "parity": parity,
         "rows": rows,
     }
-
-
-def _subject(name: str, arguments: argparse.Namespace, batches: tuple[int, ...]) -> Subject:
-    from benchmarks.contenders import Subject
-    from benchmarks.plain_dat import PlainDAT
-    from export.source import from_seed
-
-    variant = VARIANTS[name]
-    image_size = (variant.input_size, variant.input_size)
-    model = from_seed(arguments.seed, variant.config, image_size=image_size).model
-    plain = PlainDAT(variant.config, image_size).eval()
-    plain.load_state_dict(model.state_dict())
-    return Subject(variant=variant, model=model, plain=plain, device=arguments.device, batches=batches)
 
 
 def _gmac(subject: Subject) -> float:

@@ -21,7 +21,8 @@ import numpy as np
 
 from benchmarks.tables import table
 from service.engine.runtime.binding import run_options
-from service.engine.runtime.loading import open_session
+from service.engine.runtime.loading import open_session, require_device
+from service.engine.runtime.options import Device, provider_options
 
 _KERNEL = "_kernel_time"
 
@@ -70,10 +71,16 @@ def shares(
     return sorted(rows, key=lambda row: -row["ms_per_image"])
 
 
-def profile(path: Path, *, batch: int, runs: int, outputs: Sequence[str]) -> list[NodeTime]:
-    """Run a graph of uint8 images `runs` times after a first run that is not counted, and return its nodes' times."""
+def profile(path: Path, *, batch: int, runs: int, outputs: Sequence[str], device: str = "cpu") -> list[NodeTime]:
+    """Run a graph of uint8 images `runs` times after a first run that is not counted, and return its nodes' times.
+
+    On `cuda` a node's time is that of launching it alone, unless CUDA_LAUNCH_BLOCKING=1 has each wait for its kernels.
+    """
+    chosen = Device.parse(device)
+    require_device(chosen)
+    providers = [(chosen.provider.name, provider_options(chosen, {}))]
     with tempfile.TemporaryDirectory() as folder:
-        session = open_session(str(path), [("CPUExecutionProvider", {})], threads=0, profile=Path(folder) / "profile")
+        session = open_session(str(path), providers, threads=0, profile=Path(folder) / "profile")
         given = session.get_inputs()[0]
         height, width = (side if isinstance(side, int) else 224 for side in given.shape[1:3])
         images = np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), np.uint8)
@@ -87,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print both tables."""
     arguments = _parser().parse_args(argv)
     batch, runs = arguments.batch, arguments.runs
-    times = profile(arguments.model, batch=batch, runs=runs, outputs=arguments.outputs)
+    times = profile(arguments.model, batch=batch, runs=runs, outputs=arguments.outputs, device=arguments.device)
     total_ms = sum(each.duration_us for each in times) / 1000 / runs / batch
     print(f"{arguments.model}, batch {batch}: {total_ms:.2f} ms an image in {len(times) // runs} nodes\n")
     print(table(shares(times, lambda each: {"operator": each.operator}, runs=runs, batch=batch)))
@@ -102,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--top", type=int, default=30, help="rows of the table by shapes")
     parser.add_argument("--outputs", nargs="+", default=["logits"])
     return parser
