@@ -59,7 +59,8 @@ class Fields(BaseModel):
     seen it alike."""
     device: str = "auto"
     """Device to run on: `auto`, `cpu`, `cuda` or `tensorrt`, with `:1` and so on for further GPUs. `auto` takes CUDA
-    where the runtime offers it; a device asked for by name is had or refused."""
+    where the runtime offers it; a device asked for by name is had or refused. `tensorrt` is an experiment that has not
+    been run on a GPU."""
     devices: Annotated[tuple[str, ...], NoDecode] = ()
     """Several devices to run on in place of `device`, separated by commas, as in cuda:0,cuda:1: each gets an engine
     process of its own, and a request goes to the one with the least waiting."""
