@@ -1,0 +1,346 @@
+// What each operator computes, on the CPU: the reference that a whole graph is compared through where there is no GPU.
+//
+// Written to be read, one value after the other; sums are float32, as the kernels of the GPU have them. Sources: the
+// modules of the same names in models/, which the tests compare these with.
+#include <float.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "operators.h"
+
+static const float SQRT_HALF = 0.70710678f, MASKED = -100.0f;
+
+static int64_t count(const Tensor* tensor) {
+  int64_t values = 1;
+  for (size_t axis = 0; axis < tensor->rank; axis++) values *= tensor->shape[axis];
+  return values;
+}
+
+// Write what is wrong, and return false.
+__attribute__((format(printf, 2, 3))) static bool say(char message[MESSAGE_BYTES], const char* format, ...) {
+  va_list values;
+  va_start(values, format);
+  vsnprintf(message, MESSAGE_BYTES, format, values);
+  va_end(values);
+  return false;
+}
+
+static bool equal(char message[MESSAGE_BYTES], const char* what, int64_t got, int64_t expected) {
+  return got == expected || say(message, "%s: %lld, and should be %lld", what, (long long)got, (long long)expected);
+}
+
+static bool divides(char message[MESSAGE_BYTES], const char* parts, int64_t number, const char* whole, int64_t total) {
+  return (number >= 1 && total % number == 0) ||
+         say(message, "%lld %s do not divide %lld %s", (long long)number, parts, (long long)total, whole);
+}
+
+static bool same_batch(char message[MESSAGE_BYTES], const Tensor* one, const Tensor* other) {
+  return equal(message, "images in the batch", other->shape[0], one->shape[0]);
+}
+
+static bool are_places(char message[MESSAGE_BYTES], const Tensor* positions) {
+  return equal(message, "coordinates of a position", positions->shape[3], 2);
+}
+
+// Turn scores into weights that sum to 1.
+static void softmax(float* scores, int64_t length) {
+  float largest = -FLT_MAX, sum = 0;
+  for (int64_t i = 0; i < length; i++) largest = fmaxf(largest, scores[i]);
+  for (int64_t i = 0; i < length; i++) sum += scores[i] = expf(scores[i] - largest);
+  for (int64_t i = 0; i < length; i++) scores[i] /= sum;
+}
+
+// ResidualLayerNorm: residual, x (..., channels), bias, gain, shift (channels) to their sum and its norm.
+
+static bool check_layer_norm(const Attributes* attributes, const Tensor* inputs, char message[MESSAGE_BYTES]) {
+  (void)attributes;
+  int64_t channels = inputs[0].shape[inputs[0].rank - 1];
+  bool alike = inputs[0].rank == inputs[1].rank &&
+               memcmp(inputs[0].shape, inputs[1].shape, inputs[0].rank * sizeof(int64_t)) == 0;
+  if (!alike) return say(message, "residual and x have different shapes");
+  return equal(message, "values of the bias", inputs[2].shape[0], channels) &&
+         equal(message, "values of the gain", inputs[3].shape[0], channels) &&
+         equal(message, "values of the shift", inputs[4].shape[0], channels);
+}
+
+static bool layer_norm(const Attributes* attributes, const Tensor* inputs, const Tensor* outputs) {
+  int64_t channels = inputs[2].shape[0], rows = channels ? count(&inputs[0]) / channels : 0;
+  const half *residual = inputs[0].data, *x = inputs[1].data, *bias = inputs[2].data;
+  const half *gain = inputs[3].data, *shift = inputs[4].data;
+  half *total = outputs[0].data, *normed = outputs[1].data;
+  float* sum = malloc(sizeof(float) * (size_t)(channels + 1));
+  if (sum == NULL) return false;
+  for (int64_t row = 0; row < rows; row++) {
+    int64_t at = row * channels;
+    float mean = 0, variance = 0;
+    for (int64_t c = 0; c < channels; c++) {
+      sum[c] = (float)residual[at + c] + (float)x[at + c] + (float)bias[c];
+      mean += sum[c] / (float)channels;
+    }
+    for (int64_t c = 0; c < channels; c++) variance += (sum[c] - mean) * (sum[c] - mean) / (float)channels;
+    float scale = 1 / sqrtf(variance + attributes->epsilon);
+    for (int64_t c = 0; c < channels; c++) {
+      total[at + c] = (half)sum[c];
+      normed[at + c] = (half)((sum[c] - mean) * scale * (float)gain[c] + (float)shift[c]);
+    }
+  }
+  free(sum);
+  return true;
+}
+
+// BiasGelu: x (..., channels) and bias (channels) to GELU(x + bias), by the error function.
+
+static bool check_gelu(const Attributes* attributes, const Tensor* inputs, char message[MESSAGE_BYTES]) {
+  (void)attributes;
+  int64_t channels = inputs[0].shape[inputs[0].rank - 1];
+  return equal(message, "values of the bias", inputs[1].shape[0], channels);
+}
+
+static bool gelu(const Attributes* attributes, const Tensor* inputs, const Tensor* outputs) {
+  (void)attributes;
+  const half *x = inputs[0].data, *bias = inputs[1].data;
+  half* out = outputs[0].data;
+  int64_t channels = inputs[1].shape[0], values = count(&inputs[0]);
+  for (int64_t i = 0; i < values; i++) {
+    float value = (float)x[i] + (float)bias[i % channels];
+    out[i] = (half)(value * 0.5f * (1 + erff(value * SQRT_HALF)));
+  }
+  return true;
+}
+
+// WindowAttention: qkv (batch, height, width, 3 channels), its bias (3 channels) and the position bias (heads, window^2,
+// window^2) to (batch, height, width, channels). Attributes: heads, window, shift.
+
+enum { HEADS, WINDOW, SHIFT, MAX_WINDOW = 64 };
+
+static bool check_window(const Attributes* attributes, const Tensor* inputs, char message[MESSAGE_BYTES]) {
+  int64_t heads = attributes->integers[HEADS], window = attributes->integers[WINDOW];
+  int64_t shift = attributes->integers[SHIFT], wide = inputs[0].shape[3];
+  if (window < 1 || window > MAX_WINDOW) return say(message, "a window of %lld", (long long)window);
+  if (shift < 0 || shift >= window)
+    return say(message, "a shift of %lld in a window of %lld", (long long)shift, (long long)window);
+  return divides(message, "parts", 3, "channels", wide) && divides(message, "heads", heads, "channels", wide / 3) &&
+         equal(message, "values of the bias", inputs[1].shape[0], wide) &&
+         equal(message, "heads of the position bias", inputs[2].shape[0], heads) &&
+         equal(message, "queries of the position bias", inputs[2].shape[1], window * window) &&
+         equal(message, "keys of the position bias", inputs[2].shape[2], window * window);
+}
+
+typedef struct {
+  const half *qkv, *bias, *position_bias;
+  half* out;
+  int64_t height, width, heads, head_dim, window, shift, padded_height, padded_width;
+} Windows;
+
+// One of query (0), key (1) or value (2) at a place of the rolled map; beyond the map the product is 0.
+static float projected(const Windows* w, int64_t image, int64_t y, int64_t x, int part, int64_t channel) {
+  int64_t channels = w->heads * w->head_dim, at = part * channels + channel;
+  int64_t row = (y + w->shift) % w->padded_height, column = (x + w->shift) % w->padded_width;
+  float value = (float)w->bias[at];
+  if (row < w->height && column < w->width)
+    value += (float)w->qkv[((image * w->height + row) * w->width + column) * 3 * channels + at];
+  return value;
+}
+
+static int region(const Windows* w, int64_t y, int64_t x) {
+  int rows = (y >= w->padded_height - w->window) + (y >= w->padded_height - w->shift);
+  return rows * 3 + (x >= w->padded_width - w->window) + (x >= w->padded_width - w->shift);
+}
+
+// One query and head: `scores` has room for the window's tokens.
+static void attend_in_window(const Windows* w, int64_t image, int64_t y, int64_t x, int64_t head, float* scores) {
+  int64_t tokens = w->window * w->window, first = head * w->head_dim;
+  int64_t top = y / w->window * w->window, left = x / w->window * w->window;
+  int64_t query = (y - top) * w->window + (x - left);
+  int64_t row = (y + w->shift) % w->padded_height, column = (x + w->shift) % w->padded_width;
+  if (row >= w->height || column >= w->width) return;
+  float scale = 1 / sqrtf((float)w->head_dim);
+  for (int64_t key = 0; key < tokens; key++) {
+    int64_t key_y = top + key / w->window, key_x = left + key % w->window;
+    float score = 0;
+    for (int64_t c = first; c < first + w->head_dim; c++)
+      score += projected(w, image, y, x, 0, c) * projected(w, image, key_y, key_x, 1, c);
+    scores[key] = score * scale + (float)w->position_bias[(head * tokens + query) * tokens + key];
+    if (w->shift > 0 && region(w, y, x) != region(w, key_y, key_x)) scores[key] += MASKED;
+  }
+  softmax(scores, tokens);
+  half* out = w->out + ((image * w->height + row) * w->width + column) * w->heads * w->head_dim;
+  for (int64_t c = first; c < first + w->head_dim; c++) {
+    float value = 0;
+    for (int64_t key = 0; key < tokens; key++)
+      value += scores[key] * projected(w, image, top + key / w->window, left + key % w->window, 2, c);
+    out[c] = (half)value;
+  }
+}
+
+static bool window_attention(const Attributes* attributes, const Tensor* inputs, const Tensor* outputs) {
+  int64_t window = attributes->integers[WINDOW], heads = attributes->integers[HEADS];
+  const int64_t* shape = inputs[0].shape;
+  Windows w = {
+      .qkv = inputs[0].data, .bias = inputs[1].data, .position_bias = inputs[2].data, .out = outputs[0].data,
+      .height = shape[1], .width = shape[2], .heads = heads, .head_dim = shape[3] / 3 / heads, .window = window,
+      .shift = attributes->integers[SHIFT], .padded_height = (shape[1] + window - 1) / window * window,
+      .padded_width = (shape[2] + window - 1) / window * window,
+  };
+  float* scores = malloc(sizeof(float) * (size_t)(window * window));
+  if (scores == NULL) return false;
+  for (int64_t image = 0; image < shape[0]; image++)
+    for (int64_t y = 0; y < w.padded_height; y++)
+      for (int64_t x = 0; x < w.padded_width; x++)
+        for (int64_t head = 0; head < heads; head++) attend_in_window(&w, image, y, x, head, scores);
+  free(scores);
+  return true;
+}
+
+// The bilinear value of a map at (y, x) in [-1, 1], whose pixels are `step` values apart; 0 outside.
+static float sampled(const half* map, int64_t height, int64_t width, int64_t step, float y, float x) {
+  float row = (y + 1) / 2 * (float)(height - 1), column = (x + 1) / 2 * (float)(width - 1), value = 0;
+  float top = floorf(row), left = floorf(column);
+  for (int corner = 0; corner < 4; corner++) {
+    float at_y = top + (float)(corner / 2), at_x = left + (float)(corner % 2);
+    if (!(at_y >= 0 && at_y < (float)height && at_x >= 0 && at_x < (float)width)) continue;
+    float weight = (1 - fabsf(row - at_y)) * (1 - fabsf(column - at_x));
+    value += weight * (float)map[((int64_t)at_y * width + (int64_t)at_x) * step];
+  }
+  return value;
+}
+
+// SampleFeatures: a map (batch, height, width, channels) at positions (batch, groups, keys, 2), each group of channels
+// at its own, to (batch, keys, channels).
+
+static bool check_sampling(const Attributes* attributes, const Tensor* inputs, char message[MESSAGE_BYTES]) {
+  (void)attributes;
+  return same_batch(message, &inputs[0], &inputs[1]) && are_places(message, &inputs[1]) &&
+         divides(message, "groups", inputs[1].shape[1], "channels", inputs[0].shape[3]);
+}
+
+static bool sample_features(const Attributes* attributes, const Tensor* inputs, const Tensor* outputs) {
+  (void)attributes;
+  const int64_t *shape = inputs[0].shape, groups = inputs[1].shape[1], keys = inputs[1].shape[2];
+  int64_t height = shape[1], width = shape[2], channels = shape[3];
+  const half* maps = inputs[0].data;
+  const float* positions = inputs[1].data;
+  half* out = outputs[0].data;
+  for (int64_t image = 0; image < shape[0]; image++)
+    for (int64_t key = 0; key < keys; key++)
+      for (int64_t c = 0; c < channels; c++) {
+        const float* at = positions + ((image * groups + c / (channels / groups)) * keys + key) * 2;
+        const half* map = maps + image * height * width * channels + c;
+        out[(image * keys + key) * channels + c] = (half)sampled(map, height, width, channels, at[0], at[1]);
+      }
+  return true;
+}
+
+// DeformableAttention: query (batch, height, width, channels), key and value (batch, keys, channels), positions of the
+// keys (batch, groups, keys, 2) and the bias table (heads, table height, table width), which is read at half of query
+// minus key, to (batch, height, width, channels). Attributes: heads, generation (how queries lie on the map).
+
+enum { GENERATION = 1 };
+
+static bool check_deformable(const Attributes* attributes, const Tensor* inputs, char message[MESSAGE_BYTES]) {
+  int64_t heads = attributes->integers[HEADS], generation = attributes->integers[GENERATION];
+  int64_t channels = inputs[0].shape[3], keys = inputs[1].shape[1], groups = inputs[3].shape[1];
+  if (generation != 1 && generation != 2)
+    return say(message, "generation %lld, and there are 1 and 2", (long long)generation);
+  for (int number = 1; number < 3; number++)
+    if (!equal(message, "number of keys or values", inputs[number].shape[1], keys) ||
+        !equal(message, "channels of key or value", inputs[number].shape[2], channels) ||
+        !same_batch(message, &inputs[0], &inputs[number]))
+      return false;
+  return divides(message, "heads", heads, "channels", channels) && divides(message, "groups", groups, "heads", heads) &&
+         same_batch(message, &inputs[0], &inputs[3]) && are_places(message, &inputs[3]) &&
+         equal(message, "number of positions", inputs[3].shape[2], keys) &&
+         equal(message, "heads of the table", inputs[4].shape[0], heads);
+}
+
+static float query_coordinate(int64_t index, int64_t length, int64_t generation) {
+  if (generation == 1) return ((float)index + 0.5f) / (float)length * 2 - 1;
+  return (float)index / (float)(length - 1) * 2 - 1;
+}
+
+// One query and head; `scores` has room for the keys.
+static void attend_to_sampled(const Attributes* attributes, const Tensor* inputs, half* out, int64_t image, int64_t y,
+                              int64_t x, int64_t head, float* scores) {
+  int64_t heads = attributes->integers[HEADS], generation = attributes->integers[GENERATION];
+  int64_t height = inputs[0].shape[1], width = inputs[0].shape[2], channels = inputs[0].shape[3];
+  int64_t keys = inputs[1].shape[1], groups = inputs[3].shape[1], size = channels / heads;
+  int64_t table_height = inputs[4].shape[1], table_width = inputs[4].shape[2];
+  int64_t place = ((image * height + y) * width + x) * channels + head * size;
+  const half* query = (const half*)inputs[0].data + place;
+  const half* key = (const half*)inputs[1].data + image * keys * channels + head * size;
+  const half* value = (const half*)inputs[2].data + image * keys * channels + head * size;
+  const float* position = (const float*)inputs[3].data + (image * groups + head / (heads / groups)) * keys * 2;
+  const half* table = (const half*)inputs[4].data + head * table_height * table_width;
+  float at_y = query_coordinate(y, height, generation), at_x = query_coordinate(x, width, generation);
+  for (int64_t k = 0; k < keys; k++) {
+    float score = 0;
+    for (int64_t c = 0; c < size; c++) score += (float)query[c] * (float)key[k * channels + c];
+    float down = (at_y - position[k * 2]) / 2, across = (at_x - position[k * 2 + 1]) / 2;
+    scores[k] = score / sqrtf((float)size) + sampled(table, table_height, table_width, 1, down, across);
+  }
+  softmax(scores, keys);
+  for (int64_t c = 0; c < size; c++) {
+    float sum = 0;
+    for (int64_t k = 0; k < keys; k++) sum += scores[k] * (float)value[k * channels + c];
+    out[place + c] = (half)sum;
+  }
+}
+
+static bool deformable_attention(const Attributes* attributes, const Tensor* inputs, const Tensor* outputs) {
+  const int64_t* shape = inputs[0].shape;
+  float* scores = malloc(sizeof(float) * (size_t)(inputs[1].shape[1] + 1));
+  if (scores == NULL) return false;
+  for (int64_t image = 0; image < shape[0]; image++)
+    for (int64_t y = 0; y < shape[1]; y++)
+      for (int64_t x = 0; x < shape[2]; x++)
+        for (int64_t head = 0; head < attributes->integers[HEADS]; head++)
+          attend_to_sampled(attributes, inputs, outputs[0].data, image, y, x, head, scores);
+  free(scores);
+  return true;
+}
+
+const Operator dat_operators[OPERATORS] = {
+    {
+        .name = "ResidualLayerNorm",
+        .inputs = 5,
+        .outputs = 2,
+        .ranks = {0, 0, 1, 1, 1},
+        .has_epsilon = true,
+        .check = check_layer_norm,
+        .compute = layer_norm,
+    },
+    {.name = "BiasGelu", .inputs = 2, .outputs = 1, .ranks = {0, 1}, .check = check_gelu, .compute = gelu},
+    {
+        .name = "WindowAttention",
+        .inputs = 3,
+        .outputs = 1,
+        .ranks = {4, 1, 3},
+        .attributes = {"heads", "window", "shift"},
+        .shapes = {{.rank = 4, .dimensions = {{0, 0, 1}, {0, 1, 1}, {0, 2, 1}, {0, 3, 3}}}},
+        .check = check_window,
+        .compute = window_attention,
+    },
+    {
+        .name = "SampleFeatures",
+        .inputs = 2,
+        .outputs = 1,
+        .ranks = {4, 4},
+        .is_float32 = {false, true},
+        .shapes = {{.rank = 3, .dimensions = {{0, 0, 1}, {1, 2, 1}, {0, 3, 1}}}},
+        .check = check_sampling,
+        .compute = sample_features,
+    },
+    {
+        .name = "DeformableAttention",
+        .inputs = 5,
+        .outputs = 1,
+        .ranks = {4, 3, 3, 4, 3},
+        .is_float32 = {false, false, false, true, false},
+        .attributes = {"heads", "generation"},
+        .check = check_deformable,
+        .compute = deformable_attention,
+    },
+};

@@ -1,0 +1,139 @@
+"""The library in the runtime: shapes that are inferred, what is refused and how, and how it is built."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from operators.build import BuildError, build
+from tests.operators.conftest import Arrays, Run, half, node_graph
+
+GENERATOR = np.random.default_rng(0)
+WINDOW: Arrays = {
+    "qkv": half(GENERATOR, 1, 7, 7, 24),
+    "bias": half(GENERATOR, 24),
+    "position_bias": half(GENERATOR, 2, 49, 49),
+}
+NORM: Arrays = {
+    "residual": half(GENERATOR, 2, 8),
+    "x": half(GENERATOR, 2, 8),
+    "bias": half(GENERATOR, 8),
+    "gain": half(GENERATOR, 8),
+    "shift": half(GENERATOR, 8),
+}
+SAMPLING: Arrays = {"x": half(GENERATOR, 2, 4, 4, 6), "positions": np.zeros((2, 3, 5, 2), np.float32)}
+ATTENTION: Arrays = {
+    "query": half(GENERATOR, 1, 3, 3, 8),
+    "key": half(GENERATOR, 1, 4, 8),
+    "value": half(GENERATOR, 1, 4, 8),
+    "positions": np.zeros((1, 2, 4, 2), np.float32),
+    "table": half(GENERATOR, 4, 5, 5),
+}
+
+
+def test_shapes_are_inferred_for_any_batch(session_of: Callable[[bytes], Any]) -> None:
+    session = session_of(node_graph("WindowAttention", WINDOW, heads=2, window=7, shift=0))
+    assert session.get_outputs()[0].shape == [1, 7, 7, 8]
+    session = session_of(node_graph("SampleFeatures", SAMPLING, batch="batch"))
+    assert session.get_outputs()[0].shape == ["batch", 5, 6]
+    for images in (1, 3):
+        inputs = {name: np.repeat(value[:1], images, 0) for name, value in SAMPLING.items()}
+        assert session.run(None, inputs)[0].shape == (images, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "changed", "attributes", "said"),
+    [
+        (
+            "WindowAttention",
+            WINDOW,
+            {"qkv": half(GENERATOR, 49, 24)},
+            {},
+            "input 0 has 2 dimensions, and should have 4",
+        ),
+        ("WindowAttention", WINDOW, {"bias": half(GENERATOR, 23)}, {}, "values of the bias: 23, and should be 24"),
+        ("WindowAttention", WINDOW, {}, {"heads": 5}, "5 heads do not divide 8 channels"),
+        ("WindowAttention", WINDOW, {}, {"heads": 0}, "0 heads do not divide 8 channels"),
+        ("WindowAttention", WINDOW, {}, {"window": 6}, "queries of the position bias: 49, and should be 36"),
+        ("WindowAttention", WINDOW, {}, {"window": -1}, "a window of -1"),
+        ("WindowAttention", WINDOW, {}, {"shift": 7}, "a shift of 7 in a window of 7"),
+        ("ResidualLayerNorm", NORM, {"x": half(GENERATOR, 3, 8)}, {}, "residual and x have different shapes"),
+        ("ResidualLayerNorm", NORM, {"gain": half(GENERATOR, 9)}, {}, "values of the gain: 9, and should be 8"),
+        ("SampleFeatures", SAMPLING, {"x": half(GENERATOR, 2, 4, 4, 7)}, {}, "3 groups do not divide 7 channels"),
+        ("SampleFeatures", SAMPLING, {"x": half(GENERATOR, 3, 4, 4, 6)}, {}, "images in the batch: 2, and should be 3"),
+        (
+            "DeformableAttention",
+            ATTENTION,
+            {"value": half(GENERATOR, 1, 5, 8)},
+            {},
+            "keys or values: 5, and should be 4",
+        ),
+        ("DeformableAttention", ATTENTION, {"table": half(GENERATOR, 3, 5, 5)}, {}, "heads of the table: 3"),
+        ("DeformableAttention", ATTENTION, {}, {"generation": 3}, "generation 3, and there are 1 and 2"),
+        ("BiasGelu", {"x": half(GENERATOR, 2, 3)}, {"bias": half(GENERATOR, 4)}, {}, "values of the bias: 4"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_by_name(
+    run: Run, operator: str, inputs: Arrays, changed: Arrays, attributes: dict[str, int], said: str
+) -> None:
+    usual: dict[str, dict[str, Any]] = {
+        "WindowAttention": {"heads": 2, "window": 7, "shift": 0},
+        "ResidualLayerNorm": {"epsilon": 1e-5},
+        "DeformableAttention": {"heads": 4, "generation": 1},
+    }
+    outputs = 2 if operator == "ResidualLayerNorm" else 1
+    with pytest.raises(Exception, match=rf"dat\.{operator}: .*{said}"):
+        run(operator, inputs | changed, outputs, **(usual.get(operator, {}) | attributes))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "attributes", "said"),
+    [
+        (WINDOW, {"heads": 2, "window": 7}, "shift"),
+        (WINDOW | {"qkv": np.zeros((1, 7, 7, 24), np.float32)}, {"heads": 2, "window": 7, "shift": 0}, "(?i)type"),
+    ],
+)
+def test_nodes_that_are_wrong_are_refused_when_a_graph_is_opened(
+    session_of: Callable[[bytes], Any], inputs: Arrays, attributes: dict[str, int], said: str
+) -> None:
+    with pytest.raises(Exception, match=said):
+        session_of(node_graph("WindowAttention", inputs, **attributes))
+
+
+def test_an_empty_batch_gives_an_empty_answer(run: Run) -> None:
+    inputs = WINDOW | {"qkv": half(GENERATOR, 0, 7, 7, 24)}
+    assert run("WindowAttention", inputs, heads=2, window=7, shift=3)[0].shape == (0, 7, 7, 8)
+
+
+def test_sessions_of_many_threads_share_the_library(session_of: Callable[[bytes], Any]) -> None:
+    graph = node_graph("WindowAttention", WINDOW, heads=2, window=7, shift=3)
+    with ThreadPoolExecutor(4) as threads:
+        given = list(threads.map(lambda _: session_of(graph).run(None, WINDOW)[0], range(16)))
+    assert all(np.array_equal(each, given[0]) for each in given)
+
+
+def test_it_is_built_by_its_command(library: Path, tmp_path: Path) -> None:
+    path = tmp_path / "made" / "operators.so"
+    made = subprocess.run([sys.executable, "-m", "operators", str(path)], capture_output=True, text=True, check=True)
+    assert made.stdout.strip() == str(path)
+    assert path.read_bytes()[:4] == b"\x7fELF"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_compiler_that_is_missing_or_fails_is_named(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(BuildError, match="there is no C compiler 'no-such-compiler'"):
+        build(tmp_path / "operators.so")
+    monkeypatch.setenv("CC", "cc -fno-such-option-at-all")
+    with pytest.raises(BuildError, match="no-such-option-at-all"):
+        build(tmp_path / "operators.so")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,110 @@
+"""Each operator's reference beside what it stands for: torch's functions, and the modules of `models/`, in float64.
+
+Inputs are float16 in both, so that what differs is rounding: of the output, half a unit in its last place, and in
+float32 between. Values reach about 4, where that is 2e-3.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from models.deformable_attention import query_coordinates
+from models.sampling import GRID
+from models.window_attention import WindowAttention
+from tests.operators.conftest import Run, half
+
+BOUND = 2e-3
+
+
+def double(value: NDArray[np.generic]) -> torch.Tensor:
+    return torch.from_numpy(value.astype(np.float64))
+
+
+def assert_close(given: NDArray[np.float16], expected: torch.Tensor) -> None:
+    assert given.shape == tuple(expected.shape)
+    assert abs(given.astype(np.float64) - expected.numpy()).max() < BOUND
+
+
+@pytest.mark.parametrize("shape", [(5, 96), (2, 3, 7, 37), (1, 1), (3, 1000)])
+def test_the_sum_and_its_norm(run: Run, shape: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(0)
+    residual, x = half(generator, *shape), half(generator, *shape)
+    bias, gain, shift = (half(generator, shape[-1], scale=0.5) for _ in range(3))
+    inputs = {"residual": residual, "x": x, "bias": bias, "gain": gain, "shift": shift}
+    total, normed = run("ResidualLayerNorm", inputs, 2, epsilon=1e-5)
+    expected = double(residual) + double(x) + double(bias)
+    assert_close(total, expected)
+    norm = F.layer_norm(expected, shape[-1:], double(gain), double(shift), 1e-5)
+    assert abs(normed.astype(np.float64) - norm.numpy()).max() < BOUND
+
+
+def test_a_norm_far_from_zero_loses_nothing(run: Run) -> None:
+    """Of 1000 and a little a variance by squares would be noise."""
+    x = (1000 + np.arange(64) % 4).astype(np.float16)[None]
+    none, one = np.zeros(64, np.float16), np.ones(64, np.float16)
+    inputs = {"residual": np.zeros_like(x), "x": x, "bias": none, "gain": one, "shift": none}
+    assert_close(run("ResidualLayerNorm", inputs, 2, epsilon=1e-5)[1], F.layer_norm(double(x), (64,), eps=1e-5))
+
+
+def test_gelu_of_a_sum(run: Run) -> None:
+    generator = np.random.default_rng(1)
+    x, bias = half(generator, 3, 5, 33, scale=2), half(generator, 33)
+    assert_close(run("BiasGelu", {"x": x, "bias": bias})[0], F.gelu(double(x) + double(bias)))
+
+
+@pytest.mark.parametrize("size", [(14, 14), (7, 7), (10, 9), (3, 17)])
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("window", [7, 4])
+def test_window_attention_is_that_of_the_model(run: Run, size: tuple[int, int], shifted: bool, window: int) -> None:
+    generator = np.random.default_rng(2)
+    dim, heads = 12, 3
+    module = WindowAttention(dim, heads, window=window, map_size=size, shifted=shifted).double().eval()
+    with torch.no_grad():
+        module.relative_position_bias_table.copy_(double(half(generator, (2 * window - 1) ** 2, heads)))
+        module.proj_qkv.weight.copy_(torch.cat([torch.eye(dim)] * 3))
+        module.proj_qkv.bias.copy_(double(half(generator, 3 * dim, scale=0.5)))
+        module.proj_out.weight.copy_(torch.eye(dim))
+        module.proj_out.bias.zero_()
+        x = half(generator, 2, *size, dim, scale=0.7)
+        expected = module(double(x))
+        tokens = window**2
+        table = module.relative_position_bias_table[module.relative_index].reshape(tokens, tokens, heads)
+    inputs = {
+        "qkv": np.concatenate([x] * 3, -1),  # as the module's product has it, exactly
+        "bias": module.proj_qkv.bias.detach().numpy().astype(np.float16),
+        "position_bias": table.permute(2, 0, 1).numpy().astype(np.float16),
+    }
+    assert_close(run("WindowAttention", inputs, heads=heads, window=window, shift=module.shift)[0], expected)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_features_are_sampled_as_the_model_samples(run: Run, groups: int) -> None:
+    generator = np.random.default_rng(3)
+    x = half(generator, 2, 9, 6, 12)
+    positions = generator.uniform(-1.4, 1.4, (2, groups, 5, 1, 2)).astype(np.float32)
+    positions[0, 0, 0] = [-1, 1]  # a corner
+    expected = GRID.features(double(x), double(positions))
+    assert_close(run("SampleFeatures", {"x": x, "positions": positions[:, :, :, 0]})[0], expected)
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+@pytest.mark.parametrize(("heads", "groups", "keys"), [(4, 2, 49), (3, 3, 1), (6, 1, 10)])
+def test_deformable_attention_has_the_position_bias_of_the_model(
+    run: Run, generation: int, heads: int, groups: int, keys: int
+) -> None:
+    generator = np.random.default_rng(4)
+    height, width, size = 5, 8, 8
+    query, key, value = (half(generator, 2, *shape, heads * size) for shape in ((height, width), (keys,), (keys,)))
+    positions = generator.uniform(-1.2, 1.2, (2, groups, keys, 1, 2)).astype(np.float32)
+    table = half(generator, heads, 2 * height - 1, 2 * width - 1)
+    rows, columns = (query_coordinates(length, generation).double() for length in (height, width))
+    bias = GRID.bias(double(table).reshape(groups, -1, *table.shape[1:]), rows, columns, double(positions))
+    q, k, v = (double(each).reshape(2, -1, heads, size).transpose(1, 2) for each in (query, key, value))
+    weights = (q @ k.transpose(-1, -2) * size**-0.5 + bias).softmax(-1)
+    expected = (weights @ v).transpose(1, 2).reshape(2, height, width, heads * size)
+    inputs = {"query": query, "key": key, "value": value, "positions": positions[:, :, :, 0], "table": table}
+    assert_close(run("DeformableAttention", inputs, heads=heads, generation=generation)[0], expected)
