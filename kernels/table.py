@@ -12,6 +12,7 @@ from typing import Any
 
 from kernels.activation import bias_gelu
 from kernels.deformable import deformable_attention
+from kernels.neighborhood import neighborhood_attention
 from kernels.norm import residual_layer_norm
 from kernels.sampling import feature_sampling
 from kernels.window import window_attention
@@ -22,8 +23,9 @@ NORM_TILE = 4096
 """Values of a tile of the norm, which four warps keep in 32 registers a thread."""
 SAMPLED_TILE = 2048
 ATTENTION_BLOCK = 64
-DEFORMABLE_KEYS = 32
-"""Keys of a block of deformable attention: with 64, the four pixels of every query and key spill registers."""
+KEY_BLOCK = 32
+"""Keys of a block where scores take more than a product: with 64, deformable attention spills registers."""
+NEIGHBORHOOD_TILE = 8
 GELU_BLOCK = 1024
 
 
@@ -64,6 +66,7 @@ NORM = Kernel(
 )
 GELU = Kernel(bias_gelu, _halves("out", "x", "bias") | {"elements": "i64"})
 WINDOW = Kernel(window_attention, _halves("out", "qkv", "qkv_bias", "position_bias") | {"scale": "fp32"})
+NEIGHBORHOOD = Kernel(neighborhood_attention, dict(WINDOW.parameters))
 SAMPLING = Kernel(feature_sampling, _halves("out", "x") | {"position": "*fp32", "keys": "i32"})
 DEFORMABLE = Kernel(
     deformable_attention,
@@ -105,6 +108,20 @@ def window(stage: StageConfig, size: tuple[int, int], *, shifted: bool) -> Speci
     return Specialization(WINDOW, constants, 4 if block_keys == ATTENTION_BLOCK else 8)
 
 
+def neighborhood(stage: StageConfig, size: tuple[int, int]) -> Specialization:
+    """Return the neighbourhood attention on maps of height and width `size`."""
+    constants = {
+        "height": size[0],
+        "width": size[1],
+        "heads": stage.heads,
+        "head_dim": stage.head_dim,
+        "kernel": stage.neighborhood,
+        "tile": NEIGHBORHOOD_TILE,
+        "block_keys": KEY_BLOCK,
+    }
+    return Specialization(NEIGHBORHOOD, constants, 4)
+
+
 def sampling(stage: StageConfig, size: tuple[int, int]) -> Specialization:
     """Return the sampling of a deformable layer's features."""
     channels = stage.dim // stage.groups
@@ -132,7 +149,7 @@ def deformable(stage: StageConfig, size: tuple[int, int], generation: int) -> Sp
         "generation": generation,
         "has_table": stage.use_pe and not stage.pools_keys(generation),
         "block_queries": ATTENTION_BLOCK,
-        "block_keys": DEFORMABLE_KEYS,
+        "block_keys": KEY_BLOCK,
     }
     return Specialization(DEFORMABLE, constants, 4)
 
@@ -157,6 +174,8 @@ def _of_model(config: DATConfig, image_size: tuple[int, int]) -> Iterator[Specia
             yield window(stage, size, shifted=False)
         if "S" in stage.layers:
             yield window(stage, size, shifted=True)
+        if "N" in stage.layers:
+            yield neighborhood(stage, size)
         if "D" in stage.layers:
             # biases of other kinds are no table that could be sampled
             if not stage.use_pe or not (stage.dwc_pe or stage.fixed_pe or stage.log_cpb):

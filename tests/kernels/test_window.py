@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from kernels.window import window_attention
 from models.window_attention import WindowAttention
 from tests.kernels.bounds import assert_close, halves
-
-
-class Given(torch.nn.Module):
-    """A product that was computed before: channel 0 of a token is its row; that of padding, 0, is a row of zeros."""
-
-    def __init__(self, product: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.rows = torch.cat([torch.zeros_like(product[:1]), product])
-        self.bias = bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.rows[x[..., 0].long()] + self.bias
+from tests.kernels.given import Given, tokens_in_order
 
 
 @pytest.mark.parametrize(
@@ -45,9 +33,8 @@ def test_attention_equals_the_models(
     qkv, bias = halves(generator, 2, height, width, 3 * dim), halves(generator, 3 * dim)
     layer.proj_qkv = Given(qkv.double().flatten(0, 2), bias.double())
     layer.proj_out = torch.nn.Identity()
-    tokens_in_order = torch.arange(1, 2 * height * width + 1).reshape(2, height, width, 1).expand(-1, -1, -1, dim)
     with torch.inference_mode():
-        expected = layer(tokens_in_order.double())
+        expected = layer(tokens_in_order(2, height, width, dim))
     positions = table[layer.relative_index].reshape(tokens, tokens, heads).permute(2, 0, 1).contiguous()
     out = torch.full((2, height, width, dim), torch.nan).half()
     windows = -(-height // window) * -(-width // window)
