@@ -63,7 +63,7 @@ test-full: .venv/.dev $(SERVE_ENV)/.installed .venv/kserve/.installed .venv/ray/
 check: .venv/.dev  ## Check format, lint, types and import rules; changes nothing.
 	$(VENV_BIN)/ruff format --check .
 	$(VENV_BIN)/ruff check .
-	$(VENV_BIN)/mypy models export operators service benchmarks examples deploy
+	$(VENV_BIN)/mypy models export kernels operators service benchmarks examples deploy
 	$(VENV_BIN)/lint-imports --no-cache
 
 format: .venv/.dev  ## Format the code and apply the safe fixes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from filelock import FileLock
 
 from tests.docs.pages import blocks_run_by
 from tests.docs.running import lay_out, run_block
+
+# Triton decides when it is imported whether kernels are interpreted, and torch may import it in any test of a process.
+os.environ["TRITON_INTERPRET"] = "1"
 
 EXPLAINED = ("dat_tiny", "gridsample")
 """The export of golden weights that has explain.onnx too, which takes as long as the rest of it."""

@@ -1,0 +1,184 @@
+"""Which kernels the variants need, and with which constants: the only place that knows.
+
+A kernel is compiled for the sizes of a layer, as the compiler then folds divisions and masks; the batch and the number
+of rows stay free. Blocks are chosen so that a program's tile fits the registers of its warps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kernels.activation import bias_gelu
+from kernels.deformable import deformable_attention
+from kernels.neighborhood import neighborhood_attention
+from kernels.norm import residual_layer_norm
+from kernels.sampling import feature_sampling
+from kernels.window import window_attention
+from models.config import DATConfig, StageConfig
+from models.variants import find_variant
+
+NORM_TILE = 4096
+"""Values of a tile of the norm, which four warps keep in 32 registers a thread."""
+SAMPLED_TILE = 2048
+ATTENTION_BLOCK = 64
+KEY_BLOCK = 32
+"""Keys of a block where scores take more than a product: with 64, deformable attention spills registers."""
+NEIGHBORHOOD_TILE = 8
+GELU_BLOCK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel and the types of what it is launched with, in order; its other arguments are constants."""
+
+    function: Any
+    parameters: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return str(self.function.__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Specialization:
+    """A kernel with all its constants, in the order of its arguments, and the warps that run a program of it."""
+
+    kernel: Kernel
+    constants: dict[str, int | bool]
+    num_warps: int
+
+    @property
+    def name(self) -> str:
+        """Kernel and constants, which name the files: no two specialisations have the same."""
+        return "-".join([self.kernel.name, *(str(int(value)) for value in self.constants.values())])
+
+
+def _halves(*names: str) -> dict[str, str]:
+    return dict.fromkeys(names, "*fp16")
+
+
+NORM = Kernel(
+    residual_layer_norm,
+    _halves("total", "normed", "residual", "x", "bias", "gain", "shift") | {"rows": "i32", "epsilon": "fp32"},
+)
+GELU = Kernel(bias_gelu, _halves("out", "x", "bias") | {"elements": "i64"})
+WINDOW = Kernel(window_attention, _halves("out", "qkv", "qkv_bias", "position_bias") | {"scale": "fp32"})
+NEIGHBORHOOD = Kernel(neighborhood_attention, dict(WINDOW.parameters))
+SAMPLING = Kernel(feature_sampling, _halves("out", "x") | {"position": "*fp32", "keys": "i32"})
+DEFORMABLE = Kernel(
+    deformable_attention,
+    _halves("out", "query", "key", "value") | {"position": "*fp32"} | _halves("table") | {"scale": "fp32"},
+)
+
+
+def power_of_two(least: int) -> int:
+    """Return the smallest power of two that is `least` or more."""
+    return 1 << (least - 1).bit_length()
+
+
+def norm(channels: int) -> Specialization:
+    """Return the residual norm of so many channels."""
+    block = power_of_two(channels)
+    return Specialization(
+        NORM, {"channels": channels, "block_rows": max(1, NORM_TILE // block), "block_channels": block}, 4
+    )
+
+
+def gelu(channels: int) -> Specialization:
+    """Return bias and GELU of so many channels."""
+    return Specialization(GELU, {"channels": channels, "block": GELU_BLOCK}, 4)
+
+
+def window(stage: StageConfig, size: tuple[int, int], *, shifted: bool) -> Specialization:
+    """Return the attention in windows on maps of height and width `size`."""
+    block_keys = max(ATTENTION_BLOCK, power_of_two(stage.window**2))
+    constants = {
+        "height": size[0],
+        "width": size[1],
+        "heads": stage.heads,
+        "head_dim": stage.head_dim,
+        "window": stage.window,
+        "shift": -(-stage.window // 2) if shifted else 0,
+        "block_queries": ATTENTION_BLOCK,
+        "block_keys": block_keys,
+    }
+    return Specialization(WINDOW, constants, 4 if block_keys == ATTENTION_BLOCK else 8)
+
+
+def neighborhood(stage: StageConfig, size: tuple[int, int]) -> Specialization:
+    """Return the neighbourhood attention on maps of height and width `size`."""
+    constants = {
+        "height": size[0],
+        "width": size[1],
+        "heads": stage.heads,
+        "head_dim": stage.head_dim,
+        "kernel": stage.neighborhood,
+        "tile": NEIGHBORHOOD_TILE,
+        "block_keys": KEY_BLOCK,
+    }
+    return Specialization(NEIGHBORHOOD, constants, 4)
+
+
+def sampling(stage: StageConfig, size: tuple[int, int]) -> Specialization:
+    """Return the sampling of a deformable layer's features."""
+    channels = stage.dim // stage.groups
+    block = power_of_two(channels)
+    constants = {
+        "height": size[0],
+        "width": size[1],
+        "groups": stage.groups,
+        "channels": channels,
+        "block_keys": max(1, SAMPLED_TILE // block),
+        "block_channels": block,
+    }
+    return Specialization(SAMPLING, constants, 4)
+
+
+def deformable(stage: StageConfig, size: tuple[int, int], generation: int) -> Specialization:
+    """Return the attention of a deformable layer."""
+    constants = {
+        "height": size[0],
+        "width": size[1],
+        "keys": stage.key_side(size[0], generation) * stage.key_side(size[1], generation),
+        "heads": stage.heads,
+        "groups": stage.groups,
+        "head_dim": stage.head_dim,
+        "generation": generation,
+        "has_table": stage.use_pe and not stage.pools_keys(generation),
+        "block_queries": ATTENTION_BLOCK,
+        "block_keys": KEY_BLOCK,
+    }
+    return Specialization(DEFORMABLE, constants, 4)
+
+
+def specializations(names: Iterable[str]) -> list[Specialization]:
+    """Return what the variants of these names need, each once; KeyError for a name that there is not."""
+    found: dict[str, Specialization] = {}
+    for name in names:
+        variant = find_variant(name)
+        size = (variant.input_size, variant.input_size)
+        for one in _of_model(variant.config.at_size(size), size):
+            found.setdefault(one.name, one)
+    return list(found.values())
+
+
+def _of_model(config: DATConfig, image_size: tuple[int, int]) -> Iterator[Specialization]:
+    for index, stage in enumerate(config.stages):
+        size = config.map_size(index, image_size)
+        yield norm(stage.dim)
+        yield gelu(stage.dim * config.expansion)
+        if "L" in stage.layers:
+            yield window(stage, size, shifted=False)
+        if "S" in stage.layers:
+            yield window(stage, size, shifted=True)
+        if "N" in stage.layers:
+            yield neighborhood(stage, size)
+        if "D" in stage.layers:
+            # biases of other kinds are no table that could be sampled
+            if not stage.use_pe or not (stage.dwc_pe or stage.fixed_pe or stage.log_cpb):
+                yield deformable(stage, size, config.generation)
+            if not stage.pools_keys(config.generation):
+                yield sampling(stage, size)
