@@ -66,6 +66,7 @@ class WindowsAsHeads(nn.Module):
         padding = padding_of(tokens)
         self.tokens = tokens + padding
         by_token = torch.cat([places.t(), places.t()[:1].expand(padding, -1)])
+        self.projections = nn.ModuleList(_projections(layer))
         self.register_buffer("order", by_token.reshape(-1))
         self.register_buffer("inverse", _inverse(by_token[:tokens].reshape(-1), layer))
         bias = layer.bias().detach().expand(self.windows, -1, -1, -1).reshape(1, -1, tokens, tokens)
@@ -76,19 +77,11 @@ class WindowsAsHeads(nn.Module):
         dim, heads = x.shape[-1], self.mask.shape[1]
         tokens = _gather(x, self.order, self.layer)
         query, key, value = (
-            F.linear(tokens, weight, bias).reshape(-1, self.tokens, self.windows * dim)
-            for weight, bias in self._projections()
+            projection(tokens).reshape(-1, self.tokens, self.windows * dim) for projection in self.projections
         )
         out = _attention(query, key, value, self.mask, heads=heads, scale=self.layer.scale)
         out = out.reshape(-1, self.tokens * self.windows, dim).index_select(1, self.inverse)
         return self.layer.proj_out(out.reshape(-1, *self.layer.map_size, dim))  # type: ignore[no-any-return]
-
-    def _projections(self) -> list[tuple[Tensor, Tensor | None]]:
-        """Return weights and biases of queries, keys and values: three products write no tensor that is cut after."""
-        projection = self.layer.proj_qkv
-        bias = cast(Tensor | None, projection.bias)
-        biases = (self.layer.query_bias, None, None) if bias is None else bias.chunk(3)
-        return list(zip(projection.weight.chunk(3), biases, strict=True))
 
 
 class PatchProduct(SpatialConv):
@@ -152,6 +145,20 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *
     return torch.onnx.ops.attention(
         query, key, value, mask, q_num_heads=heads, kv_num_heads=heads, scale=scale
     )[0]  # fmt: skip
+
+
+def _projections(layer: WindowAttention) -> list[nn.Linear]:
+    """Return the projections to queries, keys and values: three products write no tensor that is cut afterwards."""
+    weights, bias = layer.proj_qkv.weight.chunk(3), cast(Tensor | None, layer.proj_qkv.bias)
+    biases = (layer.query_bias, None, None) if bias is None else bias.chunk(3)
+    projections = []
+    for weight, its_bias in zip(weights, biases, strict=True):
+        projection = nn.Linear(weight.shape[1], weight.shape[0], bias=its_bias is not None).requires_grad_(False)
+        projection.weight.copy_(weight)
+        if its_bias is not None:
+            projection.bias.copy_(its_bias)
+        projections.append(projection)
+    return projections
 
 
 def _gather(x: Tensor, order: Tensor, layer: WindowAttention) -> Tensor:
