@@ -20,6 +20,7 @@ from export.job import ExportJob
 from export.pipeline import run
 from export.progress import Progress
 from export.sampling import MAX_OPSET, MIN_OPSET, STRATEGY_NAMES
+from export.steps import ALL, STEPS
 from export.targets import TARGETS, find_target
 from models.checkpoint import CheckpointError
 from models.config import ConfigError, SizeError
@@ -84,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--opset", type=int, metavar="N", help=f"{MIN_OPSET} to {MAX_OPSET} (default: the target's)")
     parser.add_argument(
+        "--graph-steps",
+        metavar="STEPS",
+        help=f"for --target cuda: {', '.join(STEPS)} with commas between, or {ALL} (default: the target's)",
+    )
+    parser.add_argument(
         "--dynamic-size", action="store_true", help="one graph for images of any size (second generation)"
     )
     parser.add_argument(
@@ -129,6 +135,7 @@ def _job(arguments: argparse.Namespace) -> ExportJob:
         target=find_target(arguments.target),
         sampling=arguments.sampling,
         opset=arguments.opset,
+        graph_steps=arguments.graph_steps,
         dynamic_size=arguments.dynamic_size,
         calibration=arguments.calibration,
         explain=arguments.explain,

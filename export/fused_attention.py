@@ -59,7 +59,7 @@ class FusedWindowAttention(nn.Module):
         self.map_size, self.padded_size = layer.map_size, layer.padded_size
         self.tokens = layer.window**2
         self.proj_out = layer.proj_out
-        windows = _windows(layer)
+        windows = window_places(layer)
         groups, biases = _groups_of(layer.bias().detach().expand(len(windows), -1, -1, -1))
         self.counts = [len(group) for group in groups]
         order = windows[torch.cat(groups)].reshape(-1)
@@ -115,7 +115,7 @@ def _groups_of(bias: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     return [torch.nonzero(group == number).flatten() for number in range(len(biases))], list(biases)
 
 
-def _windows(layer: WindowAttention) -> Tensor:
+def window_places(layer: WindowAttention) -> Tensor:
     """Return where the pixels of each window lie on the flattened map: int64 (windows, window^2)."""
     height, width = layer.padded_size
     places = torch.arange(height * width).reshape(1, height, width, 1)

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +27,7 @@ from export import contrib
 from export.errors import ExportError
 from export.inference_form import inference_form
 from export.sampling import Strategy, check_graph, count_samplings
+from export.steps import Step
 from models.dat import DAT
 
 INPUT_NAME: Final = "image"
@@ -91,6 +92,7 @@ def export_graph(
     opset: int,
     example_size: tuple[int, int],
     tuned_for_cpu: bool = False,
+    steps: Collection[Step] = (),
     output_names: tuple[str, ...] = OUTPUT_NAMES,
     front: type[ImageModel] = ImageModel,
 ) -> onnx.ModelProto:
@@ -98,12 +100,13 @@ def export_graph(
 
     `front` takes the images and gives what `output_names` lists. Where the model was built for one image size, that is
     the graph's; otherwise height and width are dynamic and `example_size` is only what is traced. `tuned_for_cpu`
-    allows operators and layouts that only ONNX Runtime has, and has on the CPU. Raises ExportError where the graph
+    allows operators and layouts that only ONNX Runtime has, and has on the CPU; of `steps` those
+    are taken that change layers. Raises ExportError where the graph
     would not be exactly that.
     """
     size = model.image_size
     return translate(
-        front(inference_form(model, strategy.form, tuned_for_cpu=tuned_for_cpu), normalisation).eval(),
+        front(inference_form(model, strategy.form, tuned_for_cpu=tuned_for_cpu, steps=steps), normalisation).eval(),
         (torch.zeros(_EXAMPLE_BATCH, *(size or example_size), 3, dtype=torch.uint8),),
         strategy=strategy,
         opset=opset,

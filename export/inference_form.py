@@ -8,11 +8,14 @@ convolutions into their kernels. Every step is exact but for the rounding of the
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 
 import torch
 from torch import nn
 
 from export.fused_attention import fuse_attention
+from export.gpu_layers import attend_by_operator, gather_windows, multiply_patches
+from export.steps import Step
 from models.dat import DAT, Stage
 from models.deformable_attention import DeformableAttention
 from models.layers import MLP, ConvMLP, LayerScale, ResidualDepthwiseConv
@@ -21,11 +24,14 @@ from models.sampling import BilinearSampling
 from models.window_attention import WindowAttention
 
 
-def inference_form(model: DAT, sampling: BilinearSampling, *, tuned_for_cpu: bool = False) -> DAT:
+def inference_form(
+    model: DAT, sampling: BilinearSampling, *, tuned_for_cpu: bool = False, steps: Collection[Step] = ()
+) -> DAT:
     """Return a copy that computes what `model` does, and samples as `sampling` has it.
 
     `tuned_for_cpu` takes what ONNX Runtime's CPU provider has the faster code for: its own attention operator, and
     blocked convolutions for the products of the MLPs. Such a copy can be exported, and not be run by torch.
+    Of `steps` those are taken that change layers.
     """
     model = copy.deepcopy(model).requires_grad_(False)
     model.sample_with(sampling)
@@ -48,7 +54,48 @@ def inference_form(model: DAT, sampling: BilinearSampling, *, tuned_for_cpu: boo
                 _fold_layer_scales(module)
     if tuned_for_cpu:
         fuse_attention(model)
+    if Step.BIASES in steps:
+        _move_biases(model)
+    if Step.ATTENTION in steps:
+        attend_by_operator(model)
+    elif Step.GATHERS in steps:  # attention by the operator gathers its windows already
+        gather_windows(model)
+    if Step.PATCHES in steps:
+        multiply_patches(model)
     return model
+
+
+def _move_biases(model: DAT) -> None:
+    """Drop the biases of keys, and add those of values to the output projections, in place.
+
+    A bias of the keys adds the same to all scores of a query, which the softmax does not see; values are weighted by
+    numbers that sum to 1, so that their bias comes out as it went in.
+    """
+    for layer in model.modules():
+        match layer:
+            case DeformableAttention():
+                assert layer.proj_v.bias is not None
+                _add_behind(layer.proj_out, layer.proj_v.bias)
+                for projection in (layer.proj_k, layer.proj_v):
+                    projection.register_parameter("bias", None)
+            case WindowAttention():
+                layer.query_bias = _take_query_bias(layer.proj_qkv, layer.proj_out)
+            case NeighborhoodAttention():
+                layer.query_bias = _take_query_bias(layer.qkv, layer.proj)
+
+
+def _take_query_bias(projection: nn.Linear, last: nn.Linear) -> torch.Tensor:
+    """Take the bias off a projection to queries, keys and values, and return that of the queries."""
+    query, _, value = projection.bias.chunk(3)
+    _add_behind(last, value)
+    projection.register_parameter("bias", None)
+    return query.clone()
+
+
+def _add_behind(last: nn.Linear | nn.Conv2d, before: torch.Tensor) -> None:
+    """Have a projection add what a bias before it would have come to."""
+    assert last.bias is not None
+    last.bias += last.weight.flatten(1) @ before
 
 
 def _scale_rows(layer: nn.Linear | nn.Conv2d, factor: float | torch.Tensor, rows: int | None = None) -> None:

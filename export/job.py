@@ -9,6 +9,7 @@ from typing import Final
 from export.errors import ExportError
 from export.graph import Normalisation
 from export.sampling import Strategy, select_strategy
+from export.steps import STEPS, Step, in_order, min_opset, parse_steps
 from export.targets import Target, find_target
 from models.variants import Variant
 
@@ -42,6 +43,8 @@ class ExportJob:
     target: Target = field(default_factory=lambda: find_target(None))
     sampling: str | None = None
     opset: int | None = None
+    graph_steps: str | None = None
+    """Names of graph steps with commas between, or `all`; None for the target's."""
     dynamic_size: bool = False
     calibration: Path | None = None
     """A folder of photos for int8."""
@@ -60,8 +63,15 @@ class ExportJob:
 
     @property
     def graph_opset(self) -> int:
-        """The opset asked for, or the target's."""
-        return self.opset if self.opset is not None else self.target.opset
+        """The opset asked for, or the target's, or the first that has the operators of the graph's steps."""
+        return self.opset if self.opset is not None else max(self.target.opset, min_opset(self.steps))
+
+    @property
+    def steps(self) -> frozenset[Step]:
+        """The graph's steps; ExportError where there are no such ones."""
+        if self.graph_steps is None:
+            return self.target.default_steps
+        return parse_steps(self.graph_steps, self.precision)
 
     @property
     def strategy(self) -> Strategy:
@@ -78,6 +88,10 @@ def check_job(job: ExportJob) -> None:
     """Raise ExportError for what can be refused before anything is loaded."""
     _ = job.strategy  # raises where there is none
     job.target.check_opset(job.graph_opset)
+    job.target.check_steps(job.steps)
+    for step in in_order(job.steps):
+        if job.graph_opset < STEPS[step].min_opset:
+            raise ExportError(f"graph step {step} takes opset {STEPS[step].min_opset}, not {job.graph_opset}")
     if job.precision not in PRECISIONS:
         raise ExportError(f"precision {job.precision} is not available; available: {', '.join(PRECISIONS)}")
     if job.precision == "int8" and job.target.name != "cpu":

@@ -11,6 +11,7 @@ import onnx
 from export.graph import CLASS_OUTPUT, INPUT_NAME, STAGE_NAMES
 from export.job import MAX_SIDE, ExportJob
 from export.source import LoadedModel
+from export.steps import in_order
 from export.targets import contrib_operators
 from export.verify import BATCH_SIZES, PROVIDER, TOLERANCES, Difference
 from models.config import DATConfig
@@ -52,6 +53,7 @@ def manifest_of(
         sampling=job.strategy.name,
         target=job.target.name,
         contrib_operators=contrib_operators(graph),
+        graph_steps=tuple(map(str, in_order(job.steps))),
         num_classes=loaded.model.config.num_classes,
         input=_input_record(job),
         preprocess=PreprocessRecord(

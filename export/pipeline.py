@@ -16,11 +16,13 @@ from export.graph import export_graph
 from export.job import ExportJob, check_job
 from export.labels import bundled_labels, labels_from_file, labels_table, numbered_labels
 from export.manifest import manifest_of, resized
-from export.precision import half
+from export.precision import half, islands
 from export.progress import Progress
 from export.publish import check_free, new_version, next_version
 from export.quantization import quantize
+from export.skip_norm import fuse_skip_norms
 from export.source import LoadedModel, from_file, from_seed
+from export.steps import Step, in_order
 from export.verify import BATCH_SIZES, Difference, check_shapes, differences_table, verify
 from service.model.directory import Label, open_model
 from service.model.manifest import (
@@ -72,7 +74,8 @@ def run(job: ExportJob, progress: Progress) -> Path:
 
 
 def _form(job: ExportJob) -> str:
-    return f"target {job.target.name}, opset {job.graph_opset}, sampling {job.strategy.name}, {job.precision}"
+    form = f"target {job.target.name}, opset {job.graph_opset}, sampling {job.strategy.name}, {job.precision}"
+    return f"{form}, steps {', '.join(in_order(job.steps))}" if job.steps else form
 
 
 def _graph(job: ExportJob, loaded: LoadedModel) -> onnx.ModelProto:
@@ -88,9 +91,12 @@ def _graph(job: ExportJob, loaded: LoadedModel) -> onnx.ModelProto:
         opset=job.graph_opset,
         example_size=job.input_size,
         tuned_for_cpu=job.target.tuned_for_cpu and job.precision == "fp32",
+        steps=job.steps,
     )
     if job.precision == "fp16":
-        graph = half(graph)
+        graph = half(graph, islands(half_weights=Step.HALF_WEIGHTS in job.steps))
+    if Step.SKIP_NORM in job.steps:
+        graph = fuse_skip_norms(graph)
     job.target.check(graph)
     return graph
 

@@ -12,7 +12,7 @@ whatever they read and write, so that neither needs an island.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -147,6 +147,11 @@ def _dtype(node: ir.Node, value: ir.Value) -> ir.DataType | None:
     return value.dtype
 
 
+def _is_half(node: ir.Node, value: ir.Value) -> bool:
+    """Tell whether an output is float16; one without a name is not made."""
+    return bool(value.name) and _dtype(node, value) == ir.DataType.FLOAT16
+
+
 def _become(weight: ir.Value, dtype: ir.DataType) -> None:
     """Give a weight another type, rounding it; ExportError where it is too large for that."""
     assert weight.const_value is not None
@@ -213,6 +218,19 @@ def coordinates(graph: ir.Graph) -> set[ir.Node]:
     return before | measured | _after(measured, _HAT)
 
 
+def distances(graph: ir.Graph) -> set[ir.Node]:
+    """Find `coordinates` without what makes interpolation weights of a distance in pixels.
+
+    A distance is small where its weight is not 0, and float16 is as fine there as for the weight.
+    """
+    island = coordinates(graph)
+    for node in [node for node in island if node.op_type == "Abs"]:
+        weights = _after([node], _HAT)
+        if any(each.op_type == "Relu" for each in weights):
+            island -= weights | {node}
+    return island
+
+
 def samplers(graph: ir.Graph) -> set[ir.Node]:
     """Find the nodes of the operator GridSample."""
     return {node for node in graph if node.op_type == "GridSample"}
@@ -252,6 +270,13 @@ ISLANDS: Final[tuple[Island, ...]] = (
 """All that stays in float32, each with the reason; docs/decisions/0011 has the measurements."""
 
 
+def islands(*, half_weights: bool) -> tuple[Island, ...]:
+    """Return `ISLANDS`, or with `half_weights` those where interpolation weights are float16 from the distance on."""
+    if not half_weights:
+        return ISLANDS
+    return tuple(replace(each, nodes=distances) if each.name == "coordinates" else each for each in ISLANDS)
+
+
 def rounded(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Return a float32 graph that computes what a device does with a float16 one: every float16 value is rounded.
 
@@ -260,7 +285,7 @@ def rounded(graph: onnx.ModelProto) -> onnx.ModelProto:
     in float32, as on tensor cores.
     """
     model = passes.ShapeInferencePass()(ir.from_proto(graph)).model
-    halves = {value for node in model.graph for value in node.outputs if _dtype(node, value) == ir.DataType.FLOAT16}
+    halves = {value for node in model.graph for value in node.outputs if _is_half(node, value)}
     for value in model.graph.initializers.values():
         if value.dtype == ir.DataType.FLOAT16:
             _become(value, ir.DataType.FLOAT)

@@ -14,6 +14,7 @@ import onnx
 from export import contrib
 from export.errors import ExportError
 from export.sampling import DEFAULT_OPSET, DEFAULT_STRATEGY, MAX_OPSET
+from export.steps import STEPS, Step, in_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,18 @@ class Target:
     """Whether ONNX Runtime's own operators may be used."""
     tuned_for_cpu: bool = False
     """Whether float32 graphs take the form that ONNX Runtime's CPU provider has the faster code for."""
+    steps: frozenset[Step] = frozenset()
+    """The steps that graphs may take, if they are asked for."""
+    default_steps: frozenset[Step] = frozenset()
+    """The steps that graphs take by themselves."""
+
+    def check_steps(self, steps: frozenset[Step]) -> None:
+        """Raise ExportError where this target has no such steps."""
+        if unknown := in_order(steps - self.steps):
+            raise ExportError(
+                f"target {self.name} does not take the graph steps {', '.join(unknown)}; leave --graph-steps out, or "
+                "choose another --target"
+            )
 
     def check_opset(self, opset: int) -> None:
         """Raise ExportError unless graphs of this opset are read rightly."""
@@ -65,6 +78,7 @@ TARGETS: Final = {
             "torch.onnx promises no newer one",
             DEFAULT_STRATEGY,
             has_contrib_operators=True,
+            steps=frozenset(STEPS),  # none by default: the plain graph is the one that a GPU has timed
         ),
         Target(
             "tensorrt",

@@ -44,6 +44,11 @@ class Sampling(NamedTuple):
     attention: Tensor | None = None
 
 
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, int, float], Tensor]
+"""Attention in one call: queries (batch, queries, dim), keys and values (batch, keys, dim), the bias of the scores
+(batch or 1, heads, queries, keys) or None, heads, and the scale of the scores, to (batch, queries, dim)."""
+
+
 class Geometry(NamedTuple):
     """What follows from the map's size alone.
 
@@ -96,6 +101,8 @@ class DeformableAttention(nn.Module):
         generation: 1 or 2.
         map_size: height and width of the maps, or None where they vary (generation 2).
         table_size: the map size that `rpe_table` or the fixed bias belongs to.
+
+    `attend_with`, where it is set, attends in place of the layer's own products, unless the attention is asked for.
     """
 
     kept_reference: Tensor
@@ -118,6 +125,7 @@ class DeformableAttention(nn.Module):
         self.heads, self.groups, self.head_dim = stage.heads, stage.groups, stage.head_dim
         self.scale = stage.head_dim**-0.5
         self.sampling = GRID
+        self.attend_with: Attend | None = None
         self.conv_offset = OffsetNetwork(
             stage.dim // stage.groups,
             kernel=stage.offset_kernel,
@@ -183,17 +191,25 @@ class DeformableAttention(nn.Module):
         query = self.proj_q(x)
         position = self._position(query, geometry, height, width)
         sampled = self._sampled(x, position)
-        keys = self._split_heads(self.proj_k(sampled))
-        values = self._split_heads(self.proj_v(sampled))
-        scores = self._split_heads(query.flatten(1, 2)) * self.scale @ keys.transpose(-2, -1)
-        if (bias := self._bias(position, geometry)) is not None:
-            scores = scores + bias
-        attention = scores.softmax(-1)
-        out = attention @ values
-        out = out.transpose(1, 2).reshape(-1, height, width, self.stage.dim)
+        keys, values = self.proj_k(sampled), self.proj_v(sampled)
+        bias = self._bias(position, geometry)
+        if self.attend_with is not None and not with_attention:
+            attention = None
+            out = self.attend_with(query.flatten(1, 2), keys, values, bias, self.heads, self.scale)
+        else:
+            attention = self._attention(query.flatten(1, 2), keys, bias)
+            out = (attention @ self._split_heads(values)).transpose(1, 2)
+        out = out.reshape(-1, height, width, self.stage.dim)
         if self.bias_kind == "dwc":
             out = out + self._table_module()(query)
         return self.proj_out(out), Sampling(position, geometry.reference, attention if with_attention else None)
+
+    def _attention(self, query: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the weights of the values, (batch, heads, queries, keys)."""
+        scores = self._split_heads(query) * self.scale @ self._split_heads(keys).transpose(-2, -1)
+        if bias is not None:
+            scores = scores + bias
+        return cast(Tensor, scores.softmax(-1))
 
     def _table_module(self) -> Callable[[Tensor], Tensor]:
         return cast(Callable[[Tensor], Tensor], self.rpe_table)

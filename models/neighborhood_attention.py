@@ -83,11 +83,15 @@ class NeighborhoodAttention(nn.Module):
         map_size: height and width of the maps, or None where they vary.
     """
 
+    query_bias: Tensor | None
+    """What is added to the queries (dim,) where `qkv` has no bias of its own."""
+
     def __init__(self, dim: int, heads: int, *, kernel: int, map_size: tuple[int, int] | None) -> None:
         super().__init__()
         self.heads = heads
         self.kernel = kernel
         self.scale = (dim // heads) ** -0.5
+        self.register_buffer("query_bias", None, persistent=False)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.rpb = nn.Parameter(torch.zeros(heads, 2 * kernel - 1, 2 * kernel - 1))
         self.proj = nn.Linear(dim, dim)
@@ -138,7 +142,8 @@ class NeighborhoodAttention(nn.Module):
         rows, columns = self.tiles(height, width)
         dim = x.shape[-1]
         qkv = self.qkv(x)
-        query = self._query_tiles(qkv[..., :dim] * self.scale, rows, columns, height, width)
+        query = qkv[..., :dim] if self.query_bias is None else qkv[..., :dim] + self.query_bias
+        query = self._query_tiles(query * self.scale, rows, columns, height, width)
         key, value = self._key_tiles(qkv[..., dim:], rows, columns)
         scores = query @ key.transpose(-2, -1) + self.bias(rows, columns)
         out = scores.softmax(-1) @ value

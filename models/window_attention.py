@@ -28,6 +28,8 @@ class WindowAttention(nn.Module):
 
     relative_index: Tensor
     mask: Tensor | None
+    query_bias: Tensor | None
+    """What is added to the queries (dim,) where `proj_qkv` has no bias of its own."""
 
     def __init__(self, dim: int, heads: int, *, window: int, map_size: tuple[int, int], shifted: bool) -> None:
         super().__init__()
@@ -40,6 +42,7 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.proj_qkv = nn.Linear(dim, 3 * dim)
         self.proj_out = nn.Linear(dim, dim)
+        self.register_buffer("query_bias", None, persistent=False)
         self.register_buffer("relative_index", relative_index(window), persistent=False)
         mask = shift_mask(self.padded_size, window, self.shift) if shifted else None
         self.register_buffer("mask", mask, persistent=False)
@@ -59,7 +62,7 @@ class WindowAttention(nn.Module):
             x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
         if self.shift:
             x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
-        x = self._merge(self._attend(self.split(x)))
+        x = self._merge(self.attend(self.split(x)))
         if self.shift:
             x = torch.roll(x, (self.shift, self.shift), (1, 2))
         return x[:, :height, :width]
@@ -76,10 +79,13 @@ class WindowAttention(nn.Module):
         x = x.reshape(-1, height // size, width // size, size, size, dim).permute(0, 1, 3, 2, 4, 5)
         return x.reshape(-1, height, width, dim)
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor) -> Tensor:
+        """(batch, windows, window^2, dim) to the same."""
         windows, tokens, dim = x.shape[1:]
         qkv = self.proj_qkv(x).reshape(-1, windows, tokens, 3, self.heads, dim // self.heads)
         query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
+        if self.query_bias is not None:
+            query = query + self.query_bias.reshape(self.heads, 1, -1)
         scores = (query * self.scale) @ key.transpose(-2, -1) + self.bias()
         out = scores.softmax(-1) @ value
         out = out.transpose(2, 3).reshape(-1, windows, tokens, dim)

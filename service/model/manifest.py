@@ -280,6 +280,8 @@ class Manifest(_Record):
     """What the graph was made for; None in older manifests."""
     contrib_operators: tuple[str, ...] = ()
     """Operators in the graph that ONNX Runtime has beyond the standard; TensorRT has none of them."""
+    graph_steps: tuple[str, ...] = ()
+    """The steps by which the graph departs from the plain form of its target, in the exporter's names."""
     num_classes: int = Field(gt=0)
     input: InputRecord
     preprocess: PreprocessRecord
