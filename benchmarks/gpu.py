@@ -34,13 +34,18 @@ from benchmarks.journal import Journal
 from benchmarks.machine import describe
 from benchmarks.rounds import Turn, rotated
 from benchmarks.scenarios import write_photos
+from export.steps import STEPS
 from models.variants import VARIANTS
 from service.model.directory import open_model
 from service.model.manifest import MODEL_FILE
 
-GRAPHS = {
-    "separable": "--precision fp16 --target cuda",
-    "grid_sample": "--precision fp16 --target cuda --sampling grid_sample",
+_FP16 = "--precision fp16 --target cuda --no-explain"
+GRAPHS: Mapping[str, str] = {
+    "separable": _FP16,
+    "gridsample": f"{_FP16} --sampling gridsample",
+    **{str(step): f"{_FP16} --graph-steps {step}" for step in STEPS},
+    "all_steps": f"{_FP16} --graph-steps all",
+    "all_steps_gridsample": f"{_FP16} --sampling gridsample --graph-steps all",
 }
 """The exports that are compared, by name: arguments of `python -m export`."""
 _TORCH = ("torch-plain", "compile-plain")

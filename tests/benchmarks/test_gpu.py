@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 
 from benchmarks.contender_process import ContenderLost, ContenderProcess, Spec
 from benchmarks.device_figures import distance, speeds
-from benchmarks.gpu import main
+from benchmarks.gpu import GRAPHS, main
 from benchmarks.journal import Journal
 from benchmarks.rounds import Turn
+from export import __main__ as exporter
+from export.job import check_job
 
 SMALL = ["--device", "cpu", "--variants", "dat_demo", "--batch", "1", "2", "--rounds", "1"]
 SMALL += ["--torch", "torch-plain", "--workers", "1"]
@@ -34,6 +37,13 @@ def test_all_phases_run_to_their_end(tmp_path: Path) -> None:
     assert kinds["speed"] == 4
     assert all(row["largest_over_std"] < 1e-4 for row in rows if row["kind"] == "agreement")
     assert all(row["images_per_s"] > 0 for row in rows if row["kind"] in ("speed", "http"))
+
+
+@pytest.mark.parametrize("variant", ["dat_tiny", "dat_pp_tiny", "dat_base"])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_every_graph_that_is_wanted_is_one_that_the_exporter_makes(name: str, variant: str) -> None:
+    arguments = exporter._parser().parse_args([variant, "--random-weights", "0", *shlex.split(GRAPHS[name])])
+    check_job(exporter._job(arguments))
 
 
 def test_an_export_that_fails_is_lost_with_its_reason_and_the_others_go_on(tmp_path: Path) -> None:

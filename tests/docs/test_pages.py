@@ -17,6 +17,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.__main__ import _parser as benchmarks_parser
+from benchmarks.gpu import _parser as gpu_parser
 from benchmarks.model_speed import _parser as model_speed_parser
 from export.__main__ import _parser as export_parser
 from models.variants import VARIANTS
@@ -114,7 +115,7 @@ def test_options_that_are_named_exist(page: Path) -> None:
 
 def our_options() -> set[str]:
     """Return the options of every command of this project."""
-    parsers = [export_parser(), benchmarks_parser(), model_speed_parser()]
+    parsers = [export_parser(), benchmarks_parser(), gpu_parser(), model_speed_parser()]
     for name in commands.COMMANDS:
         parsers.append(argparse.ArgumentParser())
         commands.load(name).add_arguments(parsers[-1])

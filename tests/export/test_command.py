@@ -121,7 +121,7 @@ def test_float16_graph_beyond_its_bound_is_not_published(
     assert everything(tmp_path) == []
 
 
-def coarsened(graph: onnx.ModelProto) -> onnx.ModelProto:
+def coarsened(graph: onnx.ModelProto, *_: object) -> onnx.ModelProto:
     """A graph whose weights keep three bits after the first."""
     coarse = onnx.ModelProto()
     coarse.CopyFrom(graph)

@@ -20,7 +20,7 @@ def graph_with(domain: str, operator: str) -> onnx.ModelProto:
     return helper.make_model(helper.make_graph([node], "one", value[:1], value[1:]))
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=str)
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
 def test_defaults_of_a_target_are_possible_there(target: targets.Target) -> None:
     target.check_opset(target.opset)
     assert select_strategy(target.sampling, target.opset).name == target.sampling
