@@ -231,6 +231,13 @@ def distances(graph: ir.Graph) -> set[ir.Node]:
     return island
 
 
+def ranges(graph: ir.Graph) -> set[ir.Node]:
+    """Find the nodes of the operator Range, and the arithmetic that leads from a map's size to them."""
+    counting = {node for node in graph if node.op_type == "Range"}
+    ends = [value for node in counting for value in node.inputs]
+    return counting | _before(ends, _MOVES | _ARITHMETIC | {"Cast"})
+
+
 def samplers(graph: ir.Graph) -> set[ir.Node]:
     """Find the nodes of the operator GridSample."""
     return {node for node in graph if node.op_type == "GridSample"}
@@ -255,6 +262,7 @@ ISLANDS: Final[tuple[Island, ...]] = (
         "interpolation weight. Two small conversions a sampling bring the offsets in and the weights out.",
         coordinates,
     ),
+    Island("ranges", "ONNX has no Range of float16. Graphs for any size count their pixels with it.", ranges),
     Island(
         "samplers",
         "ONNX Runtime's CUDA kernel of GridSample is float32 only; in float16 the node would go to the CPU.",

@@ -143,3 +143,22 @@ def test_rounded_graph_rounds_what_lies_between_nodes() -> None:
 def test_weights_beyond_float16_are_refused_by_name() -> None:
     with pytest.raises(ExportError, match=r"weight.*--precision fp32"):
         half(small_graph(weight=np.full((4, 4), 1e5, np.float32)), ())
+
+
+def test_pixels_are_counted_in_float32() -> None:
+    """As a graph for any size does: ONNX has no Range of float16."""
+    graph = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 18]>
+        counted (uint8[batch, height, 3] image) => (float[height] places)
+        <float start = {0.0}, float step = {1.0}, float[1] half = {0.5}, int64[1] axis = {1}, int64[1] zero = {0}> {
+            size = Shape(image)
+            length = Gather(size, axis)
+            number = Squeeze(length, zero)
+            limit = Cast<to = 1>(number)
+            cells = Range(start, limit, step)
+            places = Add(cells, half)
+        }
+    """)
+    image = np.zeros((1, 5, 3), np.uint8)
+    (places,) = open_session(half(graph).SerializeToString()).run(None, {"image": image})
+    assert places.tolist() == [0.5, 1.5, 2.5, 3.5, 4.5]
