@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -38,18 +39,19 @@ def ceilings(device: str, variant: str, batch: int, journal: Journal) -> None:
 
     kind = torch.float16 if device == "cuda" else torch.float32
     source = torch.empty(_COPIED_BYTES[device], dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copied_s = _seconds(lambda: target.copy_(source), device)
+    copied_s = _seconds(source.clone, device)
+    del source
     journal.write("ceiling", of="copy", gb_per_s=round(2 * _COPIED_BYTES[device] / copied_s / 1e9, 1))
     side = VARIANTS[variant].input_size
     products_s, operations = 0.0, 0
     for each in matrix_products(VARIANTS[variant].config, (side, side), batch):
         left = torch.empty(each.matrices, each.rows, each.inner, dtype=kind, device=device).normal_()
         right = torch.empty(each.matrices, each.inner, each.columns, dtype=kind, device=device).normal_()
-        products_s += _seconds(lambda left=left, right=right: left @ right, device)  # type: ignore[misc]
+        products_s += _seconds(partial(torch.matmul, left, right), device)
         operations += 2 * each.macs
+        del left, right
     if device == "cuda":
-        torch.cuda.empty_cache()  # this process measures no more
+        torch.cuda.empty_cache()  # this process holds the GPU no longer than it measures
     journal.write(
         "ceiling",
         of=f"matrix products of {variant}",

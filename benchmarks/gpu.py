@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -32,9 +31,11 @@ from benchmarks.contender_process import ContenderLost, ContenderProcess, Spec, 
 from benchmarks.device_figures import ceilings, distance, memory_mib, node_rows, served, speeds
 from benchmarks.journal import Journal
 from benchmarks.machine import describe
+from benchmarks.processes import export_command
 from benchmarks.rounds import Turn, rotated
 from benchmarks.scenarios import write_photos
 from export.steps import STEPS
+from export.verify import TOLERANCES
 from models.variants import VARIANTS
 from service.model.directory import open_model
 from service.model.manifest import MODEL_FILE
@@ -50,9 +51,8 @@ GRAPHS: Mapping[str, str] = {
 """The exports that are compared, by name: arguments of `python -m export`."""
 _TORCH = ("torch-plain", "compile-plain")
 _TORCH_ON_A_GPU = (*_TORCH, "compile-reduce-overhead-plain")
-MAX_RMS, MAX_LARGEST = 1e-2, 1e-1
-"""Bounds on the logits' difference from float32, over their standard deviation."""
 _BASELINE = "compile-plain"
+_BOUND = TOLERANCES["fp16"]
 _CHECKED_IMAGES = 8
 _TURN_S = 0.25
 _ANSWER_TIMEOUT_S = 60.0
@@ -172,8 +172,7 @@ class Comparison:
         return GRAPHS if self._arguments.device == "cuda" else {"separable": "--target cpu"}
 
     def _export(self, name: str, args: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "export", self.variant, "--random-weights", str(self._arguments.seed)]
-        command += ["--repository", str(self._folder), "--name", name, *shlex.split(args)]
+        command = export_command(self.variant, self._arguments.seed, self._folder, name, args)
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def _take(self, name: str, export: subprocess.Popen[str], until_s: float) -> None:
@@ -208,8 +207,8 @@ class Comparison:
                 self._journal.write(
                     "agreement", variant=self.variant, contender=name, rms_over_std=rms, largest_over_std=largest
                 )
-                if not (rms <= MAX_RMS and largest <= MAX_LARGEST):
-                    raise ContenderLost(f"{name}: its logits are beyond the bounds {MAX_RMS} and {MAX_LARGEST}")
+                if not (rms <= _BOUND.rms and largest <= _BOUND.max):
+                    raise ContenderLost(f"{name}: its logits are beyond the bounds {_BOUND.rms} and {_BOUND.max}")
 
     def _expected(self) -> NDArray[np.float32]:
         import torch

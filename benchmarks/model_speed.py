@@ -12,7 +12,6 @@ import argparse
 import fnmatch
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import describe
+from benchmarks.processes import export_command
 from benchmarks.rounds import play, summary
 from benchmarks.tables import table
 from models.variants import VARIANTS
@@ -163,9 +163,9 @@ def _our_graph(name: str, export_args: str, subject: Subject, seed: int, folder:
     from service.model.manifest import MODEL_FILE
 
     variant = subject.variant.name
-    command = [sys.executable, "-m", "export", variant, "--random-weights", str(seed), "--repository", str(folder)]
+    command = export_command(variant, seed, folder, name, export_args)
     _say(f"exporting {name}: {' '.join(command[2:6])} {export_args}")
-    made = subprocess.run([*command, "--name", name, *shlex.split(export_args)], stdout=subprocess.PIPE, text=True)
+    made = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if made.returncode:
         raise SystemExit(f"the export of {name} failed, as it says above")
     directory = Path(made.stdout.strip())

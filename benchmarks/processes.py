@@ -1,10 +1,11 @@
-"""Starting the server in a process of its own, and what /proc says of processes."""
+"""Starting the server and the exporter in processes of their own, and what /proc says of processes."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -38,6 +39,12 @@ def resident_bytes(pid: int) -> int:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     own_kib = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return own_kib * 1024 + sum(resident_bytes(child) for child in children_of(pid))
+
+
+def export_command(variant: str, seed: int, repository: Path, name: str, args: str) -> list[str]:
+    """Return the command that exports a variant with random weights; it prints the model directory."""
+    command = [sys.executable, "-m", "export", variant, "--random-weights", str(seed)]
+    return [*command, "--repository", str(repository), "--name", name, *shlex.split(args)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,9 +70,7 @@ class FusedWindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) to the same."""
         (height, width), (padded_height, padded_width), dim = self.map_size, self.padded_size, x.shape[-1]
-        if self.padded_size != self.map_size:
-            x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
-        x = x.reshape(-1, padded_height * padded_width, dim).index_select(1, self.order)
+        x = gathered(x, self.order, self.padded_size)
         parts = torch.split(x, [count * self.tokens for count in self.counts], 1) if len(self.counts) > 1 else [x]
         attended = [
             attention(part.reshape(-1, self.tokens, dim)).reshape(-1, count * self.tokens, dim)
@@ -113,6 +111,14 @@ def _groups_of(bias: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Return the windows that share a bias, for each different one of (windows, heads, tokens, tokens), and those."""
     biases, group = torch.unique(bias, dim=0, return_inverse=True)
     return [torch.nonzero(group == number).flatten() for number in range(len(biases))], list(biases)
+
+
+def gathered(x: Tensor, order: Tensor, padded_size: tuple[int, int]) -> Tensor:
+    """Return the tokens of a map (batch, height, width, dim), padded with zeros to whole windows, in an order."""
+    (height, width), (padded_height, padded_width) = x.shape[1:3], padded_size
+    if (height, width) != padded_size:
+        x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
+    return x.reshape(-1, padded_height * padded_width, x.shape[-1]).index_select(1, order)
 
 
 def window_places(layer: WindowAttention) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.fused_attention import window_places
+from export.fused_attention import gathered, window_places
 from models.dat import DAT
 from models.deformable_attention import DeformableAttention
 from models.layers import SpatialConv
@@ -43,7 +43,7 @@ class GatheredWindows(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) to the same."""
         dim = x.shape[-1]
-        cut = _gather(x, self.order, self.layer).reshape(-1, self.windows, self.tokens, dim)
+        cut = gathered(x, self.order, self.layer.padded_size).reshape(-1, self.windows, self.tokens, dim)
         attended = self.layer.attend(cut).reshape(-1, self.windows * self.tokens, dim)
         return attended.index_select(1, self.inverse).reshape(-1, *self.layer.map_size, dim)
 
@@ -75,7 +75,7 @@ class WindowsAsHeads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) to the same."""
         dim, heads = x.shape[-1], self.mask.shape[1]
-        tokens = _gather(x, self.order, self.layer)
+        tokens = gathered(x, self.order, self.layer.padded_size)
         query, key, value = (
             projection(tokens).reshape(-1, self.tokens, self.windows * dim) for projection in self.projections
         )
@@ -159,14 +159,6 @@ def _projections(layer: WindowAttention) -> list[nn.Linear]:
             projection.bias.copy_(its_bias)
         projections.append(projection)
     return projections
-
-
-def _gather(x: Tensor, order: Tensor, layer: WindowAttention) -> Tensor:
-    """Return the tokens of a map, (batch, height, width, dim), padded to whole windows, in an order."""
-    (height, width), (padded_height, padded_width) = layer.map_size, layer.padded_size
-    if layer.padded_size != layer.map_size:
-        x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
-    return x.reshape(-1, padded_height * padded_width, x.shape[-1]).index_select(1, order)
 
 
 def _inverse(order: Tensor, layer: WindowAttention) -> Tensor:
