@@ -25,7 +25,7 @@ from export.job import ExportJob
 from export.verify import BATCH_SIZES, Difference, FloatArray, Images, normalised, verify
 from models.dat import DAT, DATOutput
 from models.deformable_attention import DeformableAttention, Sampling
-from service.model.manifest import ExplainLayerRecord, ExplainRecord, attention_output, position_output
+from service.model.explain_record import ExplainLayerRecord, ExplainRecord, attention_output, position_output
 
 
 class ExplainModel(ImageModel):

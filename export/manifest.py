@@ -17,8 +17,8 @@ from export.verify import BATCH_SIZES, PROVIDER, TOLERANCES, Difference
 from models.config import DATConfig
 from models.variants import Variant
 from service.model.directory import sha256_of
+from service.model.explain_record import ExplainRecord
 from service.model.manifest import (
-    ExplainRecord,
     FileRecord,
     InputRecord,
     Manifest,

@@ -25,14 +25,8 @@ from export.source import LoadedModel, from_file, from_seed
 from export.steps import Step, in_order
 from export.verify import BATCH_SIZES, Difference, check_shapes, differences_table, verify
 from service.model.directory import Label, open_model
-from service.model.manifest import (
-    EXPLAIN_FILE,
-    LABELS_FILE,
-    MANIFEST_FILE,
-    MODEL_FILE,
-    ExplainRecord,
-    QuantizationRecord,
-)
+from service.model.explain_record import ExplainRecord
+from service.model.manifest import EXPLAIN_FILE, LABELS_FILE, MANIFEST_FILE, MODEL_FILE, QuantizationRecord
 
 
 def run(job: ExportJob, progress: Progress) -> Path:

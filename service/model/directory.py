@@ -1,8 +1,8 @@
 """The model repository on disk: what a model directory holds, and how it is found and checked.
 
-`<repository>/<model>/<version>/` holds `model.onnx`, `manifest.json` and `labels.tsv`, and `explain.onnx` where the
-model can say where it looked. The manifest is the whole contract between the exporter, which writes it, and the
-service, which trusts nothing else about a model.
+`<repository>/<model>/<version>/` holds `model.onnx`, `manifest.json` and `labels.tsv`, `explain.onnx` where the model
+can say where it looked, and `fused.onnx` where it has a graph for the library of GPU kernels. The manifest is the whole
+contract between the exporter, which writes it, and the service, which trusts nothing else about a model.
 
 Invariants: a `ModelDirectory` exists only for a directory whose manifest is valid and whose files have the sizes
 and sha256 that the manifest gives; class names are as many as the model has classes.
@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from service.errors import IncompleteModel, RepositoryError
 from service.model.manifest import (
     EXPLAIN_FILE,
+    FUSED_FILE,
     LABELS_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
@@ -57,6 +58,11 @@ class ModelDirectory:
     def explain_path(self) -> Path:
         """The file of the graph that says where the model looked; there is one where the manifest has `explain`."""
         return self.path / EXPLAIN_FILE
+
+    @property
+    def fused_path(self) -> Path:
+        """The file of the graph of the library's operators; there is one where the manifest has `fused`."""
+        return self.path / FUSED_FILE
 
 
 def sha256_of(path: Path) -> str:

@@ -10,18 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from service.model.explain_record import ExplainRecord
+from service.model.record import Record, Side
 
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
 EXPLAIN_FILE = "explain.onnx"
+FUSED_FILE = "fused.onnx"
 LABELS_FILE = "labels.tsv"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Side = Annotated[int, Field(gt=0)]
 Task = Literal["classification"]
 """What a model is for. Other tasks may follow; this service refuses all but these."""
 _STRIDES_OF_OLDER = {"stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
@@ -30,18 +33,14 @@ MAX_SIDE_OF_OLDER = 2048
 """The greatest side of the dynamic sizes that manifests do not tell."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileRecord(_Record):
+class FileRecord(Record):
     """One file of a model directory."""
 
     sha256: Sha256
     size_bytes: int = Field(ge=0)
 
 
-class InputRecord(_Record):
+class InputRecord(Record):
     """The graph's one input: uint8 (batch, height, width, 3), RGB, already resized and cropped."""
 
     name: Literal["image"] = "image"
@@ -86,7 +85,7 @@ class InputRecord(_Record):
         return f"sides from {least} to {greatest} pixels{of} are taken"
 
 
-class PreprocessRecord(_Record):
+class PreprocessRecord(Record):
     """Published preprocessing: bicubic resize to `resize`, ignoring the aspect ratio, then the centre crop.
 
     `mean` and `std` are per channel on the scale 0 to 1, and are applied inside the graph.
@@ -99,7 +98,7 @@ class PreprocessRecord(_Record):
     std: tuple[float, float, float]
 
 
-class OutputRecord(_Record):
+class OutputRecord(Record):
     """One float32 output; `shape` is without the batch axis, None where it follows a dynamic input size."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -133,7 +132,7 @@ class OutputRecord(_Record):
         return (self.shape[0], math.ceil(height / self.stride), math.ceil(width / self.stride))
 
 
-class QuantizationRecord(_Record):
+class QuantizationRecord(Record):
     """What int8 changed, on images that its ranges were not taken from."""
 
     calibration: str
@@ -145,7 +144,7 @@ class QuantizationRecord(_Record):
     top1_agreement: float = Field(ge=0, le=1)
 
 
-class VerificationRecord(_Record):
+class VerificationRecord(Record):
     """How the graph was compared with the torch model before it was put in place."""
 
     batch_sizes: tuple[Side, ...]
@@ -157,112 +156,28 @@ class VerificationRecord(_Record):
     """For int8, whose float32 graph was verified at these batch sizes, by the tolerance of fp32, before."""
 
 
-class LayerSizes(NamedTuple):
-    """The sizes of one deformable attention layer, as its record has them."""
-
-    key_rows: int
-    key_columns: int
-    query_rows: int
-    query_columns: int
-
-
-class ExplainLayerRecord(_Record):
-    """What the graph of `explain.onnx` gives of one deformable attention layer."""
+class FusedOutputRecord(Record):
+    """How far an output of `fused.onnx`, computed by the operators' reference on the CPU, is from the torch model's."""
 
     name: str
-    """The layer's name in the network, such as `stages.2.attns.1`."""
-    stage: int = Field(ge=1)
-    block: int = Field(ge=1)
-    """The layer's place in its stage, from 1."""
-    groups: Side
-    key_rows: Side
-    key_columns: Side
-    query_rows: Side
-    """Height of the map that the layer works on: of its queries, and of what it samples."""
-    query_columns: Side
-    stride: Side | None = None
-    """The input's pixels a cell of that map, on each side; a cell that the image fills in part is there. None in older
-    manifests, as the three below: these tell nothing of other sizes than the model's own."""
-    key_window: Side | None = None
-    """Side of the window that moves over the map in steps of `key_stride`; each of its places has a point."""
-    key_stride: int | None = Field(default=None, gt=0)
-    key_padding: int | None = Field(default=None, ge=0)
-    """Cells beyond the map, on each side, that the window covers."""
-    position_difference: float = Field(ge=0)
-    """Largest absolute difference of a position to the torch model's that the exporter measured."""
-    attention_difference: float = Field(ge=0)
-    """The same of the attention."""
-
-    @property
-    def points(self) -> int:
-        """Sampled points of one group."""
-        return self.key_rows * self.key_columns
-
-    @property
-    def tells_other_sizes(self) -> bool:
-        """Whether it says what follows from another size of the input."""
-        return None not in (self.stride, self.key_window, self.key_stride, self.key_padding)
-
-    def sizes_at(self, height: int, width: int) -> LayerSizes:
-        """Return the sizes of the layer for an input of that size; ValueError where they are not told."""
-        stride, window, step, padding = self.stride, self.key_window, self.key_stride, self.key_padding
-        if stride is None or window is None or step is None or padding is None:
-            raise ValueError(f"{self.name}: the manifest does not tell what it is at another size")
-        rows, columns, beyond = -(-height // stride), -(-width // stride), 2 * padding - window
-        return LayerSizes((rows + beyond) // step + 1, (columns + beyond) // step + 1, rows, columns)
-
-    def at(self, height: int, width: int) -> ExplainLayerRecord:
-        """Return the record of the layer for an input of that size; ValueError where that is not told."""
-        return self.model_copy(update=self.sizes_at(height, width)._asdict())
+    max_abs_difference: float = Field(ge=0)
+    rms_difference: float = Field(ge=0)
 
 
-class ExplainRecord(_Record):
-    """`explain.onnx`: where each deformable attention layer looked. Its input is that of `model.onnx`."""
+class FusedRecord(Record):
+    """`fused.onnx`: what `model.onnx` computes, by operators of the domain `dat`, which a library of its own has.
 
-    layers: tuple[ExplainLayerRecord, ...] = Field(min_length=1)
-    """In the order in which they run; sizes are those for the model's own input size."""
+    Its input and outputs are those of `model.onnx`, which serves wherever that library, or what it needs, is missing.
+    """
 
-    @property
-    def tells_other_sizes(self) -> bool:
-        """Whether it says what follows from another size of the input, as newer manifests do."""
-        return all(layer.tells_other_sizes for layer in self.layers)
-
-    def at(self, height: int, width: int) -> ExplainRecord:
-        """Return the record for an input of that size; raises ValueError where that is not told."""
-        return self.model_copy(update={"layers": tuple(layer.at(height, width) for layer in self.layers)})
-
-    @property
-    def outputs(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Every output, float32, with its shape without the batch axis."""
-        return self._outputs(
-            LayerSizes(layer.key_rows, layer.key_columns, layer.query_rows, layer.query_columns)
-            for layer in self.layers
-        )
-
-    def outputs_at(self, height: int, width: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Return the same for an input of that size; raises ValueError where that is not told."""
-        return self._outputs(layer.sizes_at(height, width) for layer in self.layers)
-
-    def _outputs(self, sizes: Iterable[LayerSizes]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        outputs: list[tuple[str, tuple[int, ...]]] = []
-        for index, (layer, size) in enumerate(zip(self.layers, sizes, strict=True)):
-            points, queries = size.key_rows * size.key_columns, size.query_rows * size.query_columns
-            outputs.append((position_output(index), (layer.groups, points, 2)))
-            outputs.append((attention_output(index), (layer.groups, queries, points)))
-        return tuple(outputs)
+    operators: tuple[str, ...] = Field(min_length=1)
+    """Its operators of that domain, by name."""
+    operators_version: int = Field(gt=0)
+    """The version of the domain that they are of."""
+    outputs: tuple[FusedOutputRecord, ...]
 
 
-def position_output(layer: int) -> str:
-    """Return the name of the output that holds a layer's positions, (y, x), -1 and 1 the outermost cells' centres."""
-    return f"position{layer}"
-
-
-def attention_output(layer: int) -> str:
-    """Return the name of the output that holds the probabilities, over the points, of each of a layer's queries."""
-    return f"attention{layer}"
-
-
-class Manifest(_Record):
+class Manifest(Record):
     """Everything the service needs to know of a model."""
 
     format: Literal[1] = 1
@@ -294,6 +209,8 @@ class Manifest(_Record):
     verification: VerificationRecord
     explain: ExplainRecord | None = None
     """What `explain.onnx` gives; None where there is none, as in older manifests."""
+    fused: FusedRecord | None = None
+    """What `fused.onnx` is; None where there is none, as in older manifests."""
     exporter: dict[str, str]
     """Versions of the tools that made it."""
 
@@ -312,6 +229,14 @@ class Manifest(_Record):
     def _explain_has_its_file(self) -> Manifest:
         if (self.explain is not None) != (EXPLAIN_FILE in self.files):
             raise ValueError(f"explain and the record of {EXPLAIN_FILE} go together")
+        return self
+
+    @model_validator(mode="after")
+    def _fused_is_the_same(self) -> Manifest:
+        if (self.fused is not None) != (FUSED_FILE in self.files):
+            raise ValueError(f"fused and the record of {FUSED_FILE} go together")
+        if self.fused is not None and [each.name for each in self.fused.outputs] != [*self.output_names]:
+            raise ValueError(f"fused: its outputs should be {', '.join(self.output_names)}, in this order")
         return self
 
     @model_validator(mode="after")

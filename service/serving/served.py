@@ -17,7 +17,8 @@ from service.engine.client import EngineClient
 from service.errors import InvalidParameter, NotReady, UnknownModel
 from service.images.preprocessing import Preprocessing
 from service.model.directory import ModelDirectory
-from service.model.manifest import ExplainRecord, Manifest
+from service.model.explain_record import ExplainRecord
+from service.model.manifest import Manifest
 from service.model.sizes import InputSizes, explain_sizes_of, sizes_of
 from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from service.model.manifest import ExplainLayerRecord, ExplainRecord
+from service.model.explain_record import ExplainLayerRecord, ExplainRecord
 
 _SHARPNESS = 8.0
 

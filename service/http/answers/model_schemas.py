@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from pydantic import BaseModel, ConfigDict
 
 from service.model.directory import ModelDirectory
-from service.model.manifest import ExplainRecord, Manifest
+from service.model.explain_record import ExplainRecord
+from service.model.manifest import Manifest
 from service.model.sizes import InputSizes
 from service.serving.states import ModelState, VersionStatus
 

@@ -27,7 +27,7 @@ from service.http.service import ServiceDependency
 from service.images import overlay
 from service.images.points import GroupedPoints, Point, QueryCell, View, weights_of
 from service.images.preprocessing import ImageTimings, Preprocessing, decode
-from service.model.manifest import ExplainLayerRecord, ExplainRecord, attention_output, position_output
+from service.model.explain_record import ExplainLayerRecord, ExplainRecord, attention_output, position_output
 from service.serving.served import Served
 
 PNG = "image/png"

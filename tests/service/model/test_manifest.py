@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from service.errors import RepositoryError
 from service.model.directory import open_model
-from service.model.manifest import ExplainLayerRecord, Manifest, unknown_outputs
+from service.model.explain_record import ExplainLayerRecord
+from service.model.manifest import Manifest, unknown_outputs
 from tests.service import tiny_model
 
 OLDER = Path(__file__).parent / "older_manifests"
@@ -186,3 +187,29 @@ def test_a_layer_whose_sizes_are_not_those_of_its_strides_is_refused(document: d
     document["explain"]["layers"][0].update(stride=14, key_window=3, key_stride=2, key_padding=0)
     with pytest.raises(ValidationError, match=r"stages\.2\.attns\.0 are not those"):
         Manifest.model_validate(document)
+
+
+def fused(document: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    """The document of the same model with a graph of the library's operators."""
+    outputs = [
+        {"name": output["name"], "max_abs_difference": 0.0, "rms_difference": 0.0} for output in document["outputs"]
+    ]
+    record = {"operators": ["BiasGelu"], "operators_version": 1, "outputs": outputs}
+    return document | {
+        "fused": record | facts,
+        "files": document["files"] | {"fused.onnx": document["files"]["model.onnx"]},
+    }
+
+
+def test_a_fused_graph_is_told_with_its_operators(document: dict[str, Any]) -> None:
+    manifest = Manifest.model_validate(fused(document))
+    assert manifest.fused is not None
+    assert (manifest.fused.operators, manifest.fused.operators_version) == (("BiasGelu",), 1)
+
+
+def test_a_fused_graph_has_its_file_and_the_outputs_of_the_model(document: dict[str, Any]) -> None:
+    without_file = fused(document) | {"files": document["files"]}
+    with pytest.raises(ValidationError, match=r"fused and the record of fused\.onnx go together"):
+        Manifest.model_validate(without_file)
+    with pytest.raises(ValidationError, match="fused: its outputs should be logits"):
+        Manifest.model_validate(fused(document, outputs=[]))
