@@ -14,15 +14,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from service.model import manifest as contract
+from service.model.explain_record import ExplainLayerRecord, ExplainRecord
 from tests.service import tiny_model
 from tests.service.tiny_model import CLASSES, MEAN, POOLS, SIZE, STD, vectors, weights
 
 NAME = "tiny-dynamic"
 MIN_SIDE, MAX_SIDE = 29, 2048
-RECORD = contract.ExplainRecord(
+RECORD = ExplainRecord(
     layers=tuple(
-        contract.ExplainLayerRecord(
+        ExplainLayerRecord(
             name=f"stages.{stage}.attns.0",
             stage=stage + 1,
             block=1,
