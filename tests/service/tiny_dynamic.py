@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from service.model import manifest as contract
 from service.model.explain_record import ExplainLayerRecord, ExplainRecord
 from tests.service import tiny_model
 from tests.service.tiny_model import CLASSES, MEAN, POOLS, SIZE, STD, vectors, weights
