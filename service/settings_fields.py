@@ -85,7 +85,10 @@ class Fields(BaseModel):
     decode_threads: Annotated[int, Field(ge=0)] = 0
     """Threads that decode and resize images, in each worker; 0 shares the cores out among the workers."""
     strict_device: bool = False
-    """Refuse a model of which the device leaves some computing to the CPU, in place of naming it in a warning."""
+    """Refuse a model of which the device leaves some computing to the CPU, or cannot run the fused graph, in place of
+    naming it in a warning."""
+    fused: bool = True
+    """On CUDA: run a model's fused graph, where it has one and the library of its kernels runs there."""
     cuda_graphs: bool = True
     """On CUDA: record the work of each batch size once, and launch it as one."""
     self_check: bool = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -132,6 +133,15 @@ def _table(entries: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def _devices(entry: Mapping[str, Any]) -> str:
+    """Return what a version runs on, and where it runs another graph than the standard one there, which."""
+    devices, graphs = entry.get("devices") or (), entry.get("graphs") or ()
+    return ",".join(
+        device if graph == "standard" else f"{device} ({graph})"
+        for device, graph in itertools.zip_longest(devices, graphs, fillvalue="standard")
+    )
+
+
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     parity = entry.get("parity")
     cells = (
@@ -139,7 +149,7 @@ def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
         entry.get("version", ""),
         entry.get("state", ""),
         "by default" if entry.get("is_default") else "",
-        ",".join(entry.get("devices") or ()),
+        _devices(entry),
         f"{parity['error']:.1e} of {parity['tolerance']:.0e}" if parity else "",
         entry.get("reason") or "",
     )

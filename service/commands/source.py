@@ -21,7 +21,7 @@ from service.text_files import BadTextFile, read_lines
 _OF_EITHER = frozenset({"settings", "model", "max_body_bytes", "log_level", "log_format"})
 _OF_A_PROCESS = frozenset(
     {
-        "repository", "model_version", "device", "threads", "decode_threads", "strict_device", "cuda_graphs",
+        "repository", "model_version", "device", "threads", "decode_threads", "strict_device", "fused", "cuda_graphs",
         "self_check", "shrink_arena_above", "provider_options", "batch_buckets", "max_delay_ms", "hang_timeout_ms",
         "max_image_pixels", "max_image_scan_pixels", "max_image_segments", "exif_orientation",
     }

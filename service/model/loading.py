@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from service.engine.board import Board
@@ -17,15 +18,16 @@ from service.engine.device_turns import DeviceTurns
 from service.engine.graphs import Graph
 from service.engine.in_process import InProcessEngine
 from service.engine.room import Room
+from service.engine.runtime.operators import kernel_library
 from service.engine.runtime.options import Device, DeviceOptions
 from service.engine.runtime.selfcheck import Parity
 from service.engine.runtime.session import OnnxSession
 from service.engine.slots import SlotPool
 from service.engine.types import Session
-from service.errors import RepositoryError
+from service.errors import DeviceUnavailable, RepositoryError
 from service.images.preprocessing import Preprocessing
 from service.model.directory import ModelDirectory
-from service.model.manifest import Manifest
+from service.model.manifest import FusedRecord, GraphForm, Manifest
 from service.model.sizes import explain_sizes_of, sizes_of
 from service.model.suitability import drawbacks
 from service.settings import Settings
@@ -81,7 +83,8 @@ def load_session(
 ) -> OnnxSession:
     """Load a model's graph on a device as the settings say, but with `threads` where given; raises StartupError.
 
-    Warns of what makes the model slow on that device.
+    Warns of what makes the model slow on that device: that its fused graph cannot be run there is refused instead, if
+    the settings are strict.
     """
     manifest = model.manifest
     options = DeviceOptions(
@@ -97,35 +100,75 @@ def load_session(
         buckets=graph.buckets,
         engine_cache=model.path / ENGINE_CACHE,
     )
-    if graph.key == EXPLAIN:
-        path, options = model.explain_path, explain_options(options)
-    else:
-        path = model.model_path
-        for drawback in drawbacks(manifest, device):
-            _log.warning(drawback)
-    return OnnxSession.load(
-        path,
-        options,
+    load = partial(
+        OnnxSession.load,
         input_shape=input_shape(manifest),
         output_names=tuple(graph.outputs),
         free_size=graph.free is not None,
     )
+    if graph.key == EXPLAIN:
+        return load(model.explain_path, explain_options(options))
+    for drawback in drawbacks(manifest, device):
+        _log.warning(drawback)
+    if manifest.fused is not None and settings.fused and Device.parse(device).kind == "cuda":
+        try:
+            return _load_fused(model, manifest.fused, options, load)
+        except DeviceUnavailable as error:
+            found = f"{model.path} has a fused graph, which cannot be run on {device}: {error}"
+            if settings.strict_device:
+                raise DeviceUnavailable(f"{found} Without strict_device its standard graph would run.") from error
+            _log.warning("%s Its standard graph is run.", found)
+    return load(model.model_path, options)
+
+
+def _load_fused(
+    model: ModelDirectory, record: FusedRecord, options: DeviceOptions, load: Callable[..., OnnxSession]
+) -> OnnxSession:
+    """Load the fused graph of a model; raises DeviceUnavailable where the library or the device cannot run all of it.
+
+    Compared is with the standard graph: the library's own code for the CPU is there to be read, and is slow.
+    """
+    library = kernel_library(Device.parse(options.device), version=record.operators_version)
+    options = dataclasses.replace(options, operators=library, strict_device=True)
+    return load(model.fused_path, options, reference=model.model_path)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFacts:
+    """What it has shown to load a model's graphs on one device."""
+
+    form: GraphForm
+    """Which form of its own graph the model runs there."""
+    parity: Parity | None
+    """Of the graph that came nearest to its tolerance; None where none was compared with the CPU."""
+
+
+def worst(parities: Iterable[Parity | None]) -> Parity | None:
+    """Return the comparison that came nearest to its tolerance; None where nothing was compared."""
+    compared = (parity for parity in parities if parity is not None)
+    return max(compared, key=lambda parity: parity.error / parity.tolerance, default=None)
 
 
 class SessionLoader:
-    """Loads a model's graphs on one device as `load_session` does, and remembers how far each is from the CPU."""
+    """Loads a model's graphs on one device as `load_session` does, and remembers what that has shown."""
 
     def __init__(self, model: ModelDirectory, *, device: str, settings: Settings, threads: int | None = None) -> None:
         self._load = partial(load_session, model, device=device, settings=settings, threads=threads)
-        self.parities: list[Parity] = []
-        """Of the graphs that were compared with the CPU."""
+        self._form = GraphForm.STANDARD
+        self._parity: Parity | None = None
 
     def __call__(self, graph: Graph) -> OnnxSession:
         """Load a graph; raises StartupError."""
         session = self._load(graph)
-        if session.parity is not None:
-            self.parities.append(session.parity)
+        if graph.key == MODEL:
+            self._form = GraphForm.STANDARD if session.operators is None else GraphForm.FUSED
+        self._parity = worst((self._parity, session.parity))
         return session
+
+    @property
+    def facts(self) -> LoadFacts:
+        """What the graphs that are loaded have shown."""
+        return LoadFacts(self._form, self._parity)
 
 
 def warmed_up(model: ModelDirectory, graphs: Sequence[Graph], load: Callable[[Graph], Session]) -> EngineCore:

@@ -7,6 +7,7 @@ is missing follows here, and nowhere else, from what such manifests had.
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -154,6 +155,13 @@ class VerificationRecord(Record):
     as a multiple of reference_std, or in int8 of max(1, reference_std)."""
     quantization: QuantizationRecord | None = None
     """For int8, whose float32 graph was verified at these batch sizes, by the tolerance of fp32, before."""
+
+
+class GraphForm(enum.StrEnum):
+    """The forms in which a model's own graph may be there; they compute the same."""
+
+    STANDARD = "standard"
+    FUSED = "fused"
 
 
 class FusedOutputRecord(Record):

@@ -50,7 +50,7 @@ class _Engines:
             row=plan.board(board).engines[place],
             geometry=plan.geometry,
             contender=self._turns.join(),
-            on_loaded=lambda: on_loaded(tuple(loader.parities)),
+            on_loaded=lambda: on_loaded(loader.facts),
             on_failed=on_failed,
             on_end=on_end,
             max_delay_s=settings.max_delay_ms / 1000,

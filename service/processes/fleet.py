@@ -18,18 +18,18 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from service.engine.board import Board
 from service.engine.control import Attach, Load, Loaded, NotLoaded, Unload, Unloaded
 from service.engine.shared import SharedSlots
 from service.engine.types import EngineState
 from service.errors import StartupError
+from service.model.loading import LoadFacts, worst
 from service.processes.plan import Publish, Published, VersionPlan
 from service.processes.roles import EngineRole, Role, WorkerRole, living
 from service.serving import registry
 from service.serving.reading import in_daemon_thread
-from service.serving.registry import Candidate, worst
+from service.serving.registry import Candidate
 from service.serving.states import ModelState, VersionStatus
 
 _RELOAD_S = 1.0
@@ -45,7 +45,7 @@ class _Version:
         self.descriptor = descriptor
         self.memories: dict[int, int] = {}
         """Each worker's, by its number."""
-        self.facts: dict[int, tuple[Any, ...]] = {}
+        self.facts: dict[int, LoadFacts] = {}
         """What each engine's load has shown, by the number of its process."""
         self.attempts_left = 2
         """Times that it may bring a process down before it has ever been loaded."""
@@ -119,7 +119,8 @@ class Fleet:
                 await self.unload(serial)
         if version.failure is not None:
             raise StartupError(version.failure)
-        return registry.Loaded(devices, worst(parity for facts in version.facts.values() for parity in facts))
+        facts = [version.facts[role.number] for role in roles]
+        return registry.Loaded(devices, tuple(each.form for each in facts), worst(each.parity for each in facts))
 
     async def publish(self, statuses: Sequence[VersionStatus], serials: Sequence[int]) -> None:
         """Give requests to these versions alone, in every worker; see `serving.registry.Host`."""

@@ -16,7 +16,7 @@ from service.errors import SettingsError, StartupError
 from service.model.loading import SessionLoader, in_process_engine, preprocessing_of
 from service.serving.control import ModelControl
 from service.serving.reading import in_daemon_thread
-from service.serving.registry import Candidate, Loaded, Registry, Repository, worst
+from service.serving.registry import Candidate, Loaded, Registry, Repository
 from service.serving.served import Served, ServedModels
 from service.serving.states import ModelState, VersionStatus
 from service.serving.watch import RepositoryWatch
@@ -66,7 +66,7 @@ class InProcessHost:
             self._forget(candidate.name, candidate.version)
             raise
         self._served[serial] = Served(model, settings, engine, preprocessing_of(model.manifest, settings), metrics)
-        return Loaded((device,), worst(loader.parities))
+        return Loaded((device,), (loader.facts.form,), loader.facts.parity)
 
     async def publish(self, statuses: Sequence[VersionStatus], serials: Sequence[int]) -> None:
         """Give requests to these versions alone; see `registry.Host`."""

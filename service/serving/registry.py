@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -24,6 +24,7 @@ from weakref import WeakValueDictionary
 from service.engine.runtime.selfcheck import Parity
 from service.errors import LoadFailed, RepositoryError, ServiceError, StartupError, UnknownModel
 from service.model.directory import ModelDirectory
+from service.model.manifest import GraphForm
 from service.serving.reading import in_daemon_thread
 from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
@@ -55,6 +56,8 @@ class Loaded:
     """What a load has shown."""
 
     devices: tuple[str, ...]
+    graphs: tuple[GraphForm, ...]
+    """The form of the graph that each of the devices runs."""
     parity: Parity | None
 
 
@@ -247,10 +250,13 @@ class Registry:
         name, version = candidate.name, candidate.version
         self._observer.load_ended(model=name, outcome="loaded", duration_s=time.monotonic() - began_s)
         fields = {"model": name, "version": version, "devices": ",".join(loaded.devices)}
+        fields["graphs"] = ",".join(loaded.graphs)
         if loaded.parity is not None:
             fields["parity_error"] = f"{loaded.parity.error:.2g}"
         _log.info("model loaded", extra={"fields": fields})
-        status = VersionStatus(name, version, ModelState.READY, devices=loaded.devices, parity=loaded.parity)
+        status = VersionStatus(
+            name, version, ModelState.READY, devices=loaded.devices, graphs=loaded.graphs, parity=loaded.parity
+        )
         return _Version(status, serial, _content(candidate))
 
     def _put(self, fresh: _Version) -> int | None:
@@ -341,8 +347,3 @@ def _sentence(reason: str) -> str:
 
 def _content(candidate: Candidate) -> str:
     return candidate.model.manifest.model_dump_json()
-
-
-def worst(parities: Iterable[Parity]) -> Parity | None:
-    """Return the comparison that came nearest to its tolerance; None where nothing was compared."""
-    return max(parities, key=lambda parity: parity.error / parity.tolerance, default=None)

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from service.engine.runtime.selfcheck import Parity
+from service.model.manifest import GraphForm
 
 
 class ModelState(enum.StrEnum):
@@ -31,5 +32,7 @@ class VersionStatus:
     """Whether it answers where the model is asked for without a version."""
     devices: tuple[str, ...] = ()
     """What it runs on; empty until that is known."""
+    graphs: tuple[GraphForm, ...] = ()
+    """The form of its graph that each of these runs."""
     parity: Parity | None = None
     """None before it was loaded, and where it runs on the CPU alone, which is what others are compared with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -61,6 +62,8 @@ class VersionGauges(Protocol):
     @property
     def is_default(self) -> bool: ...  # noqa: D102
     @property
+    def graphs(self) -> Sequence[str]: ...  # noqa: D102
+    @property
     def parity(self) -> ParityGauge | None: ...  # noqa: D102
 
 
@@ -108,6 +111,9 @@ def version_gauges(versions: Iterable[VersionGauges]) -> Iterator[Metric]:
     defaults = GaugeMetricFamily(
         "dat_default_version", "The version that answers where a model is asked for without one.", labels=("model",)
     )
+    graphs = GaugeMetricFamily(
+        "dat_model_graphs", "Devices that run each form of a version's graph.", labels=(*OF_MODEL, "graph")
+    )
     errors = GaugeMetricFamily(
         "dat_parity_error",
         "Relative error of a version's device to the CPU at its load, in the worst output; absent on the CPU.",
@@ -121,10 +127,12 @@ def version_gauges(versions: Iterable[VersionGauges]) -> Iterator[Metric]:
         states.add_metric((*labels, each.state), 1)
         if each.is_default:
             defaults.add_metric((each.name,), each.version)
+        for graph, devices in Counter(each.graphs).items():
+            graphs.add_metric((*labels, graph), devices)
         if each.parity is not None:
             errors.add_metric(labels, each.parity.error)
             tolerances.add_metric(labels, each.parity.tolerance)
-    yield from (states, defaults, errors, tolerances)
+    yield from (states, defaults, graphs, errors, tolerances)
 
 
 def process_metrics(pids: Mapping[str, int]) -> Iterator[Metric]:

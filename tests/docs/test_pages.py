@@ -35,7 +35,7 @@ FOREIGN_OPTIONS = {"--data-binary", "--require-hashes"}
 """Options that pages name and that are other programs'."""
 OF_RAY = {"dat_replicas"}
 """Metrics that are there on Ray alone, in whose environment `tests/deploy/test_ray.py` reads them."""
-OTHER_NAMES = {"dat_null", "dat_serve", "dat_serve_client", *VARIANTS}
+OTHER_NAMES = {"dat_null", "dat_operators", "dat_serve", "dat_serve_client", *VARIANTS}
 """What begins like a metric and is none."""
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

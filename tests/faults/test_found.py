@@ -22,6 +22,8 @@ from service.engine.shared import Geometry, SharedSlots
 from service.engine.types import EngineState
 from service.errors import NotReady
 from service.model.directory import open_model
+from service.model.loading import LoadFacts
+from service.model.manifest import GraphForm
 from service.processes.fleet import Fleet
 from service.processes.plan import Plan, Publish, Published
 from service.processes.roles import EngineRole, WorkerRole
@@ -91,7 +93,7 @@ class Answering:
         answer = None
         match message:
             case Load(serial) if isinstance(self._role, EngineRole):
-                answer = Loaded(serial, ())
+                answer = Loaded(serial, LoadFacts(GraphForm.STANDARD, None))
             case Publish(revision):
                 answer = Published(revision)
             case Unload(serial) if self.drains:

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from service.engine.graphs import Graph
 from service.engine.in_process import InProcessEngine
+from service.engine.runtime import session
+from service.engine.runtime.options import PROVIDERS, Provider
 from service.engine.types import Session
 from service.errors import StartupError
 from service.http.app import create_app
@@ -46,6 +48,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(repository: Path) -> ModelDirectory:
     return open_model(repository / tiny_model.NAME / str(tiny_model.VERSION))
+
+
+@pytest.fixture
+def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `cuda` be the CPU under another name, so that all that is done for a device is done."""
+    monkeypatch.setattr(session, "require_device", lambda device: None)
+    monkeypatch.setitem(PROVIDERS, "cuda", Provider("CPUExecutionProvider", "cpu", {}))
 
 
 class GatedSession:

@@ -11,6 +11,7 @@ from service.engine.types import Session
 from service.errors import LoadFailed, UnknownModel
 from service.model.directory import ModelDirectory
 from service.model.loading import graphs_of, input_shape, preprocessing_of
+from service.model.manifest import GraphForm
 from service.serving.control import ModelControl
 from service.serving.served import Served, ServedModels
 from service.serving.states import ModelState, VersionStatus
@@ -46,7 +47,9 @@ def served_by(engine: InProcessEngine, model: ModelDirectory, settings: Settings
 
 def status_of(served: Served, state: ModelState = ModelState.READY, *, is_default: bool = True) -> VersionStatus:
     """Return how a version on the CPU is."""
-    return VersionStatus(served.name, served.version, state, is_default=is_default, devices=("cpu",))
+    return VersionStatus(
+        served.name, served.version, state, is_default=is_default, devices=("cpu",), graphs=(GraphForm.STANDARD,)
+    )
 
 
 class FakeControl:

@@ -116,7 +116,14 @@ def write(
     return directory
 
 
-def write_manifest(directory: Path, *, name: str = NAME, version: int = VERSION, size: int = SIZE) -> None:
+def write_manifest(
+    directory: Path,
+    *,
+    name: str = NAME,
+    version: int = VERSION,
+    size: int = SIZE,
+    fused: contract.FusedRecord | None = None,
+) -> None:
     resize = RESIZE * size // SIZE
     files = {
         path.name: contract.FileRecord(
@@ -153,6 +160,7 @@ def write_manifest(directory: Path, *, name: str = NAME, version: int = VERSION,
         files=files,
         verification=contract.VerificationRecord(batch_sizes=(1,), provider="none", tolerance=1e-3),
         explain=tiny_explain.RECORD if contract.EXPLAIN_FILE in files else None,
+        fused=fused,
         exporter={},
     )
     (directory / contract.MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2))

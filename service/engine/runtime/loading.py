@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,20 +78,28 @@ def open_model(
     take.
     """
     providers = _providers(path, device, options, input_shape)
+    open_graph = partial(
+        open_session,
+        str(path),
+        threads=options.threads,
+        operators=options.operators,
+        profile=profile,
+        free_size=free_size,
+    )
     try:
         try:
-            session = open_session(str(path), providers, threads=options.threads, profile=profile, free_size=free_size)
+            session = open_graph(providers)
         except Exception as error:
             if _NO_CAPTURE not in str(error) or _GRAPHS in options.provider_options:
                 raise
             _log.warning("%s runs without CUDA graphs: %s", path, error)
             providers[0][1].pop(_GRAPHS)
-            session = open_session(str(path), providers, threads=options.threads, profile=profile, free_size=free_size)
+            session = open_graph(providers)
     except Exception as error:  # the runtime's errors have no base of their own
         if options.provider_options and _BAD_OPTION in str(error):
             given = ", ".join(f"{key}={value}" for key, value in options.provider_options.items())
             raise SettingsError(f"{device.provider.name} does not take its options ({given}): {error}") from error
-        if device.kind != "cpu" and _loads_on_the_cpu(path):
+        if device.kind != "cpu" and _loads_on_the_cpu(path, options.operators):
             raise DeviceUnavailable(f"{path} cannot be loaded on {device}: {error}") from error
         raise RepositoryError(f"{path} cannot be loaded as a model: {error}") from error
     if device.provider.name not in session.get_providers():
@@ -108,12 +117,18 @@ def open_session(
     providers: Providers,
     *,
     threads: int,
+    operators: Path | None = None,
     profile: Path | None = None,
     entries: dict[str, str] | None = None,
     free_size: bool = False,
 ) -> Any:
-    """Return a session on exactly these providers, and the CPU, which the runtime always adds."""
+    """Return a session on exactly these providers, and the CPU, which the runtime always adds.
+
+    `operators` is the library of those that the model holds beyond the runtime's own.
+    """
     options = ort.SessionOptions()
+    if operators is not None:
+        options.register_custom_ops_library(str(operators))
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # The runtime keeps the layout of a run's memory for each shape that it meets, and never lets go of one.
@@ -164,10 +179,10 @@ def _sha256(path: Path) -> str:
         raise RepositoryError(f"{path} cannot be read: {error}") from error
 
 
-def _loads_on_the_cpu(path: Path) -> bool:
+def _loads_on_the_cpu(path: Path, operators: Path | None) -> bool:
     """Tell a device's refusal from a broken file."""
     try:
-        open_session(str(path), [(PROVIDERS["cpu"].name, {})], threads=1)
+        open_session(str(path), [(PROVIDERS["cpu"].name, {})], threads=1, operators=operators)
     except Exception:
         _log.debug("%s does not load on the CPU either", path, exc_info=True)
         return False

@@ -45,6 +45,8 @@ class DeviceOptions:
     """The model's, as its manifest says: sets the self-check's tolerance, and what TensorRT may compute in."""
     buckets: tuple[int, ...] = (1,)
     """Batch sizes that will be run: the range that TensorRT builds its engine for."""
+    operators: Path | None = None
+    """The library of the operators that the graph holds beyond the runtime's own."""
     engine_cache: Path | None = None
     """Directory for TensorRT's engines, which take minutes to build; None builds anew at every start."""
 

@@ -60,6 +60,7 @@ class OnnxSession:
         device: Device,
         input_shape: tuple[int, int, int],
         output_names: Sequence[str],
+        operators: Path | None = None,
         shrink_arena_above: int | None = None,
         largest_batch: int | None = None,
     ) -> None:
@@ -72,6 +73,8 @@ class OnnxSession:
         self._most_kept_bytes = None if largest_batch is None else largest_batch * math.prod(input_shape)
         """Of a batch, after which what its run took stays: that of the largest of the model's own images."""
         self._ran_out_of_memory = False
+        self.operators = operators
+        """The library of the operators that it runs beyond the runtime's own."""
         self.parity: Parity | None = None
         """How far it is from the CPU; None where it is the CPU, or was not compared."""
 
@@ -84,10 +87,12 @@ class OnnxSession:
         input_shape: tuple[int, int, int],
         output_names: Sequence[str],
         free_size: bool = False,
+        reference: Path | None = None,
     ) -> OnnxSession:
         """Load a model of (height, width, 3) images, and check on the device that it runs there, and runs right.
 
-        With `free_size` it must take images of other heights and widths as well, for which nothing is kept ready.
+        With `free_size` it must take images of other heights and widths as well, for which nothing is kept ready. What
+        it computes is compared with what the CPU does by `reference`, the same model in another form, or by itself.
         Raises DeviceUnavailable where the device, or a part of the model on it, cannot be had; RepositoryError where
         the file is not the model that is expected; SettingsError for provider options that are refused.
         """
@@ -105,11 +110,12 @@ class OnnxSession:
                 device=chosen,
                 input_shape=input_shape,
                 output_names=output_names,
+                operators=options.operators,
                 shrink_arena_above=options.shrink_arena_above,
                 largest_batch=max(options.buckets) if free_size else None,
             )
             if profile:
-                loaded._prove(model_path, session, options)
+                loaded._prove(model_path, session, options, reference)
         return loaded
 
     @property
@@ -139,8 +145,8 @@ class OnnxSession:
             self._ran_out_of_memory = True  # the next run hands back what is spare
             raise OutOfDeviceMemory(str(error)) from error
 
-    def _prove(self, model_path: Path, session: Any, options: DeviceOptions) -> None:
-        """Raise DeviceUnavailable unless the device computes the model, itself, as the CPU does.
+    def _prove(self, model_path: Path, session: Any, options: DeviceOptions, reference: Path | None) -> None:
+        """Raise DeviceUnavailable unless the device computes the model, itself, as the CPU does by `reference`.
 
         TensorRT is tried at both ends of its engine's range; CUDA's kernels do not depend on it.
         """
@@ -156,8 +162,8 @@ class OnnxSession:
         if not options.self_check:
             return
         cpu = OnnxSession.load(
-            model_path,
-            DeviceOptions(threads=options.threads),
+            reference or model_path,
+            DeviceOptions(threads=options.threads, operators=None if reference else options.operators),
             input_shape=self._input_shape,
             output_names=self._output_names,
         )

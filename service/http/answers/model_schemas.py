@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from service.model.directory import ModelDirectory
 from service.model.explain_record import ExplainRecord
-from service.model.manifest import Manifest
+from service.model.manifest import GraphForm, Manifest
 from service.model.sizes import InputSizes
 from service.serving.states import ModelState, VersionStatus
 
@@ -102,6 +102,8 @@ class ModelSummary(_Shown):
     """Whether it answers where its model is asked for without a version."""
     devices: list[str]
     """What it runs on; empty until that is known."""
+    graphs: list[GraphForm]
+    """The form of its graph that each of these runs; `fused` is for GPUs, by kernels of its own."""
     parity: ParityEntry | None
     """How exactly its devices compute; null before it was loaded, and where it runs on the CPU alone."""
 
@@ -116,6 +118,7 @@ class ModelSummary(_Shown):
             reason=status.reason,
             is_default=status.is_default,
             devices=list(status.devices),
+            graphs=list(status.graphs),
             parity=ParityEntry.model_validate(status.parity) if status.parity else None,
         )
 

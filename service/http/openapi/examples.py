@@ -23,7 +23,7 @@ from service.http.routes.v2.request import Call, Wanted
 from service.http.routes.v2.response import render
 from service.http.routes.v2.statistics import statistics_of
 from service.model.directory import Label, ModelDirectory
-from service.model.manifest import Manifest
+from service.model.manifest import GraphForm, Manifest
 from service.model.sizes import explain_sizes_of, sizes_of
 from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
@@ -63,7 +63,14 @@ def example_answers() -> dict[str, Any]:
         "stats": v2.Statistics(model_stats=[statistics_of(manifest, _TOTALS)]),
     }
     version = str(manifest.version)
-    status = VersionStatus(manifest.name, manifest.version, ModelState.READY, is_default=True, devices=("cpu",))
+    status = VersionStatus(
+        manifest.name,
+        manifest.version,
+        ModelState.READY,
+        is_default=True,
+        devices=("cpu",),
+        graphs=(GraphForm.STANDARD,),
+    )
     summary = ModelSummary.of(status, manifest)
     answers = {
         **_of_images(model),

@@ -20,7 +20,7 @@ FAILED = "Its labels.tsv does not match its manifest."
 
 def entry(name: str, version: int, state: str, **more: object) -> dict[str, Any]:
     shown = {"name": name, "version": version, "variant": None, "state": state, "reason": "", "is_default": False}
-    return {**shown, "devices": [], "parity": None, **more}
+    return {**shown, "devices": [], "graphs": [], "parity": None, **more}
 
 
 @dataclass
@@ -38,7 +38,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     monkeypatch.delenv(CLIENT_API_KEY, raising=False)
     fake = Fake(
         [
-            entry("dat", 2, "ready", is_default=True, devices=["cuda:0", "cuda:1"],
+            entry("dat", 2, "ready", is_default=True, devices=["cuda:0", "cuda:1"], graphs=["fused", "standard"],
                   parity={"error": 0.00012, "tolerance": 0.01}),
             entry("dat", 3, "failed", reason=FAILED),
             entry("other", 1, "unloaded"),
@@ -79,7 +79,7 @@ def test_every_version_is_listed_with_its_state(server: Fake, capsys: pytest.Cap
     header, first, second, third = capsys.readouterr().out.splitlines()
     assert header.split() == ["model", "version", "state", "answers", "devices", "parity", "error", "reason"]
     assert first.split("  ")[0] == "dat"
-    for cell in ("2", "ready", "by default", "cuda:0,cuda:1", "1.2e-04 of 1e-02"):
+    for cell in ("2", "ready", "by default", "cuda:0 (fused),cuda:1", "1.2e-04 of 1e-02"):
         assert cell in first
     assert second.endswith(FAILED)
     assert third.split() == ["other", "1", "unloaded"]

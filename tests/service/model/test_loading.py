@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from service.engine.runtime.options import DeviceOptions
+from service.engine.runtime.selfcheck import Parity
 from service.errors import RepositoryError
 from service.model.directory import open_model
-from service.model.loading import EXPLAIN, MODEL, explain_options, graphs_of, load_session
+from service.model.loading import EXPLAIN, MODEL, explain_options, graphs_of, load_session, worst
 from service.processes.plan import VersionPlan
 from service.settings import Settings
 from tests.service import tiny_explain, tiny_model
@@ -90,3 +91,9 @@ def test_model_with_more_layers_than_records_can_name_is_refused(tmp_path: Path)
     plan = VersionPlan(model, Settings(batch_buckets=(1,)), devices=("cpu",), engines=(0,))
     with pytest.raises(RepositoryError, match=r"cannot be served by several processes: .* 64 outputs"):
         _ = plan.geometry
+
+
+def test_the_worst_comparison_is_the_nearest_to_its_tolerance() -> None:
+    near, far = Parity(0.004, 0.005), Parity(0.01, 0.1)
+    assert worst([far, None, near]) == near
+    assert worst([]) is None

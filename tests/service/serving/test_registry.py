@@ -11,7 +11,8 @@ import pytest
 from service.engine.runtime.selfcheck import Parity
 from service.errors import LoadFailed, RepositoryError, SettingsError, StartupError, UnknownModel
 from service.model.directory import open_model
-from service.serving.registry import Candidate, Loaded, Registry, worst
+from service.model.manifest import GraphForm
+from service.serving.registry import Candidate, Loaded, Registry
 from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
 from service.telemetry.metrics import LoadOutcome
@@ -70,7 +71,7 @@ class FakeHost:
         if self.failure is not None:
             raise StartupError(self.failure)
         self.loaded[serial] = candidate
-        return Loaded(("cuda",), Parity(1e-4, 5e-3))
+        return Loaded(("cuda",), (GraphForm.FUSED,), Parity(1e-4, 5e-3))
 
     async def publish(self, statuses: Sequence[VersionStatus], serials: Sequence[int]) -> None:
         self.statuses = list(statuses)
@@ -133,7 +134,8 @@ async def test_models_of_the_start_are_served_in_order_and_shown_loading_before(
     assert host.asked == ["publish ", "load b:1", "publish b:1", "load a:3", "publish b:1 a:3"]
     assert host.states() == {"b:1": READY, "a:3": READY, "c:1": UNLOADED}
     status = host.status(3)
-    assert (status.is_default, status.devices, status.parity) == (True, ("cuda",), Parity(1e-4, 5e-3))
+    assert (status.is_default, status.devices, status.graphs) == (True, ("cuda",), ("fused",))
+    assert status.parity == Parity(1e-4, 5e-3)
 
 
 async def test_a_model_of_the_start_that_cannot_be_served_ends_it(repository: FakeRepository) -> None:
@@ -388,9 +390,3 @@ async def test_of_several_wanted_versions_one_that_fails_leaves_all_as_it_was(re
         await registry.load("a")
     assert host.serving == ["a:1", "a:2"]
     assert host.status(2).is_default
-
-
-def test_the_worst_comparison_is_the_nearest_to_its_tolerance() -> None:
-    near, far = Parity(0.004, 0.005), Parity(0.01, 0.1)
-    assert worst([far, near]) == near
-    assert worst([]) is None

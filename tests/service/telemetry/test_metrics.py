@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.engine.core import DropReason
 from service.engine.types import EngineState
 from service.model.directory import ModelDirectory
+from service.model.manifest import GraphForm
 from service.serving.states import ModelState, Parity, VersionStatus
 from service.telemetry.metrics import Metrics
 
@@ -94,7 +95,14 @@ def test_states_of_all_versions_and_what_was_compared_with_the_cpu_are_shown() -
     metrics = Metrics()
     statuses = [
         VersionStatus("a", 1, ModelState.DRAINING),
-        VersionStatus("a", 2, ModelState.READY, is_default=True, parity=Parity(error=2e-4, tolerance=1e-3)),
+        VersionStatus(
+            "a",
+            2,
+            ModelState.READY,
+            is_default=True,
+            graphs=(GraphForm.FUSED, GraphForm.STANDARD, GraphForm.FUSED),
+            parity=Parity(error=2e-4, tolerance=1e-3),
+        ),
         VersionStatus("b", 7, ModelState.FAILED, reason="It differs.", parity=Parity(error=0.5, tolerance=1e-3)),
     ]
     metrics.watch_versions(lambda: statuses)
@@ -104,6 +112,7 @@ def test_states_of_all_versions_and_what_was_compared_with_the_cpu_are_shown() -
         ("b", "failed", "7"): 1,
     }
     assert shown(metrics, "dat_default_version") == {("a",): 2}
+    assert shown(metrics, "dat_model_graphs") == {("fused", "a", "2"): 2, ("standard", "a", "2"): 1}
     assert shown(metrics, "dat_parity_error") == {("a", "2"): 2e-4, ("b", "7"): 0.5}
     assert shown(metrics, "dat_parity_tolerance") == {("a", "2"): 1e-3, ("b", "7"): 1e-3}
 

@@ -256,13 +256,6 @@ def test_a_session_that_the_runtime_gives_to_the_cpu_is_refused(
         load(model_path, device="cuda")
 
 
-@pytest.fixture
-def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `cuda` be the CPU under another name, so that all that is done for a device is done."""
-    monkeypatch.setattr(module, "require_device", lambda device: None)
-    monkeypatch.setitem(options.PROVIDERS, "cuda", options.Provider("CPUExecutionProvider", "cpu", {}))
-
-
 @pytest.mark.usefixtures("cuda_on_the_cpu")
 def test_a_model_that_passes_the_checks_of_a_device_runs_there(model_path: Path) -> None:
     session = load(model_path, device="cuda:1", strict_device=True, buckets=(2, 4))

@@ -179,7 +179,7 @@ async def test_models_are_listed_and_described(served: Served) -> None:
     listed = (await served.http.get("/v1/models")).json()
     entry = {
         "name": "tiny", "version": 3, "variant": "tiny", "state": "ready", "reason": "", "is_default": True,
-        "devices": ["cpu"], "parity": None,
+        "devices": ["cpu"], "graphs": ["standard"], "parity": None,
     }  # fmt: skip
     assert listed == {"default": "tiny", "models": [entry]}
     details: dict[str, Any] = (await served.http.get("/v1/models/tiny")).json()

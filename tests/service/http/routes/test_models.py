@@ -52,7 +52,8 @@ async def test_version_that_answers_is_described_with_how_all_others_are(served:
     for query in ("", "?version=3"):
         details = (await served.http.get(f"/v1/models/tiny{query}")).json()
         assert (details["version"], details["state"], details["is_default"]) == (3, "ready", True)
-        assert (details["devices"], details["parity"], details["reason"]) == (["cpu"], None, "")
+        assert (details["devices"], details["graphs"]) == (["cpu"], ["standard"])
+        assert (details["parity"], details["reason"]) == (None, "")
         assert details["versions"] == listed[:3]
 
 

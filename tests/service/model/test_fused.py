@@ -1,0 +1,123 @@
+"""Which form of its graph a model runs: the fused one where library and device can, else the standard one, aloud."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from operators import VERSION
+from operators.build import BuildError, build, compiler
+from service.engine.runtime import operators
+from service.engine.runtime.operators import kernel_library
+from service.engine.runtime.options import Device
+from service.errors import DeviceUnavailable
+from service.model.directory import open_model
+from service.model.loading import SessionLoader, graphs_of
+from service.model.manifest import GraphForm
+from service.settings import Settings
+from tests.service import tiny_fused, tiny_model
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, tiny_model.SIZE, tiny_model.SIZE, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library with its code for the CPU alone."""
+    try:
+        compiler()
+    except BuildError as missing:
+        pytest.skip(str(missing))
+    return build(tmp_path_factory.mktemp("operators") / "libdat_operators.so")
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Installs a library as the package that a wheel brings."""
+
+    def installed(library: Path, *, lack: str | None = None, version: int = VERSION) -> None:
+        package = tiny_fused.package(library, missing=lambda index: lack, version=version)
+        monkeypatch.setitem(sys.modules, operators.PACKAGE, package)
+
+    return installed
+
+
+def run(directory: Path, *, device: str = "cuda", **settings: object) -> tuple[SessionLoader, float]:
+    """Load a model's own graph; return its loader, and how far the logits are above those of the standard graph."""
+    chosen = Settings(threads=1, explain=False, **settings)  # type: ignore[arg-type]
+    model = open_model(directory)
+    load = SessionLoader(model, device=device, settings=chosen)
+    (graph,) = graphs_of(model, chosen, buckets=(1, 2))
+    logits = load(graph).run(IMAGES, ("logits",))["logits"]
+    return load, float((logits - tiny_model.reference(IMAGES)["logits"]).mean())
+
+
+@pytest.mark.usefixtures("cuda_on_the_cpu")
+def test_fused_graph_runs_where_the_library_can_and_is_compared_with_the_standard_one(
+    tmp_path: Path, library: Path, install: Callable[..., None]
+) -> None:
+    install(library)
+    load, above = run(tiny_fused.write(tmp_path))
+    assert above == pytest.approx(tiny_fused.SHIFT, rel=1e-2)
+    assert load.facts.form is GraphForm.FUSED
+    assert load.facts.parity is not None
+    assert 0 < load.facts.parity.error < load.facts.parity.tolerance
+
+
+@pytest.mark.usefixtures("cuda_on_the_cpu")
+@pytest.mark.parametrize(
+    ("device", "settings"),
+    [("cpu", {}), ("cuda", {"fused": False})],
+)
+def test_standard_graph_runs_on_the_cpu_and_where_it_is_asked_for(
+    tmp_path: Path, library: Path, install: Callable[..., None], device: str, settings: dict[str, bool],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    install(library)
+    load, above = run(tiny_fused.write(tmp_path), device=device, **settings)
+    assert above == pytest.approx(0, abs=1e-6)
+    assert load.facts.form is GraphForm.STANDARD
+    assert "fused" not in caplog.text
+
+
+@pytest.mark.usefixtures("cuda_on_the_cpu")
+def test_standard_graph_takes_the_place_of_a_fused_one_that_cannot_run_unless_that_is_to_be_refused(
+    tmp_path: Path, library: Path, install: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    install(library, lack="The driver is of CUDA 10, and 12 is wanted.")
+    directory = tiny_fused.write(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        load, above = run(directory)
+    assert above == pytest.approx(0, abs=1e-6)
+    assert load.facts.form is GraphForm.STANDARD
+    (warned,) = [record.getMessage() for record in caplog.records if "fused" in record.getMessage()]
+    assert "cannot be run on cuda: The driver is of CUDA 10, and 12 is wanted. Its standard graph is run." in warned
+    with pytest.raises(DeviceUnavailable, match=r"fused graph, which .* 12 is wanted\. Without strict_device"):
+        run(directory, strict_device=True)
+
+
+@pytest.mark.usefixtures("cuda_on_the_cpu")
+def test_fused_graph_that_computes_something_else_is_not_served(
+    tmp_path: Path, library: Path, install: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    install(library)
+    load, above = run(tiny_fused.write(tmp_path, tiny_fused.graph(shift=1)))
+    assert above == pytest.approx(0, abs=1e-6)
+    assert load.facts.form is GraphForm.STANDARD
+    assert "does not compute on cuda what it computes on the CPU, in a batch of 1: logits differs" in caplog.text
+
+
+def test_library_that_is_not_there_or_not_the_right_one_is_named(
+    monkeypatch: pytest.MonkeyPatch, install: Callable[..., None]
+) -> None:
+    monkeypatch.setitem(sys.modules, operators.PACKAGE, None)
+    with pytest.raises(DeviceUnavailable, match="The package dat_operators with its kernels cannot be loaded"):
+        kernel_library(Device("cuda"), version=VERSION)
+    install(Path("libdat_operators.so"))
+    assert kernel_library(Device("cuda"), version=VERSION) == Path("libdat_operators.so")
+    with pytest.raises(DeviceUnavailable, match=f"of version {VERSION + 1} of the operators, .* has {VERSION}"):
+        kernel_library(Device("cuda"), version=VERSION + 1)
