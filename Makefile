@@ -37,6 +37,9 @@ ifeq ($(UV_FIND_LINKS),)
 TORCH_LOCK_SOURCE ?= --torch-backend cpu
 endif
 
+# The environments do not need each other, and installing them one after the other is minutes.
+MAKEFLAGS += --jobs=2
+
 .DEFAULT_GOAL := help
 .PHONY: help serve export test test-full check format bench bench-model openapi typescript-tools lock clean demo
 
