@@ -8,9 +8,10 @@ What a file may cost is bounded by its structure before anything is decoded, and
 alone, without metadata (`service.images`). Whatever a corrupt or hostile file makes it raise leaves this module as
 `UnusableImage`.
 
-Two short cuts give the same pixels in less time. Usual JPEG files are decoded by simplejpeg, which drives the same
+Three short cuts give the same pixels in less time. Usual JPEG files are decoded by simplejpeg, which drives the same
 library as Pillow with the same settings, but whole, at once and into memory that each thread keeps; what it does not
-know goes Pillow's way. And where the arithmetic is exact, only the crop's part of the resized image is computed.
+know goes Pillow's way. The resize is a library's, where it was built (`service.images.bicubic`), which computes the
+crop's part alone; else it is Pillow's, which does so where its arithmetic is exact.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, _imaging
 
-from service.images import formats, jpeg
+from service.images import bicubic, formats, jpeg
 from service.images.limits import DEFAULT_LIMITS, DecodeLimits, Essence, UnusableImage, corrupt, not_taken
 from service.images.rgb import as_rgb
+
+_log = logging.getLogger(__name__)
 
 _USUAL_COLORSPACES = ("YCbCr", "Gray")
 _JPEG_WARNINGS = (
@@ -135,8 +138,9 @@ _TURNS = {
 def prepare_pillow() -> None:
     """Set Pillow's process-wide state: decoders loaded, silent, and without a limit of their own on pixels.
 
-    Its warnings and log lines, and what libtiff writes to standard error, repeat numbers that a sender chose; and
-    its limit would answer otherwise than the setting says.
+    What resizes in its place is loaded too, and the log says where nothing does. Pillow's warnings and log lines, and
+    what libtiff writes to standard error, repeat numbers that a sender chose; and its limit would answer otherwise than
+    the setting says.
     """
     Image.init()
     Image.MAX_IMAGE_PIXELS = None
@@ -147,6 +151,8 @@ def prepare_pillow() -> None:
         libtiff.TIFFSetErrorHandler(None)
     # Pillow reads plain TIFF files itself, strip by strip in Python, and 16-bit ones wrongly whose channels lie apart.
     TiffImagePlugin.READ_LIBTIFF = True
+    if reason := bicubic.load():
+        _log.info(reason)
 
 
 def decode_into(data: bytes | bytearray, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> ImageTimings:
@@ -235,6 +241,12 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Resize an RGB or RGBX image and cut the centre out, giving uint8 (height, width, 3)."""
+    resized = bicubic.resized(image, preprocessing.resize, preprocessing.crop_origin, preprocessing.crop)
+    return resize_and_crop_with_pillow(image, preprocessing) if resized is None else resized
+
+
+def resize_and_crop_with_pillow(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Do the same as `resize_and_crop`, by Pillow alone."""
     (resize_height, resize_width), (height, width) = preprocessing.resize, preprocessing.crop
     top, left = preprocessing.crop_origin
     if _crop_resizes_alike(image, preprocessing):
