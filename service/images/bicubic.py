@@ -92,8 +92,8 @@ def resized(
 def _resized(
     resize: _Resize, image: Image.Image, size: tuple[int, int], origin: tuple[int, int], crop: tuple[int, int]
 ) -> NDArray[np.uint8] | None:
-    if image.mode not in _FOUR_BYTES_A_PIXEL:
-        return None
+    if image.mode not in _FOUR_BYTES_A_PIXEL or size == (image.height, image.width):
+        return None  # where nothing is to be resized, Pillow only copies
     try:
         _, capsule = image.__arrow_c_array__()
     except ValueError:  # a large image that Pillow has in several pieces of memory
