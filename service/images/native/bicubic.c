@@ -1,9 +1,9 @@
 // Pillow's bicubic resize of 8-bit pixels, bit for bit, in instructions of AVX2.
 //
 // The arithmetic is Pillow 13's: weights in double, rounded to 22 bits of fraction; sums of 32 bits; each of two passes
-// rounded to 8 bits, across first unless the height shrinks by more than twice as many pixels as the width. Here a weight
-// is high * 2^11 + low, two numbers of 16 bits, since one instruction multiplies sixteen of these by pixels and adds the
-// products in pairs. Sums of whole numbers are the same in any order, modulo 2^32, so that no bit is lost by it.
+// rounded to 8 bits, across first unless the height shrinks by more than twice as many pixels as the width. Here a
+// weight is high * 2^11 + low, two numbers of 16 bits, since one instruction multiplies sixteen of these by pixels and
+// adds the products in pairs. Sums of whole numbers are the same in any order, modulo 2^32, so that no bit is lost.
 //
 // Invariants: nothing is read beside the image's own bytes, nor written beside the bytes that are asked for; nothing is
 // kept between calls, and any number of threads may call at once.
@@ -22,7 +22,8 @@ enum {
   HALF = 1 << (FRACTION_BITS - 1),
   CHANNELS = 3,
   PIXEL_BYTES = 4,
-  TAPS_A_STEP = 4,    // neighbours across that one step takes: 16 bytes of pixels
+  TAPS_ACROSS = 4,    // neighbours across that one step takes: 16 bytes of pixels
+  TAPS_DOWN = 2,      // and rows down
   BYTES_A_STEP = 16,  // columns down that one step takes
   ALIGNMENT = 64,
 };
@@ -32,8 +33,8 @@ enum {
 
 #define AVX2 __attribute__((target("avx2")))
 
-// The neighbours of each output along one side. Each has as many `taps`, a multiple of 4, which begin at `first`; the
-// weights of those that are too many are 0.
+// The neighbours of each output along one side. Each has as many `taps`, which begin at `first`: whole steps, so that
+// the weights of some are 0.
 typedef struct {
   int count;
   int taps;
@@ -79,16 +80,16 @@ static void weigh(Filter* filter, int output, int in, double at, double reach, d
   filter->first[output] = first;
 }
 
-// Make the filter of `count` outputs from `begin` on, of a side of `in` pixels that is resized to `out`.
-static int make_filter(Filter* filter, int in, int out, int begin, int count) {
+// Make the filter of `count` outputs from `begin` on, of a side of `in` pixels that is resized to `out`. The caller
+// frees it, whatever comes of it.
+static int make_filter(Filter* filter, int in, int out, int begin, int count, int taps_a_step) {
   double scale = (double)in / out, widening = scale < 1.0 ? 1.0 : scale, reach = 2.0 * widening;
-  int most = (int)ceil(reach) * 2 + 1, taps = (most + TAPS_A_STEP - 1) / TAPS_A_STEP * TAPS_A_STEP;
+  int most = (int)ceil(reach) * 2 + 1, taps = (most + taps_a_step - 1) / taps_a_step * taps_a_step;
   if (taps > in) return UNFIT;
   double* exact = room(taps, sizeof *exact);
   *filter = (Filter){count, taps, room(count, sizeof(int)), room(count, taps * sizeof(int32_t))};
   if (exact == NULL || filter->first == NULL || filter->weights == NULL) {
     free(exact);
-    free_filter(filter);
     return NO_MEMORY;
   }
   for (int output = 0; output < count; output++) {
@@ -112,11 +113,11 @@ static inline int32_t low_pair(const int32_t* w) {
 }
 
 // For each step across, 8 pairs of high parts and 8 of low ones: each pair once for each byte of a pixel.
-static int32_t* spread(const Filter* across) {
-  size_t steps = (size_t)across->count * (across->taps / TAPS_A_STEP);
-  int32_t* pairs = room(steps, 2 * sizeof(__m256i));
+static int32_t* pairs_across(const Filter* across) {
+  size_t steps = (size_t)across->count * (across->taps / TAPS_ACROSS);
+  int32_t* pairs = room(steps, 16 * sizeof *pairs);
   for (size_t step = 0; pairs != NULL && step < steps; step++) {
-    const int32_t* weights = across->weights + step * TAPS_A_STEP;
+    const int32_t* weights = across->weights + step * TAPS_ACROSS;
     for (int lane = 0; lane < 8; lane++) {
       pairs[step * 16 + lane] = high_pair(weights + lane / 4 * 2);
       pairs[step * 16 + 8 + lane] = low_pair(weights + lane / 4 * 2);
@@ -125,13 +126,23 @@ static int32_t* spread(const Filter* across) {
   return pairs;
 }
 
-// The four bytes of a pixel, from the sums of the parts of its even and of its odd taps.
-AVX2 static inline int32_t pixel_of(__m256i high, __m256i low) {
-  __m256i parts = _mm256_add_epi32(_mm256_slli_epi32(high, LOW_BITS), low);
-  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(parts), _mm256_extracti128_si256(parts, 1));
-  sum = _mm_srai_epi32(_mm_add_epi32(sum, _mm_set1_epi32(HALF)), FRACTION_BITS);
-  sum = _mm_packs_epi32(sum, sum);
-  return _mm_cvtsi128_si32(_mm_packus_epi16(sum, sum));
+// For each step down, the pair of high parts and that of low ones.
+static int32_t* pairs_down(const Filter* down) {
+  size_t steps = (size_t)down->count * (down->taps / TAPS_DOWN);
+  int32_t* pairs = room(steps, 2 * sizeof *pairs);
+  for (size_t step = 0; pairs != NULL && step < steps; step++) {
+    pairs[step * 2] = high_pair(down->weights + step * TAPS_DOWN);
+    pairs[step * 2 + 1] = low_pair(down->weights + step * TAPS_DOWN);
+  }
+  return pairs;
+}
+
+AVX2 static inline __m256i sum_of(__m256i high, __m256i low) {
+  return _mm256_add_epi32(_mm256_slli_epi32(high, LOW_BITS), low);
+}
+
+AVX2 static inline __m256i levels_of(__m256i sum) {
+  return _mm256_srai_epi32(_mm256_add_epi32(sum, _mm256_set1_epi32(HALF)), FRACTION_BITS);
 }
 
 // The bytes of a row of outputs, which are written as RGB by fours: there is room for the last one's fourth.
@@ -142,7 +153,7 @@ AVX2 static void pass_across(const uint8_t* in, ptrdiff_t in_bytes, int begin, i
                              const int32_t* pairs, uint8_t* out) {
   const __m256i beside = _mm256_setr_epi8(0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1,  //
                                           8, -1, 12, -1, 9, -1, 13, -1, 10, -1, 14, -1, 11, -1, 15, -1);
-  const int steps = across->taps / TAPS_A_STEP;
+  const int steps = across->taps / TAPS_ACROSS;
   const ptrdiff_t out_bytes = row_bytes_of(across);
   for (int row = 0; row < rows; row += 2) {
     int next = row + 1 < rows ? 1 : 0;  // an odd last row is done twice
@@ -152,7 +163,7 @@ AVX2 static void pass_across(const uint8_t* in, ptrdiff_t in_bytes, int begin, i
     for (int i = 0; i < across->count; i++) {
       ptrdiff_t place = (ptrdiff_t)(across->first[i] - begin) * PIXEL_BYTES;
       __m256i high0 = _mm256_setzero_si256(), low0 = high0, high1 = high0, low1 = high0;
-      for (int step = 0; step < steps; step++, place += TAPS_A_STEP * PIXEL_BYTES, weights += 2) {
+      for (int step = 0; step < steps; step++, place += TAPS_ACROSS * PIXEL_BYTES, weights += 2) {
         __m256i high = _mm256_load_si256(weights), low = _mm256_load_si256(weights + 1);
         __m256i p0 = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)(in0 + place)));
         __m256i p1 = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)(in1 + place)));
@@ -163,37 +174,39 @@ AVX2 static void pass_across(const uint8_t* in, ptrdiff_t in_bytes, int begin, i
         high1 = _mm256_add_epi32(high1, _mm256_madd_epi16(p1, high));
         low1 = _mm256_add_epi32(low1, _mm256_madd_epi16(p1, low));
       }
-      int32_t pixel0 = pixel_of(high0, low0), pixel1 = pixel_of(high1, low1);
+      // The one half of a sum is of the first and second tap of each step, the other of the third and fourth.
+      __m256i sum0 = sum_of(high0, low0), sum1 = sum_of(high1, low1);
+      __m256i sum = _mm256_add_epi32(_mm256_permute2x128_si256(sum0, sum1, 0x20),
+                                     _mm256_permute2x128_si256(sum0, sum1, 0x31));
+      __m256i levels = _mm256_packs_epi32(levels_of(sum), _mm256_setzero_si256());
+      levels = _mm256_packus_epi16(levels, levels);
+      int32_t pixel0 = _mm_cvtsi128_si32(_mm256_castsi256_si128(levels));
+      int32_t pixel1 = _mm_cvtsi128_si32(_mm256_extracti128_si256(levels, 1));
       memcpy(out0 + i * CHANNELS, &pixel0, sizeof pixel0);
       memcpy(out1 + i * CHANNELS, &pixel1, sizeof pixel1);
     }
   }
 }
 
-AVX2 static inline __m256i levels_of(__m256i high, __m256i low) {
-  __m256i sum = _mm256_add_epi32(_mm256_slli_epi32(high, LOW_BITS), low);
-  return _mm256_srai_epi32(_mm256_add_epi32(sum, _mm256_set1_epi32(HALF)), FRACTION_BITS);
-}
-
-// Sixteen columns' bytes, of which the first levels have 0 to 3 and 8 to 11, and the second ones the others.
-AVX2 static inline __m128i columns_of(__m256i levels0, __m256i levels1) {
-  __m256i bytes = _mm256_packs_epi32(levels0, levels1);
+// Sixteen columns' bytes, of which the first sums are of 0 to 3 and 8 to 11, and the second ones of the others.
+AVX2 static inline __m128i columns_of(__m256i sum0, __m256i sum1) {
+  __m256i bytes = _mm256_packs_epi32(levels_of(sum0), levels_of(sum1));
   bytes = _mm256_packus_epi16(bytes, bytes);
   return _mm_unpacklo_epi64(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
 }
 
 // Resize columns of bytes, at least 16, down; `in` is the row `begin`.
 AVX2 static void pass_down(const uint8_t* in, ptrdiff_t in_bytes, int begin, int bytes, const Filter* down,
-                           uint8_t* out, ptrdiff_t out_bytes) {
-  for (int i = 0; i < down->count; i++, out += out_bytes) {
+                           const int32_t* pairs, uint8_t* out, ptrdiff_t out_bytes) {
+  const int steps = down->taps / TAPS_DOWN;
+  for (int i = 0; i < down->count; i++, out += out_bytes, pairs += 2 * steps) {
     const uint8_t* rows = in + (down->first[i] - begin) * in_bytes;
-    const int32_t* weights = down->weights + (size_t)i * down->taps;
     for (int from = 0; from < bytes; from += BYTES_A_STEP) {
       int column = from < bytes - BYTES_A_STEP ? from : bytes - BYTES_A_STEP;  // the last ones may overlap
       const uint8_t* place = rows + column;
       __m256i high0 = _mm256_setzero_si256(), low0 = high0, high1 = high0, low1 = high0;
-      for (int tap = 0; tap < down->taps; tap += 2, place += 2 * in_bytes) {
-        __m256i high = _mm256_set1_epi32(high_pair(weights + tap)), low = _mm256_set1_epi32(low_pair(weights + tap));
+      for (int step = 0; step < steps; step++, place += TAPS_DOWN * in_bytes) {
+        __m256i high = _mm256_set1_epi32(pairs[2 * step]), low = _mm256_set1_epi32(pairs[2 * step + 1]);
         __m256i upper = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)place));
         __m256i lower = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(place + in_bytes)));
         __m256i p0 = _mm256_unpacklo_epi16(upper, lower), p1 = _mm256_unpackhi_epi16(upper, lower);
@@ -202,37 +215,49 @@ AVX2 static void pass_down(const uint8_t* in, ptrdiff_t in_bytes, int begin, int
         high1 = _mm256_add_epi32(high1, _mm256_madd_epi16(p1, high));
         low1 = _mm256_add_epi32(low1, _mm256_madd_epi16(p1, low));
       }
-      _mm_storeu_si128((__m128i*)(out + column), columns_of(levels_of(high0, low0), levels_of(high1, low1)));
+      _mm_storeu_si128((__m128i*)(out + column), columns_of(sum_of(high0, low0), sum_of(high1, low1)));
     }
   }
 }
 
-static int across_then_down(const uint8_t* in, ptrdiff_t in_bytes, const Filter* across, const Filter* down,
-                            const int32_t* pairs, uint8_t* out) {
-  int top = down->first[0], rows = end_of(down) - top, out_bytes = across->count * CHANNELS;
-  ptrdiff_t row_bytes = row_bytes_of(across);
+// Both filters and their weights as the passes take them.
+typedef struct {
+  Filter across, down;
+  int32_t *pairs_across, *pairs_down;
+} Plan;
+
+static void free_plan(Plan* plan) {
+  free_filter(&plan->across);
+  free_filter(&plan->down);
+  free(plan->pairs_across);
+  free(plan->pairs_down);
+}
+
+static int across_then_down(const uint8_t* in, ptrdiff_t in_bytes, const Plan* plan, uint8_t* out) {
+  int top = plan->down.first[0], rows = end_of(&plan->down) - top, out_bytes = plan->across.count * CHANNELS;
+  ptrdiff_t row_bytes = row_bytes_of(&plan->across);
   uint8_t* between = room(rows, row_bytes);
   if (between == NULL) return NO_MEMORY;
-  pass_across(in + top * in_bytes, in_bytes, 0, rows, across, pairs, between);
-  pass_down(between, row_bytes, top, out_bytes, down, out, out_bytes);
+  pass_across(in + top * in_bytes, in_bytes, 0, rows, &plan->across, plan->pairs_across, between);
+  pass_down(between, row_bytes, top, out_bytes, &plan->down, plan->pairs_down, out, out_bytes);
   free(between);
   return DONE;
 }
 
-static int down_then_across(const uint8_t* in, ptrdiff_t in_bytes, const Filter* across, const Filter* down,
-                            const int32_t* pairs, uint8_t* out) {
-  int left = across->first[0], width = end_of(across) - left;
-  ptrdiff_t between_bytes = (ptrdiff_t)width * PIXEL_BYTES, row_bytes = row_bytes_of(across);
-  uint8_t *between = room(down->count, between_bytes), *rows = room(down->count, row_bytes);
-  int status = between != NULL && rows != NULL ? DONE : NO_MEMORY;
+static int down_then_across(const uint8_t* in, ptrdiff_t in_bytes, const Plan* plan, uint8_t* out) {
+  int left = plan->across.first[0], width = end_of(&plan->across) - left, rows = plan->down.count;
+  ptrdiff_t between_bytes = (ptrdiff_t)width * PIXEL_BYTES, row_bytes = row_bytes_of(&plan->across);
+  uint8_t *between = room(rows, between_bytes), *made = room(rows, row_bytes);
+  int status = between != NULL && made != NULL ? DONE : NO_MEMORY;
   if (status == DONE) {
-    pass_down(in + left * PIXEL_BYTES, in_bytes, 0, (int)between_bytes, down, between, between_bytes);
-    pass_across(between, between_bytes, left, down->count, across, pairs, rows);
-    size_t out_bytes = (size_t)across->count * CHANNELS;
-    for (int row = 0; row < down->count; row++) memcpy(out + row * out_bytes, rows + row * row_bytes, out_bytes);
+    pass_down(in + left * PIXEL_BYTES, in_bytes, 0, (int)between_bytes, &plan->down, plan->pairs_down, between,
+              between_bytes);
+    pass_across(between, between_bytes, left, rows, &plan->across, plan->pairs_across, made);
+    size_t out_bytes = (size_t)plan->across.count * CHANNELS;
+    for (int row = 0; row < rows; row++) memcpy(out + row * out_bytes, made + row * row_bytes, out_bytes);
   }
   free(between);
-  free(rows);
+  free(made);
   return status;
 }
 
@@ -244,25 +269,20 @@ EXPORTED int dat_bicubic_runs_here(void) { return __builtin_cpu_supports("avx2")
 EXPORTED int dat_bicubic(const uint8_t* pixels, int width, int height, int resize_width, int resize_height, int left,
                          int top, int crop_width, int crop_height, uint8_t* out) {
   if (crop_width * CHANNELS < BYTES_A_STEP) return UNFIT;
-  Filter across, down;
-  int status = make_filter(&across, width, resize_width, left, crop_width);
-  if (status != DONE) return status;
-  status = make_filter(&down, height, resize_height, top, crop_height);
+  Plan plan = {0};
+  int status = make_filter(&plan.across, width, resize_width, left, crop_width, TAPS_ACROSS);
+  if (status == DONE) status = make_filter(&plan.down, height, resize_height, top, crop_height, TAPS_DOWN);
   if (status == DONE) {
-    int32_t* pairs = spread(&across);
+    plan.pairs_across = pairs_across(&plan.across);
+    plan.pairs_down = pairs_down(&plan.down);
+    if (plan.pairs_across == NULL || plan.pairs_down == NULL) status = NO_MEMORY;
+  }
+  if (status == DONE) {
     ptrdiff_t bytes = (ptrdiff_t)width * PIXEL_BYTES;
     int is_down_first = height > resize_height && height - resize_height > (width - resize_width) * 2;
-    if (pairs == NULL) {
-      status = NO_MEMORY;
-    } else if (is_down_first) {
-      status = down_then_across(pixels, bytes, &across, &down, pairs, out);
-    } else {
-      status = across_then_down(pixels, bytes, &across, &down, pairs, out);
-    }
-    free(pairs);
-    free_filter(&down);
+    status = (is_down_first ? down_then_across : across_then_down)(pixels, bytes, &plan, out);
   }
-  free_filter(&across);
+  free_plan(&plan);
   return status;
 }
 
