@@ -72,7 +72,13 @@ def load(path: Path = LIBRARY) -> str | None:
     if not library.dat_bicubic_runs_here():
         return "Pillow resizes: the processor has no AVX2."
     resize = library.dat_bicubic
-    resize.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 8, ctypes.c_void_p]
+    resize.argtypes = [
+        ctypes.c_void_p,
+        *[ctypes.c_int] * 2,
+        *[ctypes.c_double] * 2,
+        *[ctypes.c_int] * 6,
+        ctypes.c_void_p,
+    ]
     if not all(_gives_pillows(resize, own, other) for own, other in _COMPARED):
         return f"Pillow resizes: {path.name} was made for another version of Pillow, and gives other pixels."
     _Loaded.resize = resize
@@ -80,19 +86,32 @@ def load(path: Path = LIBRARY) -> str | None:
 
 
 def resized(
-    image: Image.Image, size: tuple[int, int], origin: tuple[int, int], crop: tuple[int, int]
+    image: Image.Image,
+    size: tuple[int, int],
+    origin: tuple[int, int],
+    crop: tuple[int, int],
+    *,
+    filled: tuple[float, float] | None = None,
 ) -> NDArray[np.uint8] | None:
     """Return the part `crop` at `origin` of an RGB or RGBX image resized to `size`, uint8 (height, width, 3).
 
-    All are (height, width), or (top, left), in pixels. None where Pillow has to be asked. Raises MemoryError.
+    All are (height, width), or (top, left), in pixels. Of the image the part `filled` is resized, from its upper left
+    corner; left out, all of it. None where Pillow has to be asked. Raises MemoryError.
     """
-    return None if _Loaded.resize is None else _resized(_Loaded.resize, image, size, origin, crop)
+    if _Loaded.resize is None:
+        return None
+    return _resized(_Loaded.resize, image, size, origin, crop, filled or (image.height, image.width))
 
 
 def _resized(
-    resize: _Resize, image: Image.Image, size: tuple[int, int], origin: tuple[int, int], crop: tuple[int, int]
+    resize: _Resize,
+    image: Image.Image,
+    size: tuple[int, int],
+    origin: tuple[int, int],
+    crop: tuple[int, int],
+    filled: tuple[float, float],
 ) -> NDArray[np.uint8] | None:
-    if image.mode not in _FOUR_BYTES_A_PIXEL or size == (image.height, image.width):
+    if image.mode not in _FOUR_BYTES_A_PIXEL or size == filled:
         return None  # where nothing is to be resized, Pillow only copies
     try:
         _, capsule = image.__arrow_c_array__()
@@ -106,7 +125,8 @@ def _resized(
     out = np.empty((*crop, 3), np.uint8)
     (height, width), (top, left), (crop_height, crop_width) = size, origin, crop
     status = resize(
-        pixels.buffers[1], image.width, image.height, width, height, left, top, crop_width, crop_height, out.ctypes.data
+        *(pixels.buffers[1], image.width, image.height, filled[1], filled[0]),
+        *(width, height, left, top, crop_width, crop_height, out.ctypes.data),
     )
     if status == _NO_MEMORY:
         raise MemoryError
@@ -117,5 +137,6 @@ def _gives_pillows(resize: _Resize, own: tuple[int, int], other: tuple[int, int]
     """Tell whether noise of one size is resized to the other as Pillow does it."""
     noise = np.random.default_rng(0).integers(0, 256, (own[1], own[0], 3), np.uint8)
     image = Image.fromarray(noise)
-    given = _resized(resize, image, (other[1], other[0]), (0, 0), (other[1], other[0]))
+    size = other[1], other[0]
+    given = _resized(resize, image, size, (0, 0), size, (own[1], own[0]))
     return given is not None and np.array_equal(given, np.asarray(image.resize(other, Image.Resampling.BICUBIC)))

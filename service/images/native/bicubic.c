@@ -80,10 +80,10 @@ static void weigh(Filter* filter, int output, int in, double at, double reach, d
   filter->first[output] = first;
 }
 
-// Make the filter of `count` outputs from `begin` on, of a side of `in` pixels that is resized to `out`. The caller
-// frees it, whatever comes of it.
-static int make_filter(Filter* filter, int in, int out, int begin, int count, int taps_a_step) {
-  double scale = (double)in / out, widening = scale < 1.0 ? 1.0 : scale, reach = 2.0 * widening;
+// Make the filter of `count` outputs from `begin` on, of a side of `in` pixels, the first `filled` of which are resized to
+// `out`. The caller frees it, whatever comes of it.
+static int make_filter(Filter* filter, int in, double filled, int out, int begin, int count, int taps_a_step) {
+  double scale = filled / out, widening = scale < 1.0 ? 1.0 : scale, reach = 2.0 * widening;
   int most = (int)ceil(reach) * 2 + 1, taps = (most + taps_a_step - 1) / taps_a_step * taps_a_step;
   if (taps > in) return UNFIT;
   double* exact = room(taps, sizeof *exact);
@@ -263,15 +263,18 @@ static int down_then_across(const uint8_t* in, ptrdiff_t in_bytes, const Plan* p
 
 EXPORTED int dat_bicubic_runs_here(void) { return __builtin_cpu_supports("avx2") != 0; }
 
-// Resize `pixels`, RGBX of width x height in rows without gaps, to resize_width x resize_height, and write of that the
-// part of crop_width x crop_height at (left, top), RGB, to `out`. UNFIT where a side has fewer pixels than the filter,
-// or the part fewer than six columns.
-EXPORTED int dat_bicubic(const uint8_t* pixels, int width, int height, int resize_width, int resize_height, int left,
-                         int top, int crop_width, int crop_height, uint8_t* out) {
+// Resize `pixels`, RGBX of width x height in rows without gaps, as far as filled_width x filled_height, of which a last
+// pixel may be a part, to resize_width x resize_height, and write of that the part of crop_width x crop_height at (left,
+// top), RGB, to `out`. UNFIT where a side has fewer pixels than the filter, or the part fewer than six columns.
+EXPORTED int dat_bicubic(const uint8_t* pixels, int width, int height, double filled_width, double filled_height,
+                         int resize_width, int resize_height, int left, int top, int crop_width, int crop_height,
+                         uint8_t* out) {
   if (crop_width * CHANNELS < BYTES_A_STEP) return UNFIT;
   Plan plan = {0};
-  int status = make_filter(&plan.across, width, resize_width, left, crop_width, TAPS_ACROSS);
-  if (status == DONE) status = make_filter(&plan.down, height, resize_height, top, crop_height, TAPS_DOWN);
+  int status = make_filter(&plan.across, width, filled_width, resize_width, left, crop_width, TAPS_ACROSS);
+  if (status == DONE) {
+    status = make_filter(&plan.down, height, filled_height, resize_height, top, crop_height, TAPS_DOWN);
+  }
   if (status == DONE) {
     plan.pairs_across = pairs_across(&plan.across);
     plan.pairs_down = pairs_down(&plan.down);
