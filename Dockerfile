@@ -8,6 +8,8 @@
 
 # Give it by its digest for builds that are to be the same next year: --build-arg PYTHON_IMAGE=python@sha256:...
 ARG PYTHON_IMAGE=docker.io/library/python:3.11.14-slim-bookworm
+# The same with a C compiler, which only the stage `native` has.
+ARG COMPILER_IMAGE=docker.io/library/python:3.11.14-bookworm
 
 
 # Stands for a folder of weights, which takes its place as --build-context weights=FOLDER.
@@ -72,9 +74,16 @@ ARG EXTRAS=
 RUN sh deploy/docker/install_serving.sh serve-cpu ${EXTRAS}
 
 
+FROM ${COMPILER_IMAGE} AS native
+WORKDIR /build
+COPY service/ service/
+RUN python3.11 -m service.images.native
+
+
 # Compiled here, since nobody can write to the image later; by content, since copying need not keep the files' times.
 FROM python AS application
 COPY service/ /app/service/
+COPY --from=native /build/service/images/native/libdat_bicubic.so /app/service/images/native/
 RUN python3.11 -m compileall -q --invalidation-mode unchecked-hash /app/service
 
 

@@ -14,6 +14,8 @@ PORT ?= 8000
 WORKERS ?= 2
 VARIANTS ?= dat_tiny dat_pp_tiny
 
+# Compiled, for it resizes images; see docs/decisions/0044-decoding-beside-a-gpu.md.
+NATIVE = service/images/native/libdat_bicubic.so
 SERVE_ENV = .venv/serve$(if $(filter-out cpu,$(SET)),-$(SET))
 VENV_BIN = .venv/bin
 TYPESCRIPT = examples/typescript
@@ -46,21 +48,25 @@ MAKEFLAGS += --jobs=2
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "%-18s%s\n", $$1, $$2}'
 
-serve: $(SERVE_ENV)/.installed $(REPOSITORY)/$(MODEL)  ## Export MODEL (the demo by default) if it is not there yet, and serve it.
+serve: $(SERVE_ENV)/.installed $(NATIVE) $(REPOSITORY)/$(MODEL)  ## Export MODEL (the demo by default) if it is not there yet, and serve it.
 	$(SERVE_ENV)/bin/python -m service --repository $(REPOSITORY) --model $(MODEL) --host $(HOST) --port $(PORT)
 
 export: .venv/.export  ## Export MODEL from WEIGHTS as its next version.
 	@test -n "$(WEIGHTS)" || { echo "make: $(MODEL) needs WEIGHTS=path/to/its/weights" >&2; exit 2; }
 	$(VENV_BIN)/python -m export $(MODEL) --weights "$(WEIGHTS)" --repository $(REPOSITORY)
 
+# Without it the service gives the same pixels, in five times the time: no reason not to serve.
+$(NATIVE): service/images/native/bicubic.c service/images/native/build.py | .venv/bin/python
+	@$(VENV_BIN)/python -m service.images.native || echo "make: Pillow will resize, which takes longer" >&2
+
 # The exporter puts a model in place whole or not at all, so that the directory's presence says enough.
 $(REPOSITORY)/$(MODEL):
 	$(MAKE) export
 
-test: .venv/.dev $(SERVE_ENV)/.installed .venv/kserve/.installed .venv/ray/.installed typescript-tools  ## Run the tests.
+test: .venv/.dev $(NATIVE) $(SERVE_ENV)/.installed .venv/kserve/.installed .venv/ray/.installed typescript-tools  ## Run the tests.
 	$(PYTEST) -m "not full" $(ARGS)
 
-test-full: .venv/.dev $(SERVE_ENV)/.installed .venv/kserve/.installed .venv/ray/.installed typescript-tools  ## Run all tests: every variant with every sampling strategy too.
+test-full: .venv/.dev $(NATIVE) $(SERVE_ENV)/.installed .venv/kserve/.installed .venv/ray/.installed typescript-tools  ## Run all tests: every variant with every sampling strategy too.
 	$(PYTEST) $(ARGS)
 
 check: .venv/.dev  ## Check format, lint, types and import rules; changes nothing.
@@ -73,7 +79,7 @@ format: .venv/.dev  ## Format the code and apply the safe fixes.
 	$(VENV_BIN)/ruff format .
 	$(VENV_BIN)/ruff check --fix .
 
-bench: .venv/.dev $(REPOSITORY)/$(MODEL)  ## Measure MODEL over HTTP beside the bare session and decoder; ARGS names scenarios.
+bench: .venv/.dev $(NATIVE) $(REPOSITORY)/$(MODEL)  ## Measure MODEL over HTTP beside the bare session and decoder; ARGS names scenarios.
 	$(VENV_BIN)/python -m benchmarks --repository $(REPOSITORY) --model $(MODEL) $(ARGS)
 
 bench-model: .venv/.bench  ## Measure the graphs of VARIANTS beside torch, OpenVINO and their matrix products; ARGS is passed on.
@@ -97,6 +103,7 @@ lock: .venv/.dev  ## Resolve the requirements anew, within what the .in files al
 
 clean:  ## Remove the environments and caches; models stay.
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+	rm -f $(NATIVE)
 	cd $(TYPESCRIPT) && rm -rf node_modules dist src/client
 
 .venv/bin/python:

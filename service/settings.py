@@ -35,7 +35,7 @@ GPU_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 OF_ONE_MODEL = (
     "version_policy", "device", "devices", "instances", "threads", "strict_device", "fused", "cuda_graphs",
     "self_check", "shrink_arena_above", "provider_options", "batch_buckets", "max_delay_ms", "exif_orientation",
-    "explain", "top_k", "v2_outputs",
+    "resize", "explain", "top_k", "v2_outputs",
 )  # fmt: skip
 """Fields that may be set for one model alone."""
 _REPEATED = frozenset({"model"})

@@ -141,6 +141,9 @@ class Fields(BaseModel):
     """With several processes: longest wait before one that keeps ending is started again; the first waits 0.1 s."""
     exif_orientation: bool = False
     """Turn images as their EXIF orientation says. Off: the published accuracies were measured without."""
+    resize: Literal["exact", "fast"] = "exact"
+    """How images get the model's size. `exact`: by the published arithmetic. `fast`: large JPEG files are decoded at a
+    fraction of their size first, which moves pixels by some levels."""
     explain: bool = True
     """Answer to where the model looked, if it was exported with explain.onnx; off, that is not loaded."""
     top_k: Count = 5

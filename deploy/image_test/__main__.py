@@ -32,8 +32,8 @@ _PATIENCE_S = 180
 _LIMIT_MB = {"cpu": 450, "cuda": 2600}
 _ABSENT = ("torch", "onnx", "pip", "setuptools", "onnxruntime.transformers", "pytest")
 _PROBE = (
-    "import importlib.util as u, json, os, sys; print(json.dumps("
-    "{'user': os.getuid(), 'found': [n for n in sys.argv[1:] if u.find_spec(n)]}))"
+    "import importlib.util as u, json, os, sys; from service.images.native import LIBRARY; print(json.dumps("
+    "{'user': os.getuid(), 'found': [n for n in sys.argv[1:] if u.find_spec(n)], 'compiled': LIBRARY.exists()}))"
 )
 
 
@@ -116,7 +116,7 @@ def check_size(engine: Engine, tag: str, *, limit_mb: float | None) -> str:
 
 
 def check_contents(engine: Engine, tag: str, run_options: Sequence[str]) -> str:
-    """See that Python runs as the image's user, and finds nothing that only exports, installs or tests."""
+    """See that Python runs as the image's user, with what is compiled, and without what exports, installs or tests."""
     command = ["python", "-c", _PROBE, *_ABSENT]
     with engine.run(tag, command=command, environment=(), options=run_options) as container:
         output, errors = container.process.communicate(timeout=_PATIENCE_S)
@@ -125,6 +125,8 @@ def check_contents(engine: Engine, tag: str, run_options: Sequence[str]) -> str:
     seen = json.loads(output)
     if seen["user"] == 0 or seen["found"]:
         raise CheckFailed(f"user {seen['user']}, and there is {', '.join(seen['found']) or 'nothing'} to import")
+    if not seen["compiled"]:
+        raise CheckFailed("the library that resizes images was not compiled into it")
     return f"runs as user {seen['user']}, without {', '.join(_ABSENT)}"
 
 

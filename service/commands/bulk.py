@@ -186,6 +186,7 @@ def _record(
         "column": options.column,
         "part_images": options.part_images,
         **(_chosen_limits(settings) if in_process else {}),
+        **({} if model.resize == "exact" else {"resize": model.resize}),  # which older runs did not record
     }
 
 

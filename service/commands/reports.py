@@ -41,6 +41,7 @@ def as_json(evaluation: Evaluation, *, confusions: int, per_class: bool) -> str:
     tally, labels = evaluation.tally, evaluation.model.labels
     report: dict[str, Any] = {
         "model": {"name": evaluation.model.name, "version": evaluation.model.version},
+        "resize": evaluation.model.resize,
         "complete": tally.all.images == evaluation.planned,
         **_counted(tally.all),
         "unusable": [
@@ -86,6 +87,7 @@ def as_text(evaluation: Evaluation, *, confusions: int, per_class: bool) -> str:
     done = "" if tally.all.images == evaluation.planned else f" of {evaluation.planned}: the rest was not reached"
     lines = [
         f"model     {model.name} version {model.version}",
+        f"resize    {model.resize}",
         f"images    {tally.all.images}{done}",
         f"top-1     {_share(tally.all.top1, tally.all.images)}",
         f"top-5     {_share(tally.all.top5, tally.all.images)}",

@@ -23,7 +23,7 @@ _OF_A_PROCESS = frozenset(
     {
         "repository", "model_version", "device", "threads", "decode_threads", "strict_device", "fused", "cuda_graphs",
         "self_check", "shrink_arena_above", "provider_options", "batch_buckets", "max_delay_ms", "hang_timeout_ms",
-        "max_image_pixels", "max_image_scan_pixels", "max_image_segments", "exif_orientation",
+        "max_image_pixels", "max_image_scan_pixels", "max_image_segments", "exif_orientation", "resize",
     }
 )  # fmt: skip
 """Settings that a server has chosen for itself."""

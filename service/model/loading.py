@@ -51,6 +51,7 @@ def preprocessing_of(manifest: Manifest, settings: Settings) -> Preprocessing:
         crop=(manifest.input.height, manifest.input.width),
         limits=settings.decode_limits,
         exif_orientation=settings.exif_orientation,
+        fast=settings.resize == "fast",
     )
 
 

@@ -50,6 +50,7 @@ class InProcessPredictor:
             precision=model.manifest.precision,
             created=model.manifest.created,
             weights_sha256=model.manifest.weights_sha256,
+            resize=settings.resize,
         )
 
     @property

@@ -256,6 +256,7 @@ def _model_of(details: Mapping[str, Any]) -> PredictorModel:
         precision=details["precision"],
         created=details["created"],
         weights_sha256=details["weights_sha256"],
+        resize=details.get("resize", "exact"),  # servers before there was a choice
     )
 
 

@@ -38,6 +38,8 @@ class PredictorModel:
     created: str
     """When it was exported, ISO 8601, UTC."""
     weights_sha256: str
+    resize: str = "exact"
+    """How images get its size, as the setting says; those that do not tell, do it exactly."""
 
 
 class PredictorFailed(StartupError):

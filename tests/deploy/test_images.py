@@ -14,6 +14,7 @@ import pytest
 
 from service import commands
 from service.commands.health import TIMEOUT_S
+from service.images.native import LIBRARY
 from service.settings import ENV_PREFIX, load_settings
 from tests.deploy.dockerfile import copied_from_context, is_ignored, lineage, read_ignored, read_stages
 from tests.docs.pages import blocks_of, code_of, commands_of, rows_of
@@ -127,11 +128,22 @@ def test_locks_that_the_stages_install_are_there() -> None:
         ".env", ".git/config", "README.md", "service/.env.local", "service/server.pem", "keys/server.key",
         "weights/dat_tiny_in1k_224.pth", "models/dat_tiny_in1k_224.pth", "models/demo/own.safetensors",
         "model-repository/dat_tiny/1/model.onnx", "tests/conftest.py", "service/__pycache__/app.cpython-311.pyc",
-        "deploy/image_test/sizes.py", ".venv/bin/python",
+        "deploy/image_test/sizes.py", ".venv/bin/python", "service/images/native/libdat_bicubic.so",
     ],
 )  # fmt: skip
 def test_secrets_weights_and_what_no_stage_copies_stay_out_of_the_build(path: str) -> None:
     assert is_ignored(IGNORED, path)
+
+
+def test_what_is_compiled_is_compiled_in_a_stage_of_its_own_and_lies_where_the_service_looks() -> None:
+    assert STAGES["native"].base == "${COMPILER_IMAGE}"
+    assert STAGES["native"].all("RUN") == ["python3.11 -m service.images.native"]
+    copied = [rest.split() for rest in STAGES["application"].all("COPY") if "--from=native" in rest]
+    assert copied == [
+        ["--from=native", f"/build/{LIBRARY.relative_to(ROOT)}", f"/app/{LIBRARY.parent.relative_to(ROOT)}/"]
+    ]
+    for target in TARGETS:
+        assert all(stage.name != "native" for stage in lineage(STAGES, target))
 
 
 @pytest.mark.parametrize("path", ["models/demo/dat_demo.safetensors", "models/demo/labels.tsv", "service/http/app.py"])
@@ -146,6 +158,6 @@ def test_the_page_names_only_arguments_and_targets_that_there_are() -> None:
     known = {word.partition("=")[0] for stage in STAGES.values() for rest in stage.all("ARG") for word in rest.split()}
     passed = {value.partition("=")[0] for option, value in given if option == "--build-arg"}
     explained = {name for (cell,) in rows_of(PAGE, "Build argument") for name in code_of(cell)}
-    assert passed <= explained == known | {"PYTHON_IMAGE"}  # which stands before the first stage
+    assert passed <= explained == known | {"PYTHON_IMAGE", "COMPILER_IMAGE"}  # which stand before the first stage
     assert {value for option, value in given if option == "--target"} <= set(STAGES)
     assert {value.partition("=")[0] for option, value in given if option == "--build-context"} <= set(STAGES)

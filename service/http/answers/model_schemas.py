@@ -170,6 +170,8 @@ class ModelDetails(ModelSummary):
     """Height that images are resized to before the centre crop."""
     resize_width: int
     """Width that images are resized to before the centre crop."""
+    resize: str
+    """`exact` where images are resized as published, `fast` where large JPEG files are decoded at a fraction first."""
     interpolation: str
     """Filter of the resize."""
     mean: tuple[float, float, float]
@@ -203,10 +205,11 @@ class ModelDetails(ModelSummary):
         explain: ExplainRecord | None,
         sizes: InputSizes,
         explain_sizes: InputSizes,
+        resize: str,
     ) -> ModelDetails:
         """Return what a version's manifest and labels say, how all versions are, and `explain` of where it looks.
 
-        `sizes` and `explain_sizes` are those that it is served and explained at.
+        `sizes` and `explain_sizes` are those that it is served and explained at, `resize` the setting.
         """
         manifest = model.manifest
         facts = {
@@ -219,6 +222,7 @@ class ModelDetails(ModelSummary):
             "input_sizes": _input_sizes(sizes, explain_sizes if explain else None),
             "explain": ExplainEntry.of(explain) if explain else None,
             "labels": model.labels,
+            "resize": resize,
         }
         return cls.model_validate(SimpleNamespace(**facts))
 

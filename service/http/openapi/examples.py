@@ -82,6 +82,7 @@ def example_answers() -> dict[str, Any]:
             explain=manifest.explain,
             sizes=sizes_of(manifest, settings),
             explain_sizes=explain_sizes_of(manifest, settings),
+            resize=settings.resize,
         ),
         "live": v1.Health(status="alive"),
         "ready": v1.Health(status="ready"),

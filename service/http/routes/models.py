@@ -50,6 +50,7 @@ async def get_model(
         explain=served.explain,
         sizes=served.sizes,
         explain_sizes=served.explain_sizes,
+        resize=served.settings.resize,
     )
 
 

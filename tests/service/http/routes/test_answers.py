@@ -186,6 +186,7 @@ async def test_models_are_listed_and_described(served: Served) -> None:
     assert details["versions"] == [entry]
     assert entry.items() <= details.items()
     assert (details["input_height"], details["input_width"], details["resize_height"]) == (56, 56, 64)
+    assert (details["interpolation"], details["resize"]) == ("bicubic", "exact")
     assert [output["name"] for output in details["outputs"]] == OUTPUTS
     assert details["labels"][2] == {"class_id": 2, "name": "class 2", "synset": None}
     assert details["mean"] == list(tiny_model.MEAN)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from service.model.directory import ModelDirectory
 from service.serving.states import ModelState, Parity, VersionStatus
@@ -137,3 +140,18 @@ async def test_server_that_unloaded_everything_is_ready_and_answers_404(served: 
     response = await served.http.post("/v1/classify", content=b"x", headers={"Content-Type": "image/png"})
     assert response.status_code == 404
     assert "unloaded" in response.json()["detail"]
+
+
+async def test_model_says_that_it_resizes_fast_and_does_so(model: ModelDirectory) -> None:
+    image = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)).save(image, "JPEG")
+    answers = {}
+    for resize in ("exact", "fast"):
+        async with serving(model, resize=resize) as served:
+            assert (await served.http.get("/v1/models/tiny")).json()["resize"] == resize
+            answer = await served.http.post(
+                "/v1/features?outputs=stage4", content=image.getvalue(), headers={"content-type": "image/jpeg"}
+            )
+            answers[resize] = np.array(answer.json()["results"][0]["features"]["stage4"])
+    off = np.abs(answers["fast"] - answers["exact"])
+    assert 0 < off.max() < 0.2
