@@ -55,7 +55,7 @@ typedef struct {
   bool (*compute)(const Attributes*, const Tensor* inputs, const Tensor* outputs);
 } Operator;
 
-enum { OPERATORS = 5 };
+enum { OPERATORS = 6 };
 extern const Operator dat_operators[OPERATORS];
 
 #endif

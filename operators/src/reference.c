@@ -10,17 +10,17 @@
 #include <string.h>
 
 #include "operators.h"
+#include "reference.h"
 
 static const float SQRT_HALF = 0.70710678f, MASKED = -100.0f;
 
-static int64_t count(const Tensor* tensor) {
+int64_t count(const Tensor* tensor) {
   int64_t values = 1;
   for (size_t axis = 0; axis < tensor->rank; axis++) values *= tensor->shape[axis];
   return values;
 }
 
-// Write what is wrong, and return false.
-__attribute__((format(printf, 2, 3))) static bool say(char message[MESSAGE_BYTES], const char* format, ...) {
+bool say(char message[MESSAGE_BYTES], const char* format, ...) {
   va_list values;
   va_start(values, format);
   vsnprintf(message, MESSAGE_BYTES, format, values);
@@ -28,11 +28,11 @@ __attribute__((format(printf, 2, 3))) static bool say(char message[MESSAGE_BYTES
   return false;
 }
 
-static bool equal(char message[MESSAGE_BYTES], const char* what, int64_t got, int64_t expected) {
+bool equal(char message[MESSAGE_BYTES], const char* what, int64_t got, int64_t expected) {
   return got == expected || say(message, "%s: %lld, and should be %lld", what, (long long)got, (long long)expected);
 }
 
-static bool divides(char message[MESSAGE_BYTES], const char* parts, int64_t number, const char* whole, int64_t total) {
+bool divides(char message[MESSAGE_BYTES], const char* parts, int64_t number, const char* whole, int64_t total) {
   return (number >= 1 && total % number == 0) ||
          say(message, "%lld %s do not divide %lld %s", (long long)number, parts, (long long)total, whole);
 }
@@ -45,8 +45,7 @@ static bool are_places(char message[MESSAGE_BYTES], const Tensor* positions) {
   return equal(message, "coordinates of a position", positions->shape[3], 2);
 }
 
-// Turn scores into weights that sum to 1.
-static void softmax(float* scores, int64_t length) {
+void softmax(float* scores, int64_t length) {
   float largest = -FLT_MAX, sum = 0;
   for (int64_t i = 0; i < length; i++) largest = fmaxf(largest, scores[i]);
   for (int64_t i = 0; i < length; i++) sum += scores[i] = expf(scores[i] - largest);
@@ -342,5 +341,15 @@ const Operator dat_operators[OPERATORS] = {
         .attributes = {"heads", "generation"},
         .check = check_deformable,
         .compute = deformable_attention,
+    },
+    {
+        .name = "NeighborhoodAttention",
+        .inputs = 3,
+        .outputs = 1,
+        .ranks = {4, 1, 3},
+        .attributes = {"heads", "kernel"},
+        .shapes = {{.rank = 4, .dimensions = {{0, 0, 1}, {0, 1, 1}, {0, 2, 1}, {0, 3, 3}}}},
+        .check = check_neighborhood,
+        .compute = neighborhood_attention,
     },
 };

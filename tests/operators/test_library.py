@@ -21,6 +21,11 @@ WINDOW: Arrays = {
     "bias": half(GENERATOR, 24),
     "position_bias": half(GENERATOR, 2, 49, 49),
 }
+NEIGHBORHOOD: Arrays = {
+    "qkv": half(GENERATOR, 1, 7, 7, 24),
+    "bias": half(GENERATOR, 24),
+    "position_bias": half(GENERATOR, 2, 9, 9),
+}
 NORM: Arrays = {
     "residual": half(GENERATOR, 2, 8),
     "x": half(GENERATOR, 2, 8),
@@ -64,6 +69,9 @@ def test_shapes_are_inferred_for_any_batch(session_of: Callable[[bytes], Any]) -
         ("WindowAttention", WINDOW, {}, {"window": 6}, "queries of the position bias: 49, and should be 36"),
         ("WindowAttention", WINDOW, {}, {"window": -1}, "a window of -1"),
         ("WindowAttention", WINDOW, {}, {"shift": 7}, "a shift of 7 in a window of 7"),
+        ("NeighborhoodAttention", NEIGHBORHOOD, {}, {"kernel": 4}, "a kernel of 4, and it is odd"),
+        ("NeighborhoodAttention", NEIGHBORHOOD, {}, {"kernel": 7}, "rows of the position bias: 9, and should be 13"),
+        ("NeighborhoodAttention", NEIGHBORHOOD, {}, {"heads": 3}, "3 heads do not divide 8 channels"),
         ("ResidualLayerNorm", NORM, {"x": half(GENERATOR, 3, 8)}, {}, "residual and x have different shapes"),
         ("ResidualLayerNorm", NORM, {"gain": half(GENERATOR, 9)}, {}, "values of the gain: 9, and should be 8"),
         ("SampleFeatures", SAMPLING, {"x": half(GENERATOR, 2, 4, 4, 7)}, {}, "3 groups do not divide 7 channels"),
@@ -85,6 +93,7 @@ def test_inputs_that_do_not_fit_are_refused_by_name(
 ) -> None:
     usual: dict[str, dict[str, Any]] = {
         "WindowAttention": {"heads": 2, "window": 7, "shift": 0},
+        "NeighborhoodAttention": {"heads": 2, "kernel": 5},
         "ResidualLayerNorm": {"epsilon": 1e-5},
         "DeformableAttention": {"heads": 4, "generation": 1},
     }

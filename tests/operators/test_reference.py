@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from models.deformable_attention import query_coordinates
+from models.neighborhood_attention import NeighborhoodAttention
 from models.sampling import GRID
 from models.window_attention import WindowAttention
 from tests.operators.conftest import Run, half
@@ -79,6 +80,29 @@ def test_window_attention_is_that_of_the_model(run: Run, size: tuple[int, int], 
         "position_bias": table.permute(2, 0, 1).numpy().astype(np.float16),
     }
     assert_close(run("WindowAttention", inputs, heads=heads, window=window, shift=module.shift)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel"), [((14, 14), 7), ((7, 7), 7), ((5, 9), 7), ((3, 4), 7), ((9, 11), 5), ((1, 1), 3), ((18, 17), 3)]
+)
+def test_neighborhood_attention_is_that_of_the_model(run: Run, size: tuple[int, int], kernel: int) -> None:
+    generator = np.random.default_rng(5)
+    dim, heads = 12, 3
+    module = NeighborhoodAttention(dim, heads, kernel=kernel, map_size=size).double().eval()
+    with torch.no_grad():
+        module.rpb.copy_(double(half(generator, *module.rpb.shape)))
+        module.qkv.weight.copy_(torch.cat([torch.eye(dim)] * 3))
+        module.qkv.bias.copy_(double(half(generator, 3 * dim, scale=0.5)))
+        module.proj.weight.copy_(torch.eye(dim))
+        module.proj.bias.zero_()
+        x = half(generator, 2, *size, dim, scale=0.7)
+        expected = module(double(x))
+    inputs = {
+        "qkv": np.concatenate([x] * 3, -1),  # as the module's product has it, exactly
+        "bias": module.qkv.bias.detach().numpy().astype(np.float16),
+        "position_bias": module.rpb.detach().numpy().astype(np.float16),
+    }
+    assert_close(run("NeighborhoodAttention", inputs, heads=heads, kernel=kernel)[0], expected)
 
 
 @pytest.mark.parametrize("groups", [1, 3])

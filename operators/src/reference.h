@@ -1,0 +1,22 @@
+// What the files of the reference have in common: checks that write what is wrong, the softmax, and the operators that
+// have a file of their own. reference.c has the table of all.
+#ifndef DAT_REFERENCE_H
+#define DAT_REFERENCE_H
+
+#include "operators.h"
+
+// Return how many values a tensor has.
+int64_t count(const Tensor*);
+
+// Write what is wrong, and return false.
+__attribute__((format(printf, 2, 3))) bool say(char message[MESSAGE_BYTES], const char* format, ...);
+bool equal(char message[MESSAGE_BYTES], const char* what, int64_t got, int64_t expected);
+bool divides(char message[MESSAGE_BYTES], const char* parts, int64_t number, const char* whole, int64_t total);
+
+// Turn scores into weights that sum to 1.
+void softmax(float* scores, int64_t length);
+
+bool check_neighborhood(const Attributes*, const Tensor* inputs, char message[MESSAGE_BYTES]);
+bool neighborhood_attention(const Attributes*, const Tensor* inputs, const Tensor* outputs);
+
+#endif
