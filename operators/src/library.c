@@ -57,8 +57,13 @@ static OrtStatus* read_shape(const Operator* what, int input, const OrtTensorTyp
   return api->GetDimensions(info, tensor->shape, tensor->rank);
 }
 
-static void shape_output(const Operator* what, int output, const Tensor* inputs, Tensor* tensor) {
+static void shape_output(const Operator* what, const Attributes* attributes, int output, const Tensor* inputs,
+                         Tensor* tensor) {
   const OutputShape* shape = &what->shapes[output];
+  if (what->shape != NULL) {
+    what->shape(attributes, inputs, tensor);
+    return;
+  }
   if (shape->rank == 0) {
     tensor->rank = inputs[0].rank;
     memcpy(tensor->shape, inputs[0].shape, sizeof tensor->shape);
@@ -112,7 +117,7 @@ static OrtStatus* ORT_API_CALL compute(void* made, OrtKernelContext* context) {
   for (int number = 0; number < what->outputs; number++) {
     OrtValue* value = NULL;
     Tensor* output = &outputs[number];
-    shape_output(what, number, inputs, output);
+    shape_output(what, &kernel->attributes, number, inputs, output);
     TRY(api->KernelContext_GetOutput(context, (size_t)number, output->shape, output->rank, &value));
     TRY(api->GetTensorMutableData(value, &output->data));
   }
@@ -133,9 +138,23 @@ static OrtStatus* tell_shape(OrtShapeInferContext* context, int number, Tensor* 
   return told;
 }
 
+// Read the attributes that a shape follows from, before there is a kernel.
+static OrtStatus* read_integers(const Operator* what, const OrtShapeInferContext* context, Attributes* attributes) {
+  for (int number = 0; number < MAX_ATTRIBUTES && what->attributes[number] != NULL; number++) {
+    const OrtOpAttr* attribute = NULL;  // the context's own
+    size_t bytes = 0;
+    int64_t* value = &attributes->integers[number];
+    TRY(api->ShapeInferContext_GetAttribute(context, what->attributes[number], &attribute));
+    TRY(api->ReadOpAttr(attribute, ORT_OP_ATTR_INT, value, sizeof *value, &bytes));
+  }
+  return NULL;
+}
+
 static OrtStatus* ORT_API_CALL infer_shapes(const OrtCustomOp* base, OrtShapeInferContext* context) {
   const Operator* what = what_of(base);
   Tensor inputs[MAX_INPUTS] = {0};
+  Attributes attributes = {0};
+  if (what->shape != NULL) TRY(read_integers(what, context, &attributes));
   for (int number = 0; number < what->inputs; number++) {
     Tensor* input = &inputs[number];
     OrtTensorTypeAndShapeInfo* info = NULL;  // the context's own
@@ -145,7 +164,7 @@ static OrtStatus* ORT_API_CALL infer_shapes(const OrtCustomOp* base, OrtShapeInf
   }
   for (int number = 0; number < what->outputs; number++) {
     Tensor output = {0};
-    shape_output(what, number, inputs, &output);
+    shape_output(what, &attributes, number, inputs, &output);
     TRY(tell_shape(context, number, &output));
   }
   return NULL;

@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MAX_RANK = 6, MAX_INPUTS = 6, MAX_OUTPUTS = 2, MAX_ATTRIBUTES = 3, MESSAGE_BYTES = 256 };
+enum { MAX_RANK = 6, MAX_INPUTS = 6, MAX_OUTPUTS = 2, MAX_ATTRIBUTES = 4, MESSAGE_BYTES = 256 };
 
 typedef _Float16 half;
 
@@ -49,13 +49,16 @@ typedef struct {
   bool has_epsilon;
   const char* attributes[MAX_ATTRIBUTES];  // required integers, ended by NULL where there are fewer
   OutputShape shapes[MAX_OUTPUTS];
+  // Writes the shape of the only output where `shapes` cannot say it, and is NULL where they can. Nothing is checked yet:
+  // attributes may be anything, and dimensions not known.
+  void (*shape)(const Attributes*, const Tensor* inputs, Tensor* output);
   // Returns whether the inputs fit each other, and else writes what is wrong with them. All dimensions are known.
   bool (*check)(const Attributes*, const Tensor* inputs, char message[MESSAGE_BYTES]);
   // Returns false where memory runs out.
   bool (*compute)(const Attributes*, const Tensor* inputs, const Tensor* outputs);
 } Operator;
 
-enum { OPERATORS = 6 };
+enum { OPERATORS = 7 };
 extern const Operator dat_operators[OPERATORS];
 
 #endif

@@ -352,4 +352,14 @@ const Operator dat_operators[OPERATORS] = {
         .check = check_neighborhood,
         .compute = neighborhood_attention,
     },
+    {
+        .name = "DepthwiseConvolution",
+        .inputs = 4,
+        .outputs = 1,
+        .ranks = {4, 1, 3, 1},
+        .attributes = {"stride", "padding", "skip", "gelu"},
+        .shape = shape_depthwise,
+        .check = check_depthwise,
+        .compute = depthwise_convolution,
+    },
 };

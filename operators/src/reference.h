@@ -19,4 +19,8 @@ void softmax(float* scores, int64_t length);
 bool check_neighborhood(const Attributes*, const Tensor* inputs, char message[MESSAGE_BYTES]);
 bool neighborhood_attention(const Attributes*, const Tensor* inputs, const Tensor* outputs);
 
+bool check_depthwise(const Attributes*, const Tensor* inputs, char message[MESSAGE_BYTES]);
+void shape_depthwise(const Attributes*, const Tensor* inputs, Tensor* output);
+bool depthwise_convolution(const Attributes*, const Tensor* inputs, const Tensor* outputs);
+
 #endif

@@ -26,6 +26,12 @@ NEIGHBORHOOD: Arrays = {
     "bias": half(GENERATOR, 24),
     "position_bias": half(GENERATOR, 2, 9, 9),
 }
+DEPTHWISE: Arrays = {
+    "x": half(GENERATOR, 2, 9, 6, 8),
+    "added": half(GENERATOR, 8),
+    "weight": half(GENERATOR, 3, 3, 4),
+    "bias": half(GENERATOR, 4),
+}
 NORM: Arrays = {
     "residual": half(GENERATOR, 2, 8),
     "x": half(GENERATOR, 2, 8),
@@ -46,6 +52,10 @@ ATTENTION: Arrays = {
 def test_shapes_are_inferred_for_any_batch(session_of: Callable[[bytes], Any]) -> None:
     session = session_of(node_graph("WindowAttention", WINDOW, heads=2, window=7, shift=0))
     assert session.get_outputs()[0].shape == [1, 7, 7, 8]
+    session = session_of(
+        node_graph("DepthwiseConvolution", DEPTHWISE, batch="batch", stride=2, padding=1, skip=0, gelu=0)
+    )
+    assert session.get_outputs()[0].shape == ["batch", 5, 3, 8]
     session = session_of(node_graph("SampleFeatures", SAMPLING, batch="batch"))
     assert session.get_outputs()[0].shape == ["batch", 5, 6]
     for images in (1, 3):
@@ -72,6 +82,25 @@ def test_shapes_are_inferred_for_any_batch(session_of: Callable[[bytes], Any]) -
         ("NeighborhoodAttention", NEIGHBORHOOD, {}, {"kernel": 4}, "a kernel of 4, and it is odd"),
         ("NeighborhoodAttention", NEIGHBORHOOD, {}, {"kernel": 7}, "rows of the position bias: 9, and should be 13"),
         ("NeighborhoodAttention", NEIGHBORHOOD, {}, {"heads": 3}, "3 heads do not divide 8 channels"),
+        ("DepthwiseConvolution", DEPTHWISE, {}, {"stride": 0}, "a stride of 0"),
+        ("DepthwiseConvolution", DEPTHWISE, {}, {"padding": 3}, "a padding of 3 for a kernel of 3"),
+        ("DepthwiseConvolution", DEPTHWISE, {}, {"gelu": 2}, "gelu is 2, and should be 0 or 1"),
+        ("DepthwiseConvolution", DEPTHWISE, {}, {"stride": 2}, "a skip around a convolution that changes the size"),
+        ("DepthwiseConvolution", DEPTHWISE, {"bias": half(GENERATOR, 8)}, {}, "values of the bias: 8, and should be 4"),
+        (
+            "DepthwiseConvolution",
+            DEPTHWISE,
+            {"weight": half(GENERATOR, 3, 3, 3)},
+            {},
+            "3 channels of weights do not divide 8 channels",
+        ),
+        (
+            "DepthwiseConvolution",
+            DEPTHWISE,
+            {"weight": half(GENERATOR, 7, 7, 4)},
+            {"padding": 0, "skip": 0},
+            "a kernel of 7 on a map of 6 cells",
+        ),
         ("ResidualLayerNorm", NORM, {"x": half(GENERATOR, 3, 8)}, {}, "residual and x have different shapes"),
         ("ResidualLayerNorm", NORM, {"gain": half(GENERATOR, 9)}, {}, "values of the gain: 9, and should be 8"),
         ("SampleFeatures", SAMPLING, {"x": half(GENERATOR, 2, 4, 4, 7)}, {}, "3 groups do not divide 7 channels"),
@@ -94,6 +123,7 @@ def test_inputs_that_do_not_fit_are_refused_by_name(
     usual: dict[str, dict[str, Any]] = {
         "WindowAttention": {"heads": 2, "window": 7, "shift": 0},
         "NeighborhoodAttention": {"heads": 2, "kernel": 5},
+        "DepthwiseConvolution": {"stride": 1, "padding": 1, "skip": 1, "gelu": 0},
         "ResidualLayerNorm": {"epsilon": 1e-5},
         "DeformableAttention": {"heads": 4, "generation": 1},
     }

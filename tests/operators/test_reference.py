@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from models.deformable_attention import query_coordinates
+from models.layers import ResidualDepthwiseConv
 from models.neighborhood_attention import NeighborhoodAttention
 from models.sampling import GRID
 from models.window_attention import WindowAttention
@@ -103,6 +104,43 @@ def test_neighborhood_attention_is_that_of_the_model(run: Run, size: tuple[int, 
         "position_bias": module.rpb.detach().numpy().astype(np.float16),
     }
     assert_close(run("NeighborhoodAttention", inputs, heads=heads, kernel=kernel)[0], expected)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("activated", [False, True])
+def test_a_depthwise_convolution_of_a_sum(run: Run, skip: bool, activated: bool) -> None:
+    generator = np.random.default_rng(6)
+    layer = ResidualDepthwiseConv(12).double()
+    layer.has_skip = skip
+    x, added, bias = half(generator, 2, 7, 5, 12), half(generator, 12, scale=0.5), half(generator, 12, scale=0.5)
+    weight = half(generator, 3, 3, 12, scale=0.3)
+    with torch.no_grad():
+        layer.weight.copy_(double(weight).permute(2, 0, 1)[:, None])
+        layer.bias.copy_(double(bias))
+        expected = layer(double(x) + double(added))
+    inputs = {"x": x, "added": added, "weight": weight, "bias": bias}
+    given = run("DepthwiseConvolution", inputs, stride=1, padding=1, skip=int(skip), gelu=int(activated))[0]
+    assert_close(given, F.gelu(expected) if activated else expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "groups"),
+    [((16, 24), 9, 8, 4, 1), ((9, 13), 5, 2, 2, 2), ((7, 7), 3, 1, 1, 4), ((8, 8), 4, 4, 0, 2), ((3, 3), 1, 2, 0, 1)],
+)
+def test_groups_of_channels_are_convolved_with_the_same_weights(
+    run: Run, size: tuple[int, int], kernel: int, stride: int, padding: int, groups: int
+) -> None:
+    generator = np.random.default_rng(7)
+    channels = 8 // groups
+    x = half(generator, 2, *size, 8)
+    weight, bias = half(generator, kernel, kernel, channels, scale=0.7 / kernel), half(generator, channels)
+    grouped = double(x).reshape(2, *size, groups, channels).permute(0, 3, 4, 1, 2).flatten(0, 1)
+    kernels = double(weight).permute(2, 0, 1)[:, None]
+    expected = F.conv2d(grouped, kernels, double(bias), stride, padding, groups=channels)
+    expected = expected.unflatten(0, (2, groups)).permute(0, 3, 4, 1, 2).flatten(3)
+    inputs = {"x": x, "added": np.zeros(8, np.float16), "weight": weight, "bias": bias}
+    given = run("DepthwiseConvolution", inputs, stride=stride, padding=padding, skip=0, gelu=0)[0]
+    assert_close(given, expected)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
