@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kernels.activation import bias_gelu
+from kernels.convolution import depthwise_convolution
 from kernels.deformable import deformable_attention
 from kernels.neighborhood import neighborhood_attention
 from kernels.norm import residual_layer_norm
@@ -27,6 +28,10 @@ KEY_BLOCK = 32
 """Keys of a block where scores take more than a product: with 64, deformable attention spills registers."""
 NEIGHBORHOOD_TILE = 8
 GELU_BLOCK = 1024
+CONVOLVED_TILE = 2048
+CONVOLVED_CHANNELS = 64
+"""Channels of a program at most: 128 bytes of a cell, which is what memory is read by."""
+CONVOLVED_SIDE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,8 @@ DEFORMABLE = Kernel(
     deformable_attention,
     _halves("out", "query", "key", "value") | {"position": "*fp32"} | _halves("table") | {"scale": "fp32"},
 )
+
+DEPTHWISE = Kernel(depthwise_convolution, _halves("out", "x", "added", "weight", "bias"))
 
 
 def power_of_two(least: int) -> int:
@@ -120,6 +127,46 @@ def neighborhood(stage: StageConfig, size: tuple[int, int]) -> Specialization:
         "block_keys": KEY_BLOCK,
     }
     return Specialization(NEIGHBORHOOD, constants, 4)
+
+
+def depthwise(
+    size: tuple[int, int],
+    channels: int,
+    *,
+    weight_channels: int,
+    kernel: int = 3,
+    stride: int = 1,
+    padding: int = 1,
+    has_skip: bool = False,
+    has_gelu: bool = False,
+) -> Specialization:
+    """Return the depthwise convolution of maps of height and width `size`."""
+    block_channels = min(CONVOLVED_CHANNELS, weight_channels & -weight_channels)
+    block_cells = CONVOLVED_TILE // block_channels
+    columns = (size[1] + 2 * padding - kernel) // stride + 1
+    tile_width = tile_side(columns)
+    constants = {
+        "height": size[0],
+        "width": size[1],
+        "channels": channels,
+        "weight_channels": weight_channels,
+        "kernel": kernel,
+        "stride": stride,
+        "padding": padding,
+        "has_skip": has_skip,
+        "has_gelu": has_gelu,
+        "tile_height": block_cells // tile_width,
+        "tile_width": tile_width,
+        "block_cells": block_cells,
+        "block_channels": block_channels,
+    }
+    return Specialization(DEPTHWISE, constants, 4)
+
+
+def tile_side(length: int) -> int:
+    """Return the side of a convolution's tile: the largest divisor of a row up to a limit, unless it is small."""
+    divisor = max(side for side in range(1, CONVOLVED_SIDE + 1) if length % side == 0)
+    return divisor if 2 * divisor >= CONVOLVED_SIDE else CONVOLVED_SIDE
 
 
 def sampling(stage: StageConfig, size: tuple[int, int]) -> Specialization:
@@ -176,9 +223,29 @@ def _of_model(config: DATConfig, image_size: tuple[int, int]) -> Iterator[Specia
             yield window(stage, size, shifted=True)
         if "N" in stage.layers:
             yield neighborhood(stage, size)
+        yield from _convolutions(config, stage, size)
         if "D" in stage.layers:
             # biases of other kinds are no table that could be sampled
             if not stage.use_pe or not (stage.dwc_pe or stage.fixed_pe or stage.log_cpb):
                 yield deformable(stage, size, config.generation)
             if not stage.pools_keys(config.generation):
                 yield sampling(stage, size)
+
+
+def _convolutions(config: DATConfig, stage: StageConfig, size: tuple[int, int]) -> Iterator[Specialization]:
+    if stage.lpu:
+        yield depthwise(size, stage.dim, weight_channels=stage.dim, has_skip=True)
+    if stage.dwc_mlp:
+        hidden = stage.dim * config.expansion
+        yield depthwise(size, hidden, weight_channels=hidden, has_skip=True, has_gelu=True)
+    if "D" in stage.layers and not stage.no_offsets:
+        yield depthwise(
+            size,
+            stage.dim,
+            weight_channels=stage.dim // stage.groups,
+            kernel=stage.offset_kernel,
+            stride=stage.stride,
+            padding=stage.offset_padding(config.generation),
+        )
+    if "D" in stage.layers and stage.use_pe and stage.dwc_pe and not stage.pools_keys(config.generation):
+        yield depthwise(size, stage.dim, weight_channels=stage.dim)
