@@ -184,8 +184,11 @@ def sampling(stage: StageConfig, size: tuple[int, int]) -> Specialization:
     return Specialization(SAMPLING, constants, 4)
 
 
-def deformable(stage: StageConfig, size: tuple[int, int], generation: int) -> Specialization:
-    """Return the attention of a deformable layer."""
+def deformable(
+    stage: StageConfig, size: tuple[int, int], generation: int, table_size: tuple[int, int]
+) -> Specialization:
+    """Return the attention of a deformable layer, whose bias table was made for maps of `table_size`."""
+    has_table = stage.use_pe and not stage.pools_keys(generation)
     constants = {
         "height": size[0],
         "width": size[1],
@@ -194,7 +197,8 @@ def deformable(stage: StageConfig, size: tuple[int, int], generation: int) -> Sp
         "groups": stage.groups,
         "head_dim": stage.head_dim,
         "generation": generation,
-        "has_table": stage.use_pe and not stage.pools_keys(generation),
+        "table_height": 2 * table_size[0] - 1 if has_table else 0,
+        "table_width": 2 * table_size[1] - 1 if has_table else 0,
         "block_queries": ATTENTION_BLOCK,
         "block_keys": KEY_BLOCK,
     }
@@ -227,7 +231,7 @@ def _of_model(config: DATConfig, image_size: tuple[int, int]) -> Iterator[Specia
         if "D" in stage.layers:
             # biases of other kinds are no table that could be sampled
             if not stage.use_pe or not (stage.dwc_pe or stage.fixed_pe or stage.log_cpb):
-                yield deformable(stage, size, config.generation)
+                yield deformable(stage, size, config.generation, _table_size(config, index, size))
             if not stage.pools_keys(config.generation):
                 yield sampling(stage, size)
 
@@ -249,3 +253,8 @@ def _convolutions(config: DATConfig, stage: StageConfig, size: tuple[int, int]) 
         )
     if "D" in stage.layers and stage.use_pe and stage.dwc_pe and not stage.pools_keys(config.generation):
         yield depthwise(size, stage.dim, weight_channels=stage.dim)
+
+
+def _table_size(config: DATConfig, index: int, size: tuple[int, int]) -> tuple[int, int]:
+    # the second generation samples at normalised places, and keeps its table for other sizes of image
+    return size if config.generation == 1 else config.map_size(index, (config.img_size, config.img_size))

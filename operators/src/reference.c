@@ -235,7 +235,8 @@ static bool sample_features(const Attributes* attributes, const Tensor* inputs, 
 
 // DeformableAttention: query (batch, height, width, channels), key and value (batch, keys, channels), positions of the
 // keys (batch, groups, keys, 2) and the bias table (heads, table height, table width), which is read at half of query
-// minus key, to (batch, height, width, channels). Attributes: heads, generation (how queries lie on the map).
+// minus key, to (batch, height, width, channels). A table without rows is no bias, and positions do not matter then.
+// Attributes: heads, generation (how queries lie on the map).
 
 enum { GENERATION = 1 };
 
@@ -277,8 +278,10 @@ static void attend_to_sampled(const Attributes* attributes, const Tensor* inputs
   for (int64_t k = 0; k < keys; k++) {
     float score = 0;
     for (int64_t c = 0; c < size; c++) score += (float)query[c] * (float)key[k * channels + c];
+    scores[k] = score / sqrtf((float)size);
+    if (table_height == 0) continue;
     float down = (at_y - position[k * 2]) / 2, across = (at_x - position[k * 2 + 1]) / 2;
-    scores[k] = score / sqrtf((float)size) + sampled(table, table_height, table_width, 1, down, across);
+    scores[k] += sampled(table, table_height, table_width, 1, down, across);
   }
   softmax(scores, keys);
   for (int64_t c = 0; c < size; c++) {

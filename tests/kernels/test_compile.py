@@ -65,3 +65,12 @@ def test_the_table_follows_the_variants() -> None:
     ]
     keys = [one.constants["keys"] for one in specializations(["dat_pp_base_384"]) if "keys" in one.constants]
     assert keys == [144, 144, 144, 144]
+
+
+def test_the_second_generation_keeps_its_tables_for_larger_images() -> None:
+    sides = {
+        (one.constants["height"], one.constants["table_height"])
+        for one in specializations(["dat_pp_base_384", "dat_base_384"])
+        if one.kernel.name == "deformable_attention"
+    }
+    assert sides == {(96, 111), (48, 55), (24, 27), (12, 13), (24, 47), (12, 23)}

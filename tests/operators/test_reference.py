@@ -170,3 +170,18 @@ def test_deformable_attention_has_the_position_bias_of_the_model(
     expected = (weights @ v).transpose(1, 2).reshape(2, height, width, heads * size)
     inputs = {"query": query, "key": key, "value": value, "positions": positions[:, :, :, 0], "table": table}
     assert_close(run("DeformableAttention", inputs, heads=heads, generation=generation)[0], expected)
+
+
+def test_deformable_attention_without_a_table_has_no_position_bias(run: Run) -> None:
+    generator = np.random.default_rng(8)
+    query, key, value = (half(generator, 2, *shape, 12) for shape in ((3, 4), (5,), (5,)))
+    inputs = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "positions": np.full((2, 1, 5, 2), np.nan, np.float32),
+        "table": np.zeros((3, 0, 0), np.float16),
+    }
+    q, k, v = (double(each).reshape(2, -1, 3, 4).transpose(1, 2) for each in (query, key, value))
+    expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 3, 4, 12)
+    assert_close(run("DeformableAttention", inputs, heads=3, generation=2)[0], expected)
