@@ -101,7 +101,6 @@ def gelu(channels: int) -> Specialization:
 
 def window(stage: StageConfig, size: tuple[int, int], *, shifted: bool) -> Specialization:
     """Return the attention in windows on maps of height and width `size`."""
-    block_keys = max(ATTENTION_BLOCK, power_of_two(stage.window**2))
     constants = {
         "height": size[0],
         "width": size[1],
@@ -110,9 +109,9 @@ def window(stage: StageConfig, size: tuple[int, int], *, shifted: bool) -> Speci
         "window": stage.window,
         "shift": -(-stage.window // 2) if shifted else 0,
         "block_queries": ATTENTION_BLOCK,
-        "block_keys": block_keys,
+        "block_keys": ATTENTION_BLOCK if stage.window**2 <= ATTENTION_BLOCK else KEY_BLOCK,
     }
-    return Specialization(WINDOW, constants, 4 if block_keys == ATTENTION_BLOCK else 8)
+    return Specialization(WINDOW, constants, 4)
 
 
 def neighborhood(stage: StageConfig, size: tuple[int, int]) -> Specialization:
