@@ -176,8 +176,9 @@ static size_t ORT_API_CALL input_count(const OrtCustomOp* base) { return (size_t
 static size_t ORT_API_CALL output_count(const OrtCustomOp* base) { return (size_t)what_of(base)->outputs; }
 
 static ONNXTensorElementDataType ORT_API_CALL input_type(const OrtCustomOp* base, size_t number) {
-  return what_of(base)->is_float32[number] ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
-                                           : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+  const Operator* what = what_of(base);
+  if (what->is_uint8[number]) return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+  return what->is_float32[number] ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 }
 
 static ONNXTensorElementDataType ORT_API_CALL output_type(const OrtCustomOp* base, size_t number) {

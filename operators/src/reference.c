@@ -52,6 +52,16 @@ void softmax(float* scores, int64_t length) {
   for (int64_t i = 0; i < length; i++) scores[i] /= sum;
 }
 
+void normalise(float* values, int64_t length, float epsilon, const half* gain, const half* shift) {
+  float mean = 0, variance = 0;
+  for (int64_t i = 0; i < length; i++) mean += values[i] / (float)length;
+  for (int64_t i = 0; i < length; i++) variance += (values[i] - mean) * (values[i] - mean) / (float)length;
+  float scale = 1 / sqrtf(variance + epsilon);
+  for (int64_t i = 0; i < length; i++) values[i] = (values[i] - mean) * scale * (float)gain[i] + (float)shift[i];
+}
+
+float gelu_of(float value) { return value * 0.5f * (1 + erff(value * SQRT_HALF)); }
+
 // ResidualLayerNorm: residual, x (..., channels), bias, gain, shift (channels) to their sum and its norm.
 
 static bool check_layer_norm(const Attributes* attributes, const Tensor* inputs, char message[MESSAGE_BYTES]) {
@@ -74,17 +84,12 @@ static bool layer_norm(const Attributes* attributes, const Tensor* inputs, const
   if (sum == NULL) return false;
   for (int64_t row = 0; row < rows; row++) {
     int64_t at = row * channels;
-    float mean = 0, variance = 0;
     for (int64_t c = 0; c < channels; c++) {
       sum[c] = (float)residual[at + c] + (float)x[at + c] + (float)bias[c];
-      mean += sum[c] / (float)channels;
-    }
-    for (int64_t c = 0; c < channels; c++) variance += (sum[c] - mean) * (sum[c] - mean) / (float)channels;
-    float scale = 1 / sqrtf(variance + attributes->epsilon);
-    for (int64_t c = 0; c < channels; c++) {
       total[at + c] = (half)sum[c];
-      normed[at + c] = (half)((sum[c] - mean) * scale * (float)gain[c] + (float)shift[c]);
     }
+    normalise(sum, channels, attributes->epsilon, gain, shift);
+    for (int64_t c = 0; c < channels; c++) normed[at + c] = (half)sum[c];
   }
   free(sum);
   return true;
@@ -103,10 +108,7 @@ static bool gelu(const Attributes* attributes, const Tensor* inputs, const Tenso
   const half *x = inputs[0].data, *bias = inputs[1].data;
   half* out = outputs[0].data;
   int64_t channels = inputs[1].shape[0], values = count(&inputs[0]);
-  for (int64_t i = 0; i < values; i++) {
-    float value = (float)x[i] + (float)bias[i % channels];
-    out[i] = (half)(value * 0.5f * (1 + erff(value * SQRT_HALF)));
-  }
+  for (int64_t i = 0; i < values; i++) out[i] = (half)gelu_of((float)x[i] + (float)bias[i % channels]);
   return true;
 }
 
@@ -360,9 +362,21 @@ const Operator dat_operators[OPERATORS] = {
         .inputs = 4,
         .outputs = 1,
         .ranks = {4, 1, 3, 1},
-        .attributes = {"stride", "padding", "skip", "gelu"},
+        .attributes = {"stride", "padding", "gelu", "skip"},
         .shape = shape_depthwise,
         .check = check_depthwise,
         .compute = depthwise_convolution,
+    },
+    {
+        .name = "PatchEmbedding",
+        .inputs = 6,
+        .outputs = 1,
+        .ranks = {4, 1, 4, 1, 1, 1},
+        .is_uint8 = {true},
+        .has_epsilon = true,
+        .attributes = {"stride", "padding", "gelu"},
+        .shape = shape_embedding,
+        .check = check_embedding,
+        .compute = patch_embedding,
     },
 };

@@ -16,11 +16,21 @@ bool divides(char message[MESSAGE_BYTES], const char* parts, int64_t number, con
 // Turn scores into weights that sum to 1.
 void softmax(float* scores, int64_t length);
 
+// Subtract the mean of values, divide by their standard deviation, and apply gain and shift.
+void normalise(float* values, int64_t length, float epsilon, const half* gain, const half* shift);
+
+// Return the GELU of a value, by the error function.
+float gelu_of(float value);
+
 bool check_neighborhood(const Attributes*, const Tensor* inputs, char message[MESSAGE_BYTES]);
 bool neighborhood_attention(const Attributes*, const Tensor* inputs, const Tensor* outputs);
 
 bool check_depthwise(const Attributes*, const Tensor* inputs, char message[MESSAGE_BYTES]);
 void shape_depthwise(const Attributes*, const Tensor* inputs, Tensor* output);
 bool depthwise_convolution(const Attributes*, const Tensor* inputs, const Tensor* outputs);
+
+bool check_embedding(const Attributes*, const Tensor* inputs, char message[MESSAGE_BYTES]);
+void shape_embedding(const Attributes*, const Tensor* inputs, Tensor* output);
+bool patch_embedding(const Attributes*, const Tensor* inputs, const Tensor* outputs);
 
 #endif

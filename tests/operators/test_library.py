@@ -32,6 +32,14 @@ DEPTHWISE: Arrays = {
     "weight": half(GENERATOR, 3, 3, 4),
     "bias": half(GENERATOR, 4),
 }
+EMBEDDING: Arrays = {
+    "image": np.zeros((2, 9, 8, 3), np.uint8),
+    "beyond": half(GENERATOR, 3),
+    "weight": half(GENERATOR, 4, 4, 3, 8),
+    "bias": half(GENERATOR, 8),
+    "gain": half(GENERATOR, 8),
+    "shift": half(GENERATOR, 8),
+}
 NORM: Arrays = {
     "residual": half(GENERATOR, 2, 8),
     "x": half(GENERATOR, 2, 8),
@@ -56,6 +64,8 @@ def test_shapes_are_inferred_for_any_batch(session_of: Callable[[bytes], Any]) -
         node_graph("DepthwiseConvolution", DEPTHWISE, batch="batch", stride=2, padding=1, skip=0, gelu=0)
     )
     assert session.get_outputs()[0].shape == ["batch", 5, 3, 8]
+    embedding = node_graph("PatchEmbedding", EMBEDDING, stride=4, padding=0, gelu=0, epsilon=1e-5)
+    assert session_of(embedding).get_outputs()[0].shape == [2, 2, 2, 8]
     session = session_of(node_graph("SampleFeatures", SAMPLING, batch="batch"))
     assert session.get_outputs()[0].shape == ["batch", 5, 6]
     for images in (1, 3):
@@ -99,8 +109,18 @@ def test_shapes_are_inferred_for_any_batch(session_of: Callable[[bytes], Any]) -
             DEPTHWISE,
             {"weight": half(GENERATOR, 7, 7, 4)},
             {"padding": 0, "skip": 0},
-            "a kernel of 7 on a map of 6 cells",
+            "a kernel of 7 on a side of 6",
         ),
+        ("PatchEmbedding", EMBEDDING, {}, {"stride": -4}, "a stride of -4"),
+        ("PatchEmbedding", EMBEDDING, {}, {"gelu": -1}, "gelu is -1, and should be 0 or 1"),
+        (
+            "PatchEmbedding",
+            EMBEDDING,
+            {"beyond": half(GENERATOR, 4)},
+            {},
+            "colours beyond the image: 4, and should be 3",
+        ),
+        ("PatchEmbedding", EMBEDDING, {"shift": half(GENERATOR, 9)}, {}, "values of the shift: 9, and should be 8"),
         ("ResidualLayerNorm", NORM, {"x": half(GENERATOR, 3, 8)}, {}, "residual and x have different shapes"),
         ("ResidualLayerNorm", NORM, {"gain": half(GENERATOR, 9)}, {}, "values of the gain: 9, and should be 8"),
         ("SampleFeatures", SAMPLING, {"x": half(GENERATOR, 2, 4, 4, 7)}, {}, "3 groups do not divide 7 channels"),
@@ -124,6 +144,7 @@ def test_inputs_that_do_not_fit_are_refused_by_name(
         "WindowAttention": {"heads": 2, "window": 7, "shift": 0},
         "NeighborhoodAttention": {"heads": 2, "kernel": 5},
         "DepthwiseConvolution": {"stride": 1, "padding": 1, "skip": 1, "gelu": 0},
+        "PatchEmbedding": {"stride": 4, "padding": 0, "gelu": 0, "epsilon": 1e-5},
         "ResidualLayerNorm": {"epsilon": 1e-5},
         "DeformableAttention": {"heads": 4, "generation": 1},
     }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from models.deformable_attention import query_coordinates
-from models.layers import ResidualDepthwiseConv
+from models.layers import ResidualDepthwiseConv, patch_embedding
 from models.neighborhood_attention import NeighborhoodAttention
 from models.sampling import GRID
 from models.window_attention import WindowAttention
@@ -140,6 +140,39 @@ def test_groups_of_channels_are_convolved_with_the_same_weights(
     expected = expected.unflatten(0, (2, groups)).permute(0, 3, 4, 1, 2).flatten(3)
     inputs = {"x": x, "added": np.zeros(8, np.float16), "weight": weight, "bias": bias}
     given = run("DepthwiseConvolution", inputs, stride=stride, padding=padding, skip=0, gelu=0)[0]
+    assert_close(given, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "convolutional"), [((16, 24), True), ((9, 7), True), ((12, 8), False), ((4, 4), False)]
+)
+def test_patches_are_embedded_as_in_the_model(run: Run, size: tuple[int, int], convolutional: bool) -> None:
+    """Mean 120 to 130 and standard deviation about 60 are in the weights, and in what lies beyond the image."""
+    generator = np.random.default_rng(9)
+    stem = patch_embedding(40, 4, convolutional=convolutional).double()
+    conv, norm = stem[0], stem[1].norm
+    channels, _, kernel, _ = conv.weight.shape
+    beyond, deviation = np.array([-4.5, 0.0, 2.25], np.float16), np.array([58.4, 57.1, 57.4])
+    weight = half(generator, kernel, kernel, 3, channels, scale=0.3 / 60)
+    bias, gain, shift = (half(generator, channels, scale=0.5) for _ in range(3))
+    with torch.no_grad():
+        conv.weight.copy_(double(weight).permute(3, 2, 0, 1) * torch.from_numpy(deviation)[:, None, None])
+        # a weight is for pixel - 128, and the model's for the pixel less its mean
+        conv.bias.copy_(double(bias) + torch.einsum("yxio,i->o", double(weight), double(beyond)))
+        norm.weight.copy_(double(gain))
+        norm.bias.copy_(double(shift))
+        image = generator.integers(0, 256, (2, *size, 3), dtype=np.uint8)
+        normalised = (image.astype(np.float64) - 128 - beyond.astype(np.float64)) / deviation
+        expected = stem[: 3 if convolutional else 2](torch.from_numpy(normalised))
+    inputs = {"image": image, "beyond": beyond, "weight": weight, "bias": bias, "gain": gain, "shift": shift}
+    given = run(
+        "PatchEmbedding",
+        inputs,
+        stride=conv.stride[0],
+        padding=conv.padding[0],
+        gelu=int(convolutional),
+        epsilon=norm.eps,
+    )[0]
     assert_close(given, expected)
 
 
