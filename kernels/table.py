@@ -16,10 +16,13 @@ from kernels.deformable import deformable_attention
 from kernels.neighborhood import neighborhood_attention
 from kernels.norm import residual_layer_norm
 from kernels.sampling import feature_sampling
+from kernels.stem import patch_embedding
 from kernels.window import window_attention
 from models.config import DATConfig, StageConfig
 from models.variants import find_variant
 
+LEAST_BLOCK = 16
+"""What a side of a block is at least, in a product of blocks."""
 NORM_TILE = 4096
 """Values of a tile of the norm, which four warps keep in 32 registers a thread."""
 SAMPLED_TILE = 2048
@@ -28,6 +31,8 @@ KEY_BLOCK = 32
 """Keys of a block where scores take more than a product: with 64, deformable attention spills registers."""
 NEIGHBORHOOD_TILE = 8
 GELU_BLOCK = 1024
+EMBEDDED_TILE = 4096
+COLOURS = 3
 CONVOLVED_TILE = 2048
 CONVOLVED_CHANNELS = 64
 """Channels of a program at most: 128 bytes of a cell, which is what memory is read by."""
@@ -78,6 +83,10 @@ DEFORMABLE = Kernel(
     _halves("out", "query", "key", "value") | {"position": "*fp32"} | _halves("table") | {"scale": "fp32"},
 )
 
+EMBEDDING = Kernel(
+    patch_embedding,
+    _halves("out") | {"image": "*u8"} | _halves("beyond", "weight", "bias", "gain", "shift") | {"epsilon": "fp32"},
+)
 DEPTHWISE = Kernel(depthwise_convolution, _halves("out", "x", "added", "weight", "bias"))
 
 
@@ -126,6 +135,26 @@ def neighborhood(stage: StageConfig, size: tuple[int, int]) -> Specialization:
         "block_keys": KEY_BLOCK,
     }
     return Specialization(NEIGHBORHOOD, constants, 4)
+
+
+def embedding(config: DATConfig, image_size: tuple[int, int]) -> Specialization:
+    """Return the stem's first convolution of images of height and width `image_size`."""
+    kernel, channels = (3, config.dim_stem // 2) if config.use_conv_patches else (config.patch_size, config.dim_stem)
+    block_channels = max(LEAST_BLOCK, power_of_two(channels))
+    constants = {
+        "height": image_size[0],
+        "width": image_size[1],
+        "colours": COLOURS,
+        "channels": channels,
+        "kernel": kernel,
+        "stride": config.patch_size // 2 if config.use_conv_patches else config.patch_size,
+        "padding": 1 if config.use_conv_patches else 0,
+        "has_gelu": config.use_conv_patches,
+        "block_cells": max(LEAST_BLOCK, EMBEDDED_TILE // block_channels),
+        "block_taps": max(LEAST_BLOCK, power_of_two(kernel**2 * COLOURS)),
+        "block_channels": block_channels,
+    }
+    return Specialization(EMBEDDING, constants, 4)
 
 
 def depthwise(
@@ -216,6 +245,7 @@ def specializations(names: Iterable[str]) -> list[Specialization]:
 
 
 def _of_model(config: DATConfig, image_size: tuple[int, int]) -> Iterator[Specialization]:
+    yield embedding(config, image_size)
     for index, stage in enumerate(config.stages):
         size = config.map_size(index, image_size)
         yield norm(stage.dim)
