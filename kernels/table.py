@@ -216,7 +216,7 @@ def deformable(
     stage: StageConfig, size: tuple[int, int], generation: int, table_size: tuple[int, int]
 ) -> Specialization:
     """Return the attention of a deformable layer, whose bias table was made for maps of `table_size`."""
-    has_table = stage.use_pe and not stage.pools_keys(generation)
+    has_table = _biases_scores(stage, generation)
     constants = {
         "height": size[0],
         "width": size[1],
@@ -258,8 +258,8 @@ def _of_model(config: DATConfig, image_size: tuple[int, int]) -> Iterator[Specia
             yield neighborhood(stage, size)
         yield from _convolutions(config, stage, size)
         if "D" in stage.layers:
-            # biases of other kinds are no table that could be sampled
-            if not stage.use_pe or not (stage.dwc_pe or stage.fixed_pe or stage.log_cpb):
+            # two kinds of bias are no table that could be sampled
+            if not _biases_scores(stage, config.generation) or not (stage.fixed_pe or stage.log_cpb):
                 yield deformable(stage, size, config.generation, _table_size(config, index, size))
             if not stage.pools_keys(config.generation):
                 yield sampling(stage, size)
@@ -287,3 +287,7 @@ def _convolutions(config: DATConfig, stage: StageConfig, size: tuple[int, int]) 
 def _table_size(config: DATConfig, index: int, size: tuple[int, int]) -> tuple[int, int]:
     # the second generation samples at normalised places, and keeps its table for other sizes of image
     return size if config.generation == 1 else config.map_size(index, (config.img_size, config.img_size))
+
+
+def _biases_scores(stage: StageConfig, generation: int) -> bool:
+    return stage.use_pe and not stage.dwc_pe and not stage.pools_keys(generation)
