@@ -14,8 +14,13 @@
 //
 // It convolves pixel - 128, which float16 holds exactly: what normalises an image is in the weights, in the bias and in
 // what lies beyond. The LayerNorm over channels follows, and with `gelu` the GELU of it.
+//
+// PerceptionNorm: residual and x (batch, height, width, channels), what is added to x (channels), the weights (kernel,
+// kernel, channels), their bias, and gain and shift of the norm (channels), to h + h * weights + bias, where h is
+// residual + x + what is added, and to the LayerNorm of that over channels; both are as large as x. Attribute: epsilon.
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "operators.h"
 #include "reference.h"
@@ -63,6 +68,21 @@ bool check_embedding(const Attributes* attributes, const Tensor* inputs, char me
          equal(message, "values of the bias", inputs[3].shape[0], channels) &&
          equal(message, "values of the gain", inputs[4].shape[0], channels) &&
          equal(message, "values of the shift", inputs[5].shape[0], channels);
+}
+
+bool check_perception(const Attributes* attributes, const Tensor* inputs, char message[MESSAGE_BYTES]) {
+  (void)attributes;
+  int64_t channels = inputs[0].shape[3], kernel = inputs[3].shape[0];
+  if (memcmp(inputs[0].shape, inputs[1].shape, 4 * sizeof(int64_t)) != 0)
+    return say(message, "residual and x have different shapes");
+  if (kernel < 1 || kernel > MAX_KERNEL || kernel % 2 == 0)
+    return say(message, "a kernel of %lld, and it is odd", (long long)kernel);
+  return equal(message, "columns of the weights", inputs[3].shape[1], kernel) &&
+         equal(message, "channels of the weights", inputs[3].shape[2], channels) &&
+         equal(message, "values that are added", inputs[2].shape[0], channels) &&
+         equal(message, "values of the bias", inputs[4].shape[0], channels) &&
+         equal(message, "values of the gain", inputs[5].shape[0], channels) &&
+         equal(message, "values of the shift", inputs[6].shape[0], channels);
 }
 
 void shape_depthwise(const Attributes* attributes, const Tensor* inputs, Tensor* output) {
@@ -147,5 +167,41 @@ bool patch_embedding(const Attributes* attributes, const Tensor* inputs, const T
           out[c] = (half)(attributes->integers[GELU] ? gelu_of(sum[c]) : sum[c]);
       }
   free(sum);
+  return true;
+}
+
+// All channels at one cell, of a map of float32 sums, into `sum`.
+static void perceive(const Tensor* inputs, const float* map, int64_t y, int64_t x, float* sum) {
+  int64_t height = inputs[0].shape[1], width = inputs[0].shape[2], channels = inputs[0].shape[3];
+  int64_t kernel = inputs[3].shape[0], reach = kernel / 2;
+  const half *weight = inputs[3].data, *bias = inputs[4].data;
+  for (int64_t c = 0; c < channels; c++) sum[c] = (float)bias[c] + map[(y * width + x) * channels + c];
+  for (int64_t tap = 0; tap < kernel * kernel; tap++) {
+    int64_t row = y + tap / kernel - reach, column = x + tap % kernel - reach;
+    if (row < 0 || row >= height || column < 0 || column >= width) continue;
+    const float* cell = map + (row * width + column) * channels;
+    for (int64_t c = 0; c < channels; c++) sum[c] += cell[c] * (float)weight[tap * channels + c];
+  }
+}
+
+bool perception_norm(const Attributes* attributes, const Tensor* inputs, const Tensor* outputs) {
+  const int64_t* shape = inputs[0].shape;
+  int64_t channels = shape[3], image_values = shape[1] * shape[2] * channels;
+  const half *residual = inputs[0].data, *x = inputs[1].data, *added = inputs[2].data;
+  half *total = outputs[0].data, *normed = outputs[1].data;
+  float* map = malloc(sizeof(float) * (size_t)(image_values + channels + 1));
+  if (map == NULL) return false;
+  float* sum = map + image_values;
+  for (int64_t image = 0; image < shape[0]; image++) {
+    for (int64_t i = 0; i < image_values; i++)
+      map[i] = (float)*residual++ + (float)*x++ + (float)added[i % channels];
+    for (int64_t cell = 0; cell < shape[1] * shape[2]; cell++) {
+      perceive(inputs, map, cell / shape[2], cell % shape[2], sum);
+      for (int64_t c = 0; c < channels; c++) *total++ = (half)sum[c];
+      normalise(sum, channels, attributes->epsilon, inputs[5].data, inputs[6].data);
+      for (int64_t c = 0; c < channels; c++) *normed++ = (half)sum[c];
+    }
+  }
+  free(map);
   return true;
 }

@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MAX_RANK = 6, MAX_INPUTS = 6, MAX_OUTPUTS = 2, MAX_ATTRIBUTES = 4, MESSAGE_BYTES = 256 };
+enum { MAX_RANK = 6, MAX_INPUTS = 7, MAX_OUTPUTS = 2, MAX_ATTRIBUTES = 4, MESSAGE_BYTES = 256 };
 
 typedef _Float16 half;
 
@@ -58,7 +58,7 @@ typedef struct {
   bool (*compute)(const Attributes*, const Tensor* inputs, const Tensor* outputs);
 } Operator;
 
-enum { OPERATORS = 8 };
+enum { OPERATORS = 9 };
 extern const Operator dat_operators[OPERATORS];
 
 #endif

@@ -379,4 +379,13 @@ const Operator dat_operators[OPERATORS] = {
         .check = check_embedding,
         .compute = patch_embedding,
     },
+    {
+        .name = "PerceptionNorm",
+        .inputs = 7,
+        .outputs = 2,
+        .ranks = {4, 4, 1, 3, 1, 1, 1},
+        .has_epsilon = true,
+        .check = check_perception,
+        .compute = perception_norm,
+    },
 };

@@ -33,4 +33,7 @@ bool check_embedding(const Attributes*, const Tensor* inputs, char message[MESSA
 void shape_embedding(const Attributes*, const Tensor* inputs, Tensor* output);
 bool patch_embedding(const Attributes*, const Tensor* inputs, const Tensor* outputs);
 
+bool check_perception(const Attributes*, const Tensor* inputs, char message[MESSAGE_BYTES]);
+bool perception_norm(const Attributes*, const Tensor* inputs, const Tensor* outputs);
+
 #endif

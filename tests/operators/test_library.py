@@ -40,6 +40,15 @@ EMBEDDING: Arrays = {
     "gain": half(GENERATOR, 8),
     "shift": half(GENERATOR, 8),
 }
+PERCEPTION: Arrays = {
+    "residual": half(GENERATOR, 1, 3, 4, 8),
+    "x": half(GENERATOR, 1, 3, 4, 8),
+    "added": half(GENERATOR, 8),
+    "weight": half(GENERATOR, 3, 3, 8),
+    "bias": half(GENERATOR, 8),
+    "gain": half(GENERATOR, 8),
+    "shift": half(GENERATOR, 8),
+}
 NORM: Arrays = {
     "residual": half(GENERATOR, 2, 8),
     "x": half(GENERATOR, 2, 8),
@@ -121,6 +130,9 @@ def test_shapes_are_inferred_for_any_batch(session_of: Callable[[bytes], Any]) -
             "colours beyond the image: 4, and should be 3",
         ),
         ("PatchEmbedding", EMBEDDING, {"shift": half(GENERATOR, 9)}, {}, "values of the shift: 9, and should be 8"),
+        ("PerceptionNorm", PERCEPTION, {"x": half(GENERATOR, 1, 4, 3, 8)}, {}, "residual and x have different shapes"),
+        ("PerceptionNorm", PERCEPTION, {"weight": half(GENERATOR, 2, 2, 8)}, {}, "a kernel of 2, and it is odd"),
+        ("PerceptionNorm", PERCEPTION, {"weight": half(GENERATOR, 3, 3, 4)}, {}, "channels of the weights: 4"),
         ("ResidualLayerNorm", NORM, {"x": half(GENERATOR, 3, 8)}, {}, "residual and x have different shapes"),
         ("ResidualLayerNorm", NORM, {"gain": half(GENERATOR, 9)}, {}, "values of the gain: 9, and should be 8"),
         ("SampleFeatures", SAMPLING, {"x": half(GENERATOR, 2, 4, 4, 7)}, {}, "3 groups do not divide 7 channels"),
@@ -145,10 +157,11 @@ def test_inputs_that_do_not_fit_are_refused_by_name(
         "NeighborhoodAttention": {"heads": 2, "kernel": 5},
         "DepthwiseConvolution": {"stride": 1, "padding": 1, "skip": 1, "gelu": 0},
         "PatchEmbedding": {"stride": 4, "padding": 0, "gelu": 0, "epsilon": 1e-5},
+        "PerceptionNorm": {"epsilon": 1e-5},
         "ResidualLayerNorm": {"epsilon": 1e-5},
         "DeformableAttention": {"heads": 4, "generation": 1},
     }
-    outputs = 2 if operator == "ResidualLayerNorm" else 1
+    outputs = 2 if operator in ("PerceptionNorm", "ResidualLayerNorm") else 1
     with pytest.raises(Exception, match=rf"dat\.{operator}: .*{said}"):
         run(operator, inputs | changed, outputs, **(usual.get(operator, {}) | attributes))
 

@@ -123,6 +123,31 @@ def test_a_depthwise_convolution_of_a_sum(run: Run, skip: bool, activated: bool)
     assert_close(given, F.gelu(expected) if activated else expected)
 
 
+@pytest.mark.parametrize("size", [(7, 5), (1, 2), (14, 14)])
+def test_a_sum_that_is_convolved_and_its_norm(run: Run, size: tuple[int, int]) -> None:
+    generator = np.random.default_rng(10)
+    unit = ResidualDepthwiseConv(24).double()
+    residual, x = half(generator, 2, *size, 24, scale=0.6), half(generator, 2, *size, 24, scale=0.6)
+    added, bias, gain, shift = (half(generator, 24, scale=0.5) for _ in range(4))
+    weight = half(generator, 3, 3, 24, scale=0.2)
+    with torch.no_grad():
+        unit.weight.copy_(double(weight).permute(2, 0, 1)[:, None])
+        unit.bias.copy_(double(bias))
+        expected = unit(double(residual) + double(x) + double(added))
+    inputs = {
+        "residual": residual,
+        "x": x,
+        "added": added,
+        "weight": weight,
+        "bias": bias,
+        "gain": gain,
+        "shift": shift,
+    }
+    total, normed = run("PerceptionNorm", inputs, 2, epsilon=1e-5)
+    assert_close(total, expected)
+    assert_close(normed, F.layer_norm(expected, (24,), double(gain), double(shift), 1e-5))
+
+
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "padding", "groups"),
     [((16, 24), 9, 8, 4, 1), ((9, 13), 5, 2, 2, 2), ((7, 7), 3, 1, 1, 4), ((8, 8), 4, 4, 0, 2), ((3, 3), 1, 2, 0, 1)],
