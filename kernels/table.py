@@ -15,6 +15,7 @@ from kernels.convolution import depthwise_convolution
 from kernels.deformable import deformable_attention
 from kernels.neighborhood import neighborhood_attention
 from kernels.norm import residual_layer_norm
+from kernels.perception import perception_norm
 from kernels.sampling import feature_sampling
 from kernels.stem import patch_embedding
 from kernels.window import window_attention
@@ -32,6 +33,7 @@ KEY_BLOCK = 32
 NEIGHBORHOOD_TILE = 8
 GELU_BLOCK = 1024
 EMBEDDED_TILE = 4096
+PERCEIVED_TILE = 4096
 COLOURS = 3
 CONVOLVED_TILE = 2048
 CONVOLVED_CHANNELS = 64
@@ -86,6 +88,10 @@ DEFORMABLE = Kernel(
 EMBEDDING = Kernel(
     patch_embedding,
     _halves("out") | {"image": "*u8"} | _halves("beyond", "weight", "bias", "gain", "shift") | {"epsilon": "fp32"},
+)
+PERCEPTION = Kernel(
+    perception_norm,
+    _halves("total", "normed", "residual", "x", "added", "weight", "bias", "gain", "shift") | {"epsilon": "fp32"},
 )
 DEPTHWISE = Kernel(depthwise_convolution, _halves("out", "x", "added", "weight", "bias"))
 
@@ -191,6 +197,24 @@ def depthwise(
     return Specialization(DEPTHWISE, constants, 4)
 
 
+def perception(size: tuple[int, int], channels: int) -> Specialization:
+    """Return the sum, perception unit and norm between blocks, on maps of height and width `size`."""
+    block_channels = power_of_two(channels)
+    block_cells = max(1, PERCEIVED_TILE // block_channels)
+    tile_width = min(tile_side(size[1]), block_cells)
+    constants = {
+        "height": size[0],
+        "width": size[1],
+        "channels": channels,
+        "kernel": 3,
+        "tile_height": block_cells // tile_width,
+        "tile_width": tile_width,
+        "block_cells": block_cells,
+        "block_channels": block_channels,
+    }
+    return Specialization(PERCEPTION, constants, 8)
+
+
 def tile_side(length: int) -> int:
     """Return the side of a convolution's tile: the largest divisor of a row up to a limit, unless it is small."""
     divisor = max(side for side in range(1, CONVOLVED_SIDE + 1) if length % side == 0)
@@ -266,7 +290,10 @@ def _of_model(config: DATConfig, image_size: tuple[int, int]) -> Iterator[Specia
 
 
 def _convolutions(config: DATConfig, stage: StageConfig, size: tuple[int, int]) -> Iterator[Specialization]:
+    if stage.lpu and len(stage.layers) > 1:
+        yield perception(size, stage.dim)
     if stage.lpu:
+        # a stage's first unit has no sum before it
         yield depthwise(size, stage.dim, weight_channels=stage.dim, has_skip=True)
     if stage.dwc_mlp:
         hidden = stage.dim * config.expansion
