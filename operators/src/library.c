@@ -36,6 +36,10 @@ static pthread_once_t domain_once = PTHREAD_ONCE_INIT;
 
 static const Operator* what_of(const OrtCustomOp* base) { return ((const Entry*)base)->what; }
 
+static ONNXTensorElementDataType type_of_outputs(const Operator* what) {
+  return what->gives_float32 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+}
+
 static OrtStatus* wrong(const Operator* what, const char* message) {
   char text[MESSAGE_BYTES + 64];
   snprintf(text, sizeof text, "dat.%s: %s", what->name, message);
@@ -125,12 +129,12 @@ static OrtStatus* ORT_API_CALL compute(void* made, OrtKernelContext* context) {
 }
 
 // Tell the runtime an output's shape, unless a dimension has neither length nor name: it would take -1 for a length.
-static OrtStatus* tell_shape(OrtShapeInferContext* context, int number, Tensor* output) {
+static OrtStatus* tell_shape(const Operator* what, OrtShapeInferContext* context, int number, Tensor* output) {
   for (size_t axis = 0; axis < output->rank; axis++)
     if (output->shape[axis] < 0 && output->names[axis][0] == '\0') return NULL;
   OrtTensorTypeAndShapeInfo* info = NULL;
   TRY(api->CreateTensorTypeAndShapeInfo(&info));
-  OrtStatus* told = api->SetTensorElementType(info, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16);
+  OrtStatus* told = api->SetTensorElementType(info, type_of_outputs(what));
   if (told == NULL) told = api->SetDimensions(info, output->shape, output->rank);
   if (told == NULL) told = api->SetSymbolicDimensions(info, output->names, output->rank);
   if (told == NULL) told = api->ShapeInferContext_SetOutputTypeShape(context, (size_t)number, info);
@@ -165,7 +169,7 @@ static OrtStatus* ORT_API_CALL infer_shapes(const OrtCustomOp* base, OrtShapeInf
   for (int number = 0; number < what->outputs; number++) {
     Tensor output = {0};
     shape_output(what, &attributes, number, inputs, &output);
-    TRY(tell_shape(context, number, &output));
+    TRY(tell_shape(what, context, number, &output));
   }
   return NULL;
 }
@@ -182,8 +186,8 @@ static ONNXTensorElementDataType ORT_API_CALL input_type(const OrtCustomOp* base
 }
 
 static ONNXTensorElementDataType ORT_API_CALL output_type(const OrtCustomOp* base, size_t number) {
-  (void)base, (void)number;
-  return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+  (void)number;
+  return type_of_outputs(what_of(base));
 }
 
 static OrtCustomOpInputOutputCharacteristic ORT_API_CALL required(const OrtCustomOp* base, size_t number) {

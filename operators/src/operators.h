@@ -45,7 +45,8 @@ typedef struct {
   const char* name;
   int inputs, outputs;
   size_t ranks[MAX_INPUTS];     // of each input; 0 for any
-  bool is_float32[MAX_INPUTS], is_uint8[MAX_INPUTS];  // else float16, as all outputs are
+  bool is_float32[MAX_INPUTS], is_uint8[MAX_INPUTS];  // else float16
+  bool gives_float32;                                 // its outputs; else float16
   bool has_epsilon;
   const char* attributes[MAX_ATTRIBUTES];  // required integers, ended by NULL where there are fewer
   OutputShape shapes[MAX_OUTPUTS];
@@ -58,7 +59,7 @@ typedef struct {
   bool (*compute)(const Attributes*, const Tensor* inputs, const Tensor* outputs);
 } Operator;
 
-enum { OPERATORS = 9 };
+enum { OPERATORS = 10 };
 extern const Operator dat_operators[OPERATORS];
 
 #endif

@@ -388,4 +388,17 @@ const Operator dat_operators[OPERATORS] = {
         .check = check_perception,
         .compute = perception_norm,
     },
+    {
+        .name = "SamplingPositions",
+        .inputs = 7,
+        .outputs = 1,
+        .ranks = {4, 3, 1, 1, 1, 2, 1},
+        .is_float32 = {[6] = true},
+        .gives_float32 = true,
+        .has_epsilon = true,
+        .attributes = {"stride", "padding", "generation", "bound"},
+        .shape = shape_positions,
+        .check = check_positions,
+        .compute = sampling_positions,
+    },
 };

@@ -36,4 +36,8 @@ bool patch_embedding(const Attributes*, const Tensor* inputs, const Tensor* outp
 bool check_perception(const Attributes*, const Tensor* inputs, char message[MESSAGE_BYTES]);
 bool perception_norm(const Attributes*, const Tensor* inputs, const Tensor* outputs);
 
+bool check_positions(const Attributes*, const Tensor* inputs, char message[MESSAGE_BYTES]);
+void shape_positions(const Attributes*, const Tensor* inputs, Tensor* output);
+bool sampling_positions(const Attributes*, const Tensor* inputs, const Tensor* outputs);
+
 #endif

@@ -49,6 +49,15 @@ PERCEPTION: Arrays = {
     "gain": half(GENERATOR, 8),
     "shift": half(GENERATOR, 8),
 }
+POSITIONS: Arrays = {
+    "query": half(GENERATOR, 2, 6, 9, 8),
+    "weight": half(GENERATOR, 3, 3, 4),
+    "bias": half(GENERATOR, 4),
+    "gain": half(GENERATOR, 4),
+    "shift": half(GENERATOR, 4),
+    "projection": half(GENERATOR, 2, 4),
+    "scale": np.ones(2, np.float32),
+}
 NORM: Arrays = {
     "residual": half(GENERATOR, 2, 8),
     "x": half(GENERATOR, 2, 8),
@@ -75,6 +84,9 @@ def test_shapes_are_inferred_for_any_batch(session_of: Callable[[bytes], Any]) -
     assert session.get_outputs()[0].shape == ["batch", 5, 3, 8]
     embedding = node_graph("PatchEmbedding", EMBEDDING, stride=4, padding=0, gelu=0, epsilon=1e-5)
     assert session_of(embedding).get_outputs()[0].shape == [2, 2, 2, 8]
+    attributes = {"stride": 2, "padding": 1, "generation": 2, "bound": 0}
+    positions = node_graph("SamplingPositions", POSITIONS, batch="batch", gives=1, epsilon=1e-5, **attributes)
+    assert session_of(positions).get_outputs()[0].shape == ["batch", 2, 15, 2]
     session = session_of(node_graph("SampleFeatures", SAMPLING, batch="batch"))
     assert session.get_outputs()[0].shape == ["batch", 5, 6]
     for images in (1, 3):
@@ -133,6 +145,10 @@ def test_shapes_are_inferred_for_any_batch(session_of: Callable[[bytes], Any]) -
         ("PerceptionNorm", PERCEPTION, {"x": half(GENERATOR, 1, 4, 3, 8)}, {}, "residual and x have different shapes"),
         ("PerceptionNorm", PERCEPTION, {"weight": half(GENERATOR, 2, 2, 8)}, {}, "a kernel of 2, and it is odd"),
         ("PerceptionNorm", PERCEPTION, {"weight": half(GENERATOR, 3, 3, 4)}, {}, "channels of the weights: 4"),
+        ("SamplingPositions", POSITIONS, {}, {"bound": 3}, "bound 3, and there are 0, 1 and 2"),
+        ("SamplingPositions", POSITIONS, {}, {"generation": 0}, "generation 0, and there are 1 and 2"),
+        ("SamplingPositions", POSITIONS, {}, {"stride": 6}, "a side of 6 cells has fewer than 2 keys"),
+        ("SamplingPositions", POSITIONS, {"projection": half(GENERATOR, 3, 4)}, {}, "rows of the projection: 3"),
         ("ResidualLayerNorm", NORM, {"x": half(GENERATOR, 3, 8)}, {}, "residual and x have different shapes"),
         ("ResidualLayerNorm", NORM, {"gain": half(GENERATOR, 9)}, {}, "values of the gain: 9, and should be 8"),
         ("SampleFeatures", SAMPLING, {"x": half(GENERATOR, 2, 4, 4, 7)}, {}, "3 groups do not divide 7 channels"),
@@ -158,6 +174,7 @@ def test_inputs_that_do_not_fit_are_refused_by_name(
         "DepthwiseConvolution": {"stride": 1, "padding": 1, "skip": 1, "gelu": 0},
         "PatchEmbedding": {"stride": 4, "padding": 0, "gelu": 0, "epsilon": 1e-5},
         "PerceptionNorm": {"epsilon": 1e-5},
+        "SamplingPositions": {"stride": 2, "padding": 1, "generation": 2, "bound": 0, "epsilon": 1e-5, "gives": 1},
         "ResidualLayerNorm": {"epsilon": 1e-5},
         "DeformableAttention": {"heads": 4, "generation": 1},
     }

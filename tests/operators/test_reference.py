@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from models.deformable_attention import query_coordinates
+from models.config import StageConfig
+from models.deformable_attention import DeformableAttention, query_coordinates
 from models.layers import ResidualDepthwiseConv, patch_embedding
 from models.neighborhood_attention import NeighborhoodAttention
 from models.sampling import GRID
@@ -243,3 +244,36 @@ def test_deformable_attention_without_a_table_has_no_position_bias(run: Run) -> 
     q, k, v = (double(each).reshape(2, -1, 3, 4).transpose(1, 2) for each in (query, key, value))
     expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 3, 4, 12)
     assert_close(run("DeformableAttention", inputs, heads=3, generation=2)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("generation", "factor", "bound"), [(1, 2, 1), (1, 0, 0), (1, -1, 2), (2, 2, 1), (2, 0, 1), (2, -1, 2)]
+)
+@pytest.mark.parametrize(("size", "kernel", "stride"), [((8, 11), 5, 2), ((6, 4), 3, 1)])
+def test_positions_are_those_of_the_model(
+    run: Run, generation: int, factor: float, bound: int, size: tuple[int, int], kernel: int, stride: int
+) -> None:
+    generator = np.random.default_rng(11)
+    stage = StageConfig(
+        dim=12, layers=("D",), heads=3, groups=3, stride=stride, offset_kernel=kernel, offset_range_factor=factor
+    )
+    module = DeformableAttention(stage, generation=generation, map_size=size, table_size=size).double()
+    module.proj_q = torch.nn.Identity()
+    conv, norm, _, projection = module.conv_offset
+    weight = half(generator, kernel, kernel, 4, scale=0.3)
+    bias, gain, shift = (half(generator, 4) for _ in range(3))
+    columns, query = half(generator, 2, 4, scale=0.3), half(generator, 2, *size, 12)
+    with torch.no_grad():
+        conv.weight.copy_(double(weight).permute(2, 0, 1)[:, None])
+        conv.bias.copy_(double(bias))
+        norm.norm.weight.copy_(double(gain))
+        norm.norm.bias.copy_(double(shift))
+        projection.weight.copy_(double(columns)[:, :, None, None])
+        expected = module(double(query))[1].position.flatten(2, 3)
+    inputs = {"query": query, "weight": weight, "bias": bias, "gain": gain, "shift": shift, "projection": columns}
+    inputs["scale"] = (module.kept_cell * factor).numpy().astype(np.float32)
+    attributes = {"stride": stride, "padding": conv.padding[0], "generation": generation, "bound": bound}
+    given = run("SamplingPositions", inputs, gives=1, epsilon=norm.norm.eps, **attributes)[0]
+    assert given.dtype == np.float32
+    assert given.shape == tuple(expected.shape)
+    assert abs(given - expected.numpy()).max() < 1e-5
