@@ -16,6 +16,7 @@ from kernels.deformable import deformable_attention
 from kernels.neighborhood import neighborhood_attention
 from kernels.norm import residual_layer_norm
 from kernels.perception import perception_norm
+from kernels.positions import sampling_positions
 from kernels.sampling import feature_sampling
 from kernels.stem import patch_embedding
 from kernels.window import window_attention
@@ -34,6 +35,8 @@ NEIGHBORHOOD_TILE = 8
 GELU_BLOCK = 1024
 EMBEDDED_TILE = 4096
 PERCEIVED_TILE = 4096
+POSITIONED_TILE = 1024
+"""Small, as a map has few keys and there should be many programs: eight values a thread."""
 COLOURS = 3
 CONVOLVED_TILE = 2048
 CONVOLVED_CHANNELS = 64
@@ -92,6 +95,12 @@ EMBEDDING = Kernel(
 PERCEPTION = Kernel(
     perception_norm,
     _halves("total", "normed", "residual", "x", "added", "weight", "bias", "gain", "shift") | {"epsilon": "fp32"},
+)
+POSITIONS = Kernel(
+    sampling_positions,
+    {"out": "*fp32"}
+    | _halves("query", "weight", "bias", "gain", "shift", "projection")
+    | {"scale": "*fp32", "epsilon": "fp32"},
 )
 DEPTHWISE = Kernel(depthwise_convolution, _halves("out", "x", "added", "weight", "bias"))
 
@@ -236,6 +245,27 @@ def sampling(stage: StageConfig, size: tuple[int, int]) -> Specialization:
     return Specialization(SAMPLING, constants, 4)
 
 
+def positions(stage: StageConfig, size: tuple[int, int], generation: int) -> Specialization:
+    """Return the offset network of a deformable layer, with the positions that follow."""
+    channels, factor = stage.dim // stage.groups, stage.offset_range_factor
+    block = power_of_two(channels)
+    bounds_offsets = factor > 0 or (factor == 0 and generation == 2)
+    constants = {
+        "height": size[0],
+        "width": size[1],
+        "groups": stage.groups,
+        "channels": channels,
+        "kernel": stage.offset_kernel,
+        "stride": stage.stride,
+        "padding": stage.offset_padding(generation),
+        "generation": generation,
+        "bound": 1 if bounds_offsets else 2 if factor < 0 else 0,
+        "block_keys": max(1, POSITIONED_TILE // block),
+        "block_channels": block,
+    }
+    return Specialization(POSITIONS, constants, 4)
+
+
 def deformable(
     stage: StageConfig, size: tuple[int, int], generation: int, table_size: tuple[int, int]
 ) -> Specialization:
@@ -299,6 +329,7 @@ def _convolutions(config: DATConfig, stage: StageConfig, size: tuple[int, int]) 
         hidden = stage.dim * config.expansion
         yield depthwise(size, hidden, weight_channels=hidden, has_skip=True, has_gelu=True)
     if "D" in stage.layers and not stage.no_offsets:
+        yield positions(stage, size, config.generation)
         yield depthwise(
             size,
             stage.dim,
