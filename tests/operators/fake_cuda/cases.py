@@ -1,0 +1,106 @@
+"""A small node of each operator, and the constants of the kernel that it wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kernels.table import Specialization
+from tests.operators.conftest import Arrays, half
+from tests.operators.fake_cuda.machine import KERNELS
+
+GENERATOR = np.random.default_rng(11)
+WARPS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    operator: str
+    kernel: str
+    inputs: Arrays
+    constants: dict[str, int]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    outputs: int = 1
+
+    @property
+    def specialization(self) -> Specialization:
+        kernel = KERNELS[self.kernel]
+        names = [name for name in kernel.function.arg_names if name not in kernel.parameters]
+        return Specialization(kernel, {name: self.constants[name] for name in names}, WARPS)
+
+
+def positions(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Around the map and beyond it."""
+    return GENERATOR.uniform(-1.3, 1.3, (*shape, 2)).astype(np.float32)
+
+
+def norm(*shape: int) -> Case:
+    channels = shape[-1]
+    residual, x = half(GENERATOR, *shape), half(GENERATOR, *shape)
+    vectors = {name: half(GENERATOR, channels) for name in ("bias", "gain", "shift")}
+    constants = {"channels": channels, "block_rows": 4, "block_channels": 1 << (channels - 1).bit_length()}
+    inputs = {"residual": residual, "x": x, **vectors}
+    return Case("ResidualLayerNorm", "residual_layer_norm", inputs, constants, {"epsilon": 0.25}, 2)
+
+
+def gelu(*shape: int) -> Case:
+    inputs = {"x": half(GENERATOR, *shape, scale=2), "bias": half(GENERATOR, shape[-1])}
+    return Case("BiasGelu", "bias_gelu", inputs, {"channels": shape[-1], "block": 64})
+
+
+def window(height: int, width: int, shift: int) -> Case:
+    heads, head_dim, side = 2, 16, 4
+    attributes = {"heads": heads, "window": side, "shift": shift}
+    constants = {"height": height, "width": width, "head_dim": head_dim, "block_queries": 16, "block_keys": 16}
+    inputs = {
+        "qkv": half(GENERATOR, 2, height, width, 3 * heads * head_dim),
+        "bias": half(GENERATOR, 3 * heads * head_dim),
+        "position_bias": half(GENERATOR, heads, side**2, side**2),
+    }
+    return Case("WindowAttention", "window_attention", inputs, attributes | constants, attributes)
+
+
+def sampling(height: int, width: int, groups: int, keys: int) -> Case:
+    inputs = {"x": half(GENERATOR, 2, height, width, groups * 12), "positions": positions(2, groups, keys)}
+    constants = {"height": height, "width": width, "groups": groups, "channels": 12}
+    return Case("SampleFeatures", "feature_sampling", inputs, constants | {"block_keys": 4, "block_channels": 16})
+
+
+def deformable(height: int, width: int, generation: int, keys: int) -> Case:
+    heads, groups, head_dim = 4, 2, 16
+    rows, columns = 2 * height - 1, 2 * width - 1
+    inputs = {
+        "query": half(GENERATOR, 2, height, width, heads * head_dim),
+        "key": half(GENERATOR, 2, keys, heads * head_dim),
+        "value": half(GENERATOR, 2, keys, heads * head_dim),
+        "positions": positions(2, groups, keys),
+        "table": half(GENERATOR, heads, rows, columns),
+    }
+    constants = {
+        "height": height, "width": width, "keys": keys, "heads": heads, "groups": groups, "head_dim": head_dim,
+        "generation": generation, "has_table": 1, "table_height": rows, "table_width": columns,
+        "block_queries": 16, "block_keys": 16,
+    }  # fmt: skip
+    attributes = {"heads": heads, "generation": generation}
+    return Case("DeformableAttention", "deformable_attention", inputs, constants, attributes)
+
+
+CASES = {
+    "norm": norm(2, 5, 12),
+    "norm of rows": norm(3, 12),
+    "norm of other channels": norm(1, 3, 2, 33),
+    "gelu": gelu(2, 3, 33),
+    "window": window(8, 4, 0),
+    "shifted window": window(6, 9, 2),
+    "sampling": sampling(6, 9, 2, 5),
+    "sampling of one pixel": sampling(1, 1, 1, 1),
+    "deformable, first generation": deformable(3, 6, 1, 10),
+    "deformable, second generation": deformable(5, 4, 2, 17),
+}
+
+
+def specializations() -> list[Specialization]:
+    """Return the kernels of all cases, each once."""
+    return list({case.specialization.name: case.specialization for case in CASES.values()}.values())
