@@ -69,6 +69,28 @@ def _deformable(c: Constants) -> Grid:
     return Axis(factor=queries), Axis(factor=c["heads"]), BATCH
 
 
+def _convolved(c: Constants, length: int) -> int:
+    return (length + 2 * c["padding"] - c["kernel"]) // c["stride"] + 1
+
+
+def _tiles(c: Constants, height: int, width: int) -> int:
+    return blocks(height, c["tile_height"]) * blocks(width, c["tile_width"])
+
+
+def _depthwise(c: Constants) -> Grid:
+    tiles = _tiles(c, _convolved(c, c["height"]), _convolved(c, c["width"]))
+    return Axis(factor=tiles), Axis(factor=c["channels"] // c["block_channels"]), BATCH
+
+
+def _embedding(c: Constants) -> Grid:
+    cells = _convolved(c, c["height"]) * _convolved(c, c["width"])
+    return Axis(factor=blocks(cells, c["block_cells"])), BATCH, ONE
+
+
+def _perception(c: Constants) -> Grid:
+    return Axis(factor=_tiles(c, c["height"], c["width"])), BATCH, ONE
+
+
 _GRIDS: Final[Mapping[str, Callable[[Constants], Grid]]] = {
     "residual_layer_norm": _norm,
     "bias_gelu": _gelu,
@@ -76,6 +98,9 @@ _GRIDS: Final[Mapping[str, Callable[[Constants], Grid]]] = {
     "neighborhood_attention": _neighborhoods,
     "feature_sampling": _sampling,
     "deformable_attention": _deformable,
+    "depthwise_convolution": _depthwise,
+    "patch_embedding": _embedding,
+    "perception_norm": _perception,
 }
 
 

@@ -1,7 +1,7 @@
 // One row an operator: adding one is a row of the table, and what its kernel has to be told.
 //
-// Names are those of the kernels' own arguments. What a kernel does not ask for is not looked at; what it asks for and is
-// not given here is an error when a graph is opened.
+// Names are those of the kernels' own arguments. What a kernel does not ask for is not looked at; what it asks for and
+// is not given here is an error when a graph is opened.
 #include <math.h>
 #include <string.h>
 
@@ -108,6 +108,27 @@ static void describe_convolution(const Operator* what, const Attributes* attribu
   give(values, "has_gelu", attribute(what, attributes, "gelu"));
 }
 
+static void describe_embedding(const Operator* what, const Attributes* attributes, const Tensor* inputs,
+                               Values* values) {
+  give_map(values, &inputs[0]);
+  give(values, "colours", inputs[0].shape[3]);
+  give(values, "channels", inputs[3].shape[0]);
+  give(values, "kernel", inputs[2].shape[0]);
+  give(values, "stride", attribute(what, attributes, "stride"));
+  give(values, "padding", attribute(what, attributes, "padding"));
+  give(values, "has_gelu", attribute(what, attributes, "gelu"));
+  give_real(values, "epsilon", attributes->epsilon);
+}
+
+static void describe_perception(const Operator* what, const Attributes* attributes, const Tensor* inputs,
+                                Values* values) {
+  (void)what;
+  give_map(values, &inputs[0]);
+  give(values, "channels", inputs[0].shape[3]);
+  give(values, "kernel", inputs[3].shape[0]);
+  give_real(values, "epsilon", attributes->epsilon);
+}
+
 static const Launch launches[] = {
     {"ResidualLayerNorm", "residual_layer_norm", {"total", "normed", "residual", "x", "bias", "gain", "shift"},
      describe_norm},
@@ -119,6 +140,10 @@ static const Launch launches[] = {
     {"DeformableAttention", "deformable_attention", {"out", "query", "key", "value", "position", "table"},
      describe_deformable},
     {"DepthwiseConvolution", "depthwise_convolution", {"out", "x", "added", "weight", "bias"}, describe_convolution},
+    {"PatchEmbedding", "patch_embedding", {"out", "image", "beyond", "weight", "bias", "gain", "shift"},
+     describe_embedding},
+    {"PerceptionNorm", "perception_norm",
+     {"total", "normed", "residual", "x", "added", "weight", "bias", "gain", "shift"}, describe_perception},
 };
 
 const Launch* launch_of(const char* name) {

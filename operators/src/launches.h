@@ -4,7 +4,7 @@
 
 #include "operators.h"
 
-enum { MAX_VALUES = 16 };
+enum { MAX_VALUES = 16, MAX_TENSORS = 12 };
 
 // A number by the name that kernels have for it: a constant, a parameter that is no tensor, or a size of the grid.
 typedef struct {
@@ -20,7 +20,7 @@ typedef struct {
 
 typedef struct {
   const char *name, *kernel;  // of the operator in operators.h, and of the kernel in kernels/
-  const char* tensors[MAX_OUTPUTS + MAX_INPUTS];  // as the kernel calls them: the outputs, then the inputs
+  const char* tensors[MAX_TENSORS];  // as the kernel calls them: the outputs, then the inputs
   // Gives all that the kernel may ask for, always in the same order. Nothing is checked yet, and dimensions may be -1.
   void (*describe)(const Operator*, const Attributes*, const Tensor* inputs, Values*);
 } Launch;

@@ -1,5 +1,5 @@
-// A module is loaded once for a device and code, however many nodes and sessions launch it: layers of a stage are alike,
-// and PTX takes the driver a while to compile.
+// A module is loaded once for a device and code, however many nodes and sessions launch it: layers of a stage are
+// alike, and PTX takes the driver a while to compile.
 //
 // Modules belong to the device's primary context, which ONNX Runtime computes in; each holds a reference to it.
 #include "modules.h"
@@ -72,7 +72,8 @@ static bool reserve_shared(const Module* m, Report* why) {
     return report(why, "%s takes %d bytes of shared memory, and device %d has %d a block", m->image->entry,
                   m->image->shared_bytes, m->device.index, most);
   return succeeded(m->driver,
-                   m->driver->set_function_attribute(m->function, MAX_DYNAMIC_SHARED_SIZE_BYTES, m->image->shared_bytes),
+                   m->driver->set_function_attribute(m->function, MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                                     m->image->shared_bytes),
                    "cuFuncSetAttribute", why);
 }
 

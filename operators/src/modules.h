@@ -11,7 +11,7 @@ typedef struct Module Module;
 // Returns the code of a kernel that the device can run; NULL with what is there and what it would take.
 const Image* image_for(const Specialization* kernel, const Device* device, Report* why);
 
-// Loads code onto a device, or shares what is loaded there; NULL with the reason. Never to be called while a graph runs.
+// Loads code onto a device, or shares what is loaded there; NULL with the reason. Not for while a graph runs.
 Module* acquire_module(const Driver* driver, const Device* device, const Image* image, Report* why);
 
 CudaFunction function_of(const Module* module);

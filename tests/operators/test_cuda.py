@@ -21,7 +21,7 @@ pytest.importorskip("triton")
 from operators.build import build
 from tests.operators.conftest import Arrays, node_graph
 from tests.operators.fake_cuda.cases import CASES, WARPS, Case, specializations
-from tests.operators.fake_cuda.machine import LARGE_SHARED_BYTES, STREAM, Machine, fake_kernels
+from tests.operators.fake_cuda.machine import KERNELS, LARGE_SHARED_BYTES, STREAM, Machine, fake_kernels
 
 ABSOLUTE, RELATIVE = 4e-3, 2**-9
 """Twice what a kernel may be from float64 (tests/kernels/bounds.py): the reference is float16 too."""
@@ -296,3 +296,9 @@ def test_a_library_without_kernels_says_so(machine: Machine, library: Path) -> N
     assert "dat.BiasGelu: the library was built without a kernel for it" in refusal(
         machine, library, graph_of(CASES["gelu"])
     )
+
+
+def test_every_kernel_has_a_case() -> None:
+    """So that none is built in which no operator here is launched as."""
+    launched = {case.kernel for case in CASES.values()}
+    assert launched >= KERNELS.keys() - ({"neighborhood_attention"} if "perception_norm" not in KERNELS else set())

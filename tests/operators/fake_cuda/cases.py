@@ -87,7 +87,66 @@ def deformable(height: int, width: int, generation: int, keys: int) -> Case:
     return Case("DeformableAttention", "deformable_attention", inputs, constants, attributes)
 
 
-CASES = {
+def neighborhood(height: int, width: int, kernel: int) -> Case:
+    heads, head_dim = 2, 16
+    attributes = {"heads": heads, "kernel": kernel}
+    constants = {"height": height, "width": width, "head_dim": head_dim, "tile": 4, "block_keys": 16}
+    inputs = {
+        "qkv": half(GENERATOR, 2, height, width, 3 * heads * head_dim),
+        "bias": half(GENERATOR, 3 * heads * head_dim),
+        "position_bias": half(GENERATOR, heads, 2 * kernel - 1, 2 * kernel - 1),
+    }
+    return Case("NeighborhoodAttention", "neighborhood_attention", inputs, attributes | constants, attributes)
+
+
+def depthwise(height: int, width: int, channels: int, weights: int, stride: int, padding: int, *, skip: bool) -> Case:
+    inputs = {
+        "x": half(GENERATOR, 2, height, width, channels),
+        "added": half(GENERATOR, channels),
+        "weight": half(GENERATOR, 3, 3, weights, scale=0.3),
+        "bias": half(GENERATOR, weights),
+    }
+    attributes = {"stride": stride, "padding": padding, "gelu": int(skip), "skip": int(skip)}
+    constants = {
+        "height": height, "width": width, "channels": channels, "weight_channels": weights, "kernel": 3,
+        "stride": stride, "padding": padding, "has_skip": int(skip), "has_gelu": int(skip),
+        "tile_height": 2, "tile_width": 4, "block_cells": 8, "block_channels": 4,
+    }  # fmt: skip
+    return Case("DepthwiseConvolution", "depthwise_convolution", inputs, constants, attributes)
+
+
+def embedding(height: int, width: int, kernel: int, stride: int, padding: int, *, gelu: bool) -> Case:
+    colours, channels = 3, 12
+    inputs = {
+        "image": GENERATOR.integers(0, 256, (2, height, width, colours), np.uint8),
+        "beyond": half(GENERATOR, colours, scale=50),
+        "weight": half(GENERATOR, kernel, kernel, colours, channels, scale=0.01),
+        **{name: half(GENERATOR, channels) for name in ("bias", "gain", "shift")},
+    }
+    attributes = {"stride": stride, "padding": padding, "gelu": int(gelu)}
+    constants = {
+        "height": height, "width": width, "colours": colours, "channels": channels, "kernel": kernel, "stride": stride,
+        "padding": padding, "has_gelu": int(gelu), "block_cells": 16, "block_taps": 64, "block_channels": 16,
+    }  # fmt: skip
+    return Case("PatchEmbedding", "patch_embedding", inputs, constants, attributes | {"epsilon": 0.25})
+
+
+def perception(height: int, width: int, channels: int) -> Case:
+    inputs = {
+        "residual": half(GENERATOR, 2, height, width, channels),
+        "x": half(GENERATOR, 2, height, width, channels),
+        "added": half(GENERATOR, channels),
+        "weight": half(GENERATOR, 3, 3, channels, scale=0.3),
+        **{name: half(GENERATOR, channels) for name in ("bias", "gain", "shift")},
+    }
+    constants = {
+        "height": height, "width": width, "channels": channels, "kernel": 3, "tile_height": 2, "tile_width": 4,
+        "block_cells": 8, "block_channels": 1 << (channels - 1).bit_length(),
+    }  # fmt: skip
+    return Case("PerceptionNorm", "perception_norm", inputs, constants, {"epsilon": 0.25}, 2)
+
+
+_ALL = {
     "norm": norm(2, 5, 12),
     "norm of rows": norm(3, 12),
     "norm of other channels": norm(1, 3, 2, 33),
@@ -98,7 +157,17 @@ CASES = {
     "sampling of one pixel": sampling(1, 1, 1, 1),
     "deformable, first generation": deformable(3, 6, 1, 10),
     "deformable, second generation": deformable(5, 4, 2, 17),
+    "neighborhood": neighborhood(5, 6, 3),
+    "depthwise": depthwise(5, 6, 8, 8, 1, 1, skip=True),
+    "depthwise with a stride": depthwise(7, 9, 8, 4, 2, 0, skip=False),
+    "embedding": embedding(8, 12, 4, 4, 0, gelu=False),
+    "embedding with a border": embedding(7, 9, 3, 2, 1, gelu=True),
+    "perception": perception(5, 6, 12),
 }
+# these operators came together: where the last one's kernel is, all are
+_TOGETHER = {"NeighborhoodAttention", "DepthwiseConvolution", "PatchEmbedding", "PerceptionNorm"}
+_ARE_THERE = "perception_norm" in KERNELS
+CASES = {name: case for name, case in _ALL.items() if _ARE_THERE or case.operator not in _TOGETHER}
 
 
 def specializations() -> list[Specialization]:
