@@ -91,6 +91,11 @@ def _perception(c: Constants) -> Grid:
     return Axis(factor=_tiles(c, c["height"], c["width"])), BATCH, ONE
 
 
+def _positions(c: Constants) -> Grid:
+    keys = _convolved(c, c["height"]) * _convolved(c, c["width"])
+    return Axis(factor=blocks(keys, c["block_keys"])), Axis(factor=c["groups"]), BATCH
+
+
 _GRIDS: Final[Mapping[str, Callable[[Constants], Grid]]] = {
     "residual_layer_norm": _norm,
     "bias_gelu": _gelu,
@@ -101,6 +106,7 @@ _GRIDS: Final[Mapping[str, Callable[[Constants], Grid]]] = {
     "depthwise_convolution": _depthwise,
     "patch_embedding": _embedding,
     "perception_norm": _perception,
+    "sampling_positions": _positions,
 }
 
 

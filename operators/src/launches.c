@@ -129,6 +129,19 @@ static void describe_perception(const Operator* what, const Attributes* attribut
   give_real(values, "epsilon", attributes->epsilon);
 }
 
+static void describe_positions(const Operator* what, const Attributes* attributes, const Tensor* inputs,
+                               Values* values) {
+  give_map(values, &inputs[0]);
+  give(values, "groups", part(inputs[0].shape[3], inputs[1].shape[2]));
+  give(values, "channels", inputs[1].shape[2]);
+  give(values, "kernel", inputs[1].shape[0]);
+  give(values, "stride", attribute(what, attributes, "stride"));
+  give(values, "padding", attribute(what, attributes, "padding"));
+  give(values, "generation", attribute(what, attributes, "generation"));
+  give(values, "bound", attribute(what, attributes, "bound"));
+  give_real(values, "epsilon", attributes->epsilon);
+}
+
 static const Launch launches[] = {
     {"ResidualLayerNorm", "residual_layer_norm", {"total", "normed", "residual", "x", "bias", "gain", "shift"},
      describe_norm},
@@ -144,6 +157,8 @@ static const Launch launches[] = {
      describe_embedding},
     {"PerceptionNorm", "perception_norm",
      {"total", "normed", "residual", "x", "added", "weight", "bias", "gain", "shift"}, describe_perception},
+    {"SamplingPositions", "sampling_positions",
+     {"out", "query", "weight", "bias", "gain", "shift", "projection", "scale"}, describe_positions},
 };
 
 const Launch* launch_of(const char* name) {

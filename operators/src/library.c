@@ -1,8 +1,8 @@
 // The operators as ONNX Runtime takes them: `RegisterCustomOps` is what `register_custom_ops_library` calls.
 //
-// Everything here follows from the table in operators.h. Each operator is there twice: computed on the CPU, and launched
-// on NVIDIA's GPUs by cuda.c; the runtime chooses by the provider that a node is given to. Every failure is a status that
-// names the operator and what is wrong with the node or its inputs; nothing ends the process.
+// Everything here follows from the table in operators.h. Each operator is there twice: computed on the CPU, and
+// launched on NVIDIA's GPUs by cuda.c; the runtime chooses by the provider that a node is given to. Every failure is a
+// status that names the operator and what is wrong with the node or its inputs; nothing ends the process.
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>

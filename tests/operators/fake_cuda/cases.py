@@ -146,6 +146,25 @@ def perception(height: int, width: int, channels: int) -> Case:
     return Case("PerceptionNorm", "perception_norm", inputs, constants, {"epsilon": 0.25}, 2)
 
 
+def offsets(height: int, width: int, kernel: int, stride: int, generation: int, bound: int) -> Case:
+    groups, channels = 2, 12
+    inputs = {
+        "query": half(GENERATOR, 2, height, width, groups * channels),
+        "weight": half(GENERATOR, kernel, kernel, channels, scale=0.3),
+        **{name: half(GENERATOR, channels) for name in ("bias", "gain", "shift")},
+        "projection": half(GENERATOR, 2, channels, scale=0.3),
+        "scale": np.array([0.3, 0.7], np.float32),
+    }
+    attributes = {"stride": stride, "padding": kernel // 2, "generation": generation, "bound": bound}
+    constants = {
+        "height": height, "width": width, "groups": groups, "channels": channels, "kernel": kernel,
+        "block_keys": 4, "block_channels": 16,
+    }  # fmt: skip
+    return Case(
+        "SamplingPositions", "sampling_positions", inputs, attributes | constants, attributes | {"epsilon": 0.25}
+    )
+
+
 _ALL = {
     "norm": norm(2, 5, 12),
     "norm of rows": norm(3, 12),
@@ -163,10 +182,12 @@ _ALL = {
     "embedding": embedding(8, 12, 4, 4, 0, gelu=False),
     "embedding with a border": embedding(7, 9, 3, 2, 1, gelu=True),
     "perception": perception(5, 6, 12),
+    "positions, first generation": offsets(6, 9, 3, 2, 1, 1),
+    "positions, second generation": offsets(6, 5, 3, 1, 2, 2),
 }
 # these operators came together: where the last one's kernel is, all are
-_TOGETHER = {"NeighborhoodAttention", "DepthwiseConvolution", "PatchEmbedding", "PerceptionNorm"}
-_ARE_THERE = "perception_norm" in KERNELS
+_TOGETHER = {"NeighborhoodAttention", "DepthwiseConvolution", "PatchEmbedding", "PerceptionNorm", "SamplingPositions"}
+_ARE_THERE = "sampling_positions" in KERNELS
 CASES = {name: case for name, case in _ALL.items() if _ARE_THERE or case.operator not in _TOGETHER}
 
 
