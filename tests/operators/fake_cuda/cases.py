@@ -23,6 +23,8 @@ class Case:
     constants: dict[str, int]
     attributes: dict[str, Any] = field(default_factory=dict)
     outputs: int = 1
+    graph: dict[str, Any] = field(default_factory=dict)
+    """What the graph of the node is built with besides."""
 
     @property
     def specialization(self) -> Specialization:
@@ -160,9 +162,9 @@ def offsets(height: int, width: int, kernel: int, stride: int, generation: int, 
         "height": height, "width": width, "groups": groups, "channels": channels, "kernel": kernel,
         "block_keys": 4, "block_channels": 16,
     }  # fmt: skip
-    return Case(
-        "SamplingPositions", "sampling_positions", inputs, attributes | constants, attributes | {"epsilon": 0.25}
-    )
+    given = attributes | {"epsilon": 0.25}
+    float32 = {"gives": 1}
+    return Case("SamplingPositions", "sampling_positions", inputs, attributes | constants, given, graph=float32)
 
 
 _ALL = {
