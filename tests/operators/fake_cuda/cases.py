@@ -1,4 +1,7 @@
-"""A small node of each operator, and the constants of the kernel that it wants."""
+"""A small node of each operator, and the constants of the kernel that it wants.
+
+There are two images, and of nothing else that an axis of a grid counts: axes that change places are to be seen.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,7 @@ def deformable(height: int, width: int, generation: int, keys: int) -> Case:
 
 
 def neighborhood(height: int, width: int, kernel: int) -> Case:
-    heads, head_dim = 2, 16
+    heads, head_dim = 3, 16
     attributes = {"heads": heads, "kernel": kernel}
     constants = {"height": height, "width": width, "head_dim": head_dim, "tile": 4, "block_keys": 16}
     inputs = {
@@ -149,7 +152,7 @@ def perception(height: int, width: int, channels: int) -> Case:
 
 
 def offsets(height: int, width: int, kernel: int, stride: int, generation: int, bound: int) -> Case:
-    groups, channels = 2, 12
+    groups, channels = 3, 12
     inputs = {
         "query": half(GENERATOR, 2, height, width, groups * channels),
         "weight": half(GENERATOR, kernel, kernel, channels, scale=0.3),
@@ -174,13 +177,13 @@ _ALL = {
     "gelu": gelu(2, 3, 33),
     "window": window(8, 4, 0),
     "shifted window": window(6, 9, 2),
-    "sampling": sampling(6, 9, 2, 5),
+    "sampling": sampling(6, 9, 3, 5),
     "sampling of one pixel": sampling(1, 1, 1, 1),
     "deformable, first generation": deformable(3, 6, 1, 10),
     "deformable, second generation": deformable(5, 4, 2, 17),
     "neighborhood": neighborhood(5, 6, 3),
-    "depthwise": depthwise(5, 6, 8, 8, 1, 1, skip=True),
-    "depthwise with a stride": depthwise(7, 9, 8, 4, 2, 0, skip=False),
+    "depthwise": depthwise(5, 6, 12, 12, 1, 1, skip=True),
+    "depthwise with a stride": depthwise(7, 9, 12, 4, 2, 0, skip=False),
     "embedding": embedding(8, 12, 4, 4, 0, gelu=False),
     "embedding with a border": embedding(7, 9, 3, 2, 1, gelu=True),
     "perception": perception(5, 6, 12),
