@@ -34,16 +34,39 @@ RUN python3.11 -m venv /opt/export \
     && /opt/export/bin/python -m pip install --require-hashes -r requirements/serve-cpu.txt -r requirements/export.txt
 COPY models/ models/
 COPY export/ export/
+COPY operators/ operators/
 COPY service/ service/
+
+
+# The operators' library with the kernels for GPUs, as a wheel: a compiler and Triton are here and nowhere else.
+FROM python AS operators
+ARG PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS
+# Variants whose kernels are built in; empty: every variant's, which takes minutes.
+ARG KERNELS=
+# A base that has a C compiler needs no packages of Debian's.
+RUN command -v cc >/dev/null \
+    || { apt-get update && apt-get install -y --no-install-recommends gcc=4:12.* libc6-dev=2.36-* \
+        && rm -rf /var/lib/apt/lists/*; }
+COPY requirements/operators.txt requirements/
+RUN python3.11 -m venv /opt/operators \
+    && /opt/operators/bin/python -m pip install --require-hashes -r requirements/operators.txt
+COPY LICENSE ./
+COPY models/ models/
+COPY kernels/ kernels/
+COPY operators/ operators/
+# hadolint ignore=SC2086
+RUN /opt/operators/bin/python -m operators.wheel --output /wheels --kernels ${KERNELS}
 
 
 # A graph has the form that is best on what will run it, which is not what builds the image.
 FROM export AS model-cuda
 ARG MODEL=dat_demo WEIGHTS=dat_demo.safetensors EXPORT_OPTIONS=
 COPY --from=weights ${WEIGHTS} /weights/
+COPY --from=operators /wheels/ /wheels/
 # Unquoted, because these are several words.
 # hadolint ignore=SC2086
-RUN /opt/export/bin/python -m export "${MODEL}" --weights "/weights/${WEIGHTS##*/}" --target cuda --repository /models \
+RUN /opt/export/bin/python -m pip install --no-index --no-deps /wheels/*.whl \
+    && /opt/export/bin/python -m export "${MODEL}" --weights "/weights/${WEIGHTS##*/}" --target cuda --repository /models \
         ${EXPORT_OPTIONS}
 
 
@@ -63,6 +86,7 @@ COPY deploy/docker/install_serving.sh deploy/docker/
 FROM packages AS packages-cuda
 ARG PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS
 ARG EXTRAS=
+COPY --from=operators /wheels/ wheels/
 # hadolint ignore=SC2086
 RUN sh deploy/docker/install_serving.sh serve-cuda ${EXTRAS}
 

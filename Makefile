@@ -13,6 +13,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 WORKERS ?= 2
 VARIANTS ?= dat_tiny dat_pp_tiny
+KERNELS ?=
 
 # Compiled, for it resizes images; see docs/decisions/0044-decoding-beside-a-gpu.md.
 NATIVE = service/images/native/libdat_bicubic.so
@@ -43,7 +44,7 @@ endif
 MAKEFLAGS += --jobs=2
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export test test-full check format bench bench-model openapi typescript-tools lock clean demo
+.PHONY: help serve export test test-full check format bench bench-model operators-wheel openapi typescript-tools lock clean demo
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "%-18s%s\n", $$1, $$2}'
@@ -85,6 +86,9 @@ bench: .venv/.dev $(NATIVE) $(REPOSITORY)/$(MODEL)  ## Measure MODEL over HTTP b
 bench-model: .venv/.bench  ## Measure the graphs of VARIANTS beside torch, OpenVINO and their matrix products; ARGS is passed on.
 	$(VENV_BIN)/python -m benchmarks.model_speed $(VARIANTS) $(ARGS)
 
+operators-wheel: .venv/.dev  ## Build the operators with the kernels of the variants in KERNELS (none: all) as a wheel, in dist.
+	$(VENV_BIN)/python -m operators.wheel --output dist --kernels $(KERNELS)
+
 openapi: .venv/.dev  ## Write openapi.json anew, from the routes.
 	$(VENV_BIN)/python -m service openapi > $@.json
 
@@ -97,7 +101,7 @@ lock: .venv/.dev  ## Resolve the requirements anew, within what the .in files al
 	cd requirements && $(COMPILE) --universal --generate-hashes serve-cpu.in -o serve-cpu.txt
 	cd requirements && $(COMPILE) --upgrade --python-platform x86_64-unknown-linux-gnu $(TORCH_LOCK_SOURCE) torch.in -o torch.txt
 	sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements/torch.txt
-	cd requirements && for set in serve-cuda tracing bulk export dev bench kserve ray; do \
+	cd requirements && for set in serve-cuda tracing bulk export dev operators bench kserve ray; do \
 	  $(COMPILE) --universal --generate-hashes $$set.in -o $$set.txt || exit 1; \
 	done
 

@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+from kernels.grids import Axis, grid_of, is_choice
 from kernels.table import Specialization
 
 TARGETS = (80, 86, 89, 90)
@@ -40,15 +41,22 @@ class CompileError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """One kernel for one target, as the index has it; `cubin` and `ptx` are names of files beside it."""
+    """One kernel for one target, as the index has it; `cubin` and `ptx` are names of files beside it.
+
+    `choices` are the constants that say how it computes and not what; `assembler` is the version of CUDA, as 12.8, that
+    the cubin's assembler is from, and from which drivers compile the PTX.
+    """
 
     kernel: str
     target: int
     entry: str
     cubin: str
     ptx: str
+    assembler: str
     parameters: dict[str, str]
     constants: dict[str, int | bool]
+    choices: list[str]
+    grid: tuple[Axis, ...]
     num_warps: int
     shared_bytes: int
     cubin_bytes: int
@@ -81,8 +89,11 @@ def compile_one(specialization: Specialization, target: int, folder: Path) -> Co
         entry=built.metadata.name,
         cubin=f"{stem}.cubin",
         ptx=f"{stem}.ptx",
+        assembler=get_ptxas(target).version,
         parameters=parameters,
         constants=specialization.constants,
+        choices=[name for name in specialization.constants if is_choice(name)],
+        grid=grid_of(specialization.kernel.name, specialization.constants),
         num_warps=built.metadata.num_warps,
         shared_bytes=built.metadata.shared,
         cubin_bytes=len(cubin),
@@ -129,9 +140,14 @@ def compile_all(wanted: Sequence[Specialization], targets: Sequence[int], folder
     """Compile each for each target into `folder`, which is made, and write the index when all are there."""
     folder.mkdir(parents=True, exist_ok=True)
     compiled = [compile_one(one, target, folder) for one in wanted for target in targets]
-    index = {"triton": triton.__version__, "kernels": [asdict(one) for one in compiled]}
-    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    write_index(compiled, folder)
     return compiled
+
+
+def write_index(compiled: Sequence[Compiled], folder: Path) -> None:
+    """Write how each kernel of the folder is launched; `scratch` names the parameters that are null."""
+    index = {"triton": triton.__version__, "scratch": list(SCRATCH), "kernels": [asdict(one) for one in compiled]}
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
 
 def table(compiled: Sequence[Compiled]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import shutil
@@ -10,10 +11,13 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from operators.embed import compile_kernels, write_sources
+
 _HERE = Path(__file__).parent
 SOURCES: Final = tuple(sorted((_HERE / "src").glob("*.c")))
 _FLAGS: Final = ("-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", "-shared", "-fPIC")
-_HEADERS: Final = _HERE / "third_party" / "onnxruntime"
+_INCLUDED: Final = (f"-I{_HERE / 'third_party' / 'onnxruntime'}", f"-I{_HERE / 'src'}")
+_LINKED: Final = ("-lm", "-ldl", "-pthread")
 
 
 class BuildError(Exception):
@@ -33,15 +37,42 @@ def compiler() -> list[str]:
     return command
 
 
-def build(path: Path) -> Path:
-    """Compile the library to `path`, which is replaced at once, and return it; raises BuildError."""
+def build(path: Path, compiled: Path | None = None) -> Path:
+    """Compile the library to `path`, which is replaced at once, and return it.
+
+    The kernels of the folder `compiled`, which `python -m kernels` wrote, become part of it; without one it has none
+    for GPUs. Raises BuildError, and EmbedError where that folder is not what it should be.
+    """
     command = compiler()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        asked = [*command, *_FLAGS, f"-I{_HEADERS}", *map(str, SOURCES), "-o", str(made), "-lm", "-pthread"]
-        compiled = subprocess.run(asked, capture_output=True, text=True, check=False)
-        if compiled.returncode:
-            raise BuildError(f"{command[0]} could not compile the operators:\n{compiled.stderr.strip()}")
+        sources = [*SOURCES, *write_sources(compiled, Path(folder))]
+        asked = [*command, *_FLAGS, *_INCLUDED, *map(str, sources), "-o", str(made), *_LINKED]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BuildError(f"{command[0]} could not compile the operators:\n{done.stderr.strip()}")
         made.replace(path)  # a process that has the old one loaded keeps it
     return path
+
+
+def add_kernel_options(parser: argparse.ArgumentParser) -> None:
+    """Let a command choose the kernels that are built in: none, variants', or compiled ones."""
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--kernels",
+        nargs="*",
+        metavar="VARIANT",
+        help="build in the kernels of these variants, or of all; wants Triton",
+    )
+    choice.add_argument("--compiled", type=Path, metavar="FOLDER", help="build in what `python -m kernels` left there")
+
+
+def build_as_given(path: Path, given: argparse.Namespace) -> Path:
+    """Build with the kernels that the options ask for; raises as `build` does."""
+    if given.kernels is None:
+        return build(path, given.compiled)
+    compiler()  # before what takes minutes
+    with tempfile.TemporaryDirectory() as folder:
+        compile_kernels(given.kernels, Path(folder))
+        return build(path, Path(folder))

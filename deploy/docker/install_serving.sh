@@ -1,6 +1,7 @@
 #!/bin/sh
 # Install locked requirements into /opt/serve, without what only installing, testing or exporting needs.
 # usage: install_serving.sh SET [EXTRA...]     sets and extras are files of requirements/ without their .txt
+# Wheels that the image's own stages built, and no lock has therefore, are taken from wheels/.
 set -eu
 
 environment=/opt/serve
@@ -9,6 +10,9 @@ python=$environment/bin/python
 python3.11 -m venv "$environment"
 for name in "$@"; do
     "$python" -m pip install --require-hashes --no-compile -r "requirements/$name.txt"
+done
+for wheel in wheels/*.whl; do
+    [ ! -e "$wheel" ] || "$python" -m pip install --no-index --no-deps --no-compile "$wheel"
 done
 site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 "$python" -m pip uninstall -qy setuptools pip

@@ -30,7 +30,7 @@ from deploy.image_test.sizes import MEGABYTE, read_layers, report
 _PATIENCE_S = 180
 """For the model to load, and for the service to end."""
 _LIMIT_MB = {"cpu": 450, "cuda": 2600}
-_ABSENT = ("torch", "onnx", "pip", "setuptools", "onnxruntime.transformers", "pytest")
+_ABSENT = ("torch", "triton", "onnx", "pip", "setuptools", "onnxruntime.transformers", "pytest")
 _PROBE = (
     "import importlib.util as u, json, os, sys; from service.images.native import LIBRARY; print(json.dumps("
     "{'user': os.getuid(), 'found': [n for n in sys.argv[1:] if u.find_spec(n)], 'compiled': LIBRARY.exists()}))"

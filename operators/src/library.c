@@ -1,12 +1,14 @@
 // The operators as ONNX Runtime takes them: `RegisterCustomOps` is what `register_custom_ops_library` calls.
 //
-// Everything here follows from the table in operators.h. Every failure is a status that names the operator and what is
-// wrong with the node or its inputs; nothing ends the process.
+// Everything here follows from the table in operators.h. Each operator is there twice: computed on the CPU, and
+// launched on NVIDIA's GPUs by cuda.c; the runtime chooses by the provider that a node is given to. Every failure is a
+// status that names the operator and what is wrong with the node or its inputs; nothing ends the process.
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "cuda.h"
 #include "onnxruntime_c_api.h"
 #include "operators.h"
 
@@ -22,15 +24,17 @@ enum { FIRST_VERSION = 1, LAST_VERSION = 1 };
 typedef struct {
   OrtCustomOp base;
   const Operator* what;
+  bool is_cuda;
 } Entry;
 
 typedef struct {
   const Operator* what;
   Attributes attributes;
+  Launcher* launcher;  // NULL on the CPU
 } Kernel;
 
 static const OrtApi* api;
-static Entry entries[OPERATORS];
+static Entry entries[2 * OPERATORS];
 static OrtCustomOpDomain* domain;
 static pthread_once_t domain_once = PTHREAD_ONCE_INIT;
 
@@ -44,6 +48,13 @@ static OrtStatus* wrong(const Operator* what, const char* message) {
   char text[MESSAGE_BYTES + 64];
   snprintf(text, sizeof text, "dat.%s: %s", what->name, message);
   return api->CreateStatus(ORT_INVALID_ARGUMENT, text);
+}
+
+// What a device or its driver lacks; more is to be said of that than of a shape.
+static OrtStatus* failed_on_cuda(const Operator* what, const Report* why) {
+  char text[REPORT_BYTES + 64];
+  snprintf(text, sizeof text, "dat.%s: %s", what->name, why->text);
+  return api->CreateStatus(ORT_FAIL, text);
 }
 
 static OrtStatus* wrong_rank(const Operator* what, int input, size_t rank) {
@@ -83,6 +94,57 @@ static void shape_output(const Operator* what, const Attributes* attributes, int
   }
 }
 
+// Read what is known of the inputs' shapes when a graph is opened.
+static OrtStatus* read_known_shapes(const OrtKernelInfo* info, const Operator* what, Tensor* inputs) {
+  for (int number = 0; number < what->inputs; number++) {
+    OrtTypeInfo* type = NULL;
+    const OrtTensorTypeAndShapeInfo* shape = NULL;  // the type's own
+    TRY(api->KernelInfo_GetInputTypeInfo(info, (size_t)number, &type));
+    OrtStatus* read = api->CastTypeInfoToTensorInfo(type, &shape);
+    if (read == NULL) read = read_shape(what, number, shape, &inputs[number]);
+    api->ReleaseTypeInfo(type);
+    if (read != NULL) return read;
+  }
+  return NULL;
+}
+
+// Check the inputs as far as they are known: where it is the batch alone that is not, any will do.
+static OrtStatus* check_known_shapes(const Operator* what, const Attributes* attributes, const Tensor* inputs) {
+  Tensor known[MAX_INPUTS];
+  memcpy(known, inputs, sizeof known);
+  for (int number = 0; number < what->inputs; number++)
+    for (size_t axis = 0; axis < known[number].rank; axis++)
+      if (known[number].shape[axis] < 0) {
+        if (axis > 0 || known[number].rank < 2) return NULL;
+        known[number].shape[axis] = 1;
+      }
+  char message[MESSAGE_BYTES] = "";
+  return what->check(attributes, known, message) ? NULL : wrong(what, message);
+}
+
+// The device that the runtime puts the node's tensors on.
+static OrtStatus* read_device(const OrtKernelInfo* info, int* device) {
+  OrtAllocator* allocator = NULL;
+  const OrtMemoryInfo* memory = NULL;  // the allocator's own
+  TRY(api->KernelInfoGetAllocator(info, OrtMemTypeDefault, &allocator));
+  OrtStatus* read = api->AllocatorGetInfo(allocator, &memory);
+  if (read == NULL) read = api->MemoryInfoGetId(memory, device);
+  api->ReleaseAllocator(allocator);
+  return read;
+}
+
+static OrtStatus* prepare_launch(const OrtKernelInfo* info, Kernel* kernel) {
+  Tensor inputs[MAX_INPUTS] = {0};
+  int device = 0;
+  TRY(read_known_shapes(info, kernel->what, inputs));
+  TRY(check_known_shapes(kernel->what, &kernel->attributes, inputs));
+  TRY(read_device(info, &device));
+  Report why;
+  clear(&why);
+  kernel->launcher = create_launcher(kernel->what, &kernel->attributes, inputs, device, &why);
+  return kernel->launcher == NULL ? failed_on_cuda(kernel->what, &why) : NULL;
+}
+
 static OrtStatus* ORT_API_CALL create(const OrtCustomOp* base, const OrtApi* its_api, const OrtKernelInfo* info,
                                       void** made) {
   (void)its_api;
@@ -91,14 +153,22 @@ static OrtStatus* ORT_API_CALL create(const OrtCustomOp* base, const OrtApi* its
   for (int number = 0; number < MAX_ATTRIBUTES && what->attributes[number] != NULL; number++)
     TRY(api->KernelInfoGetAttribute_int64(info, what->attributes[number], &kernel.attributes.integers[number]));
   if (what->has_epsilon) TRY(api->KernelInfoGetAttribute_float(info, "epsilon", &kernel.attributes.epsilon));
+  if (((const Entry*)base)->is_cuda) TRY(prepare_launch(info, &kernel));
   Kernel* kept = malloc(sizeof *kept);
-  if (kept == NULL) return wrong(what, "no memory for the kernel");
+  if (kept == NULL) {
+    destroy_launcher(kernel.launcher);
+    return wrong(what, "no memory for the kernel");
+  }
   *kept = kernel;
   *made = kept;
   return NULL;
 }
 
-static void ORT_API_CALL destroy(void* kernel) { free(kernel); }
+static void ORT_API_CALL destroy(void* made) {
+  Kernel* kernel = made;
+  destroy_launcher(kernel->launcher);
+  free(kernel);
+}
 
 static OrtStatus* read_input(OrtKernelContext* context, const Operator* what, int number, Tensor* tensor) {
   const OrtValue* value = NULL;
@@ -109,6 +179,17 @@ static OrtStatus* read_input(OrtKernelContext* context, const Operator* what, in
   api->ReleaseTensorTypeAndShapeInfo(info);
   if (read != NULL) return read;
   return api->GetTensorMutableData((OrtValue*)value, &tensor->data);  // the runtime has no call to read with
+}
+
+static OrtStatus* launch_kernel(const Kernel* kernel, OrtKernelContext* context, const Tensor* inputs,
+                                const Tensor* outputs) {
+  void* stream = NULL;
+  TRY(api->KernelContext_GetGPUComputeStream(context, &stream));
+  Report why;
+  clear(&why);
+  return launch(kernel->launcher, &kernel->attributes, inputs, outputs, stream, &why)
+             ? NULL
+             : failed_on_cuda(kernel->what, &why);
 }
 
 static OrtStatus* ORT_API_CALL compute(void* made, OrtKernelContext* context) {
@@ -125,6 +206,7 @@ static OrtStatus* ORT_API_CALL compute(void* made, OrtKernelContext* context) {
     TRY(api->KernelContext_GetOutput(context, (size_t)number, output->shape, output->rank, &value));
     TRY(api->GetTensorMutableData(value, &output->data));
   }
+  if (kernel->launcher != NULL) return launch_kernel(kernel, context, inputs, outputs);
   return what->compute(&kernel->attributes, inputs, outputs) ? NULL : wrong(what, "no memory to compute with");
 }
 
@@ -175,7 +257,9 @@ static OrtStatus* ORT_API_CALL infer_shapes(const OrtCustomOp* base, OrtShapeInf
 }
 
 static const char* ORT_API_CALL name(const OrtCustomOp* base) { return what_of(base)->name; }
-static const char* ORT_API_CALL provider(const OrtCustomOp* base) { (void)base; return "CPUExecutionProvider"; }
+static const char* ORT_API_CALL provider(const OrtCustomOp* base) {
+  return ((const Entry*)base)->is_cuda ? "CUDAExecutionProvider" : "CPUExecutionProvider";
+}
 static size_t ORT_API_CALL input_count(const OrtCustomOp* base) { return (size_t)what_of(base)->inputs; }
 static size_t ORT_API_CALL output_count(const OrtCustomOp* base) { return (size_t)what_of(base)->outputs; }
 
@@ -204,8 +288,9 @@ static int ORT_API_CALL one(const OrtCustomOp* base) { (void)base; return 1; }
 static int ORT_API_CALL first_version(const OrtCustomOp* base) { (void)base; return FIRST_VERSION; }
 static int ORT_API_CALL last_version(const OrtCustomOp* base) { (void)base; return LAST_VERSION; }
 
-static void describe(Entry* entry, const Operator* what) {
+static void describe(Entry* entry, const Operator* what, bool is_cuda) {
   entry->what = what;
+  entry->is_cuda = is_cuda;
   entry->base = (OrtCustomOp){
       .version = ORT_API_VERSION,
       .GetName = name,
@@ -234,8 +319,8 @@ static void describe(Entry* entry, const Operator* what) {
 static void make_domain(void) {
   OrtCustomOpDomain* made = NULL;
   OrtStatus* failed = api->CreateCustomOpDomain("dat", &made);
-  for (int number = 0; failed == NULL && number < OPERATORS; number++) {
-    describe(&entries[number], &dat_operators[number]);
+  for (int number = 0; failed == NULL && number < 2 * OPERATORS; number++) {
+    describe(&entries[number], &dat_operators[number / 2], number % 2 == 1);
     failed = api->CustomOpDomain_Add(made, &entries[number].base);
   }
   if (failed != NULL)

@@ -99,6 +99,22 @@ def test_only_the_exported_model_comes_from_where_torch_is(target: str) -> None:
     assert "torch" not in " ".join(STAGES[f"packages-{target}"].all("RUN"))
 
 
+def test_the_operators_come_as_a_wheel_from_where_the_compiler_and_triton_are() -> None:
+    with_triton = [stage.name for stage in STAGES.values() if "operators.txt" in " ".join(stage.all("RUN"))]
+    assert with_triton == ["operators"]
+    assert [stage.name for stage in STAGES.values() if "gcc" in " ".join(stage.all("RUN"))] == ["operators"]
+    (built,) = (run for run in STAGES["operators"].all("RUN") if "operators.wheel" in run)
+    assert "--output /wheels" in built
+    assert "--kernels" in built
+    takers = {name: rest for name, stage in STAGES.items() for rest in stage.all("COPY") if "--from=operators" in rest}
+    assert takers == {
+        "model-cuda": "--from=operators /wheels/ /wheels/",
+        "packages-cuda": "--from=operators /wheels/ wheels/",
+    }
+    (exported,) = STAGES["model-cuda"].all("RUN")
+    assert exported.index("pip install --no-index --no-deps /wheels/*.whl") < exported.index("-m export")
+
+
 @pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
 def test_everything_copied_is_there_and_goes_into_the_build(stage: object) -> None:
     for source in copied_from_context(stage):  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ def test_a_kernel_for_sm_90(tmp_path: Path) -> None:
     told = compiling(tmp_path, "dat_demo", "--kernel", "bias_gelu", "--target", "90", "--output", str(folder))
     assert told.returncode == 0, told.stderr
     index = json.loads((folder / "index.json").read_text())
+    assert index["scratch"] == ["global_scratch", "profile_scratch"]
     assert [one["constants"]["channels"] for one in index["kernels"]] == [64, 128, 256, 512]
     for one in index["kernels"]:
         cubin = (folder / one["cubin"]).read_bytes()
@@ -37,6 +39,9 @@ def test_a_kernel_for_sm_90(tmp_path: Path) -> None:
         assert 0 < one["registers"] <= 255
         assert one["spill_store_bytes"] == one["spill_load_bytes"] == 0
         assert one["num_warps"] == 4
+        assert one["choices"] == ["block"]
+        assert one["grid"][0] == {"size": "elements", "block": one["constants"]["block"], "factor": 1}
+        assert re.fullmatch(r"\d+\.\d+", one["assembler"])
         assert f"| {one['cubin_bytes']} | {one['registers']} |" in told.stdout
 
 
@@ -90,3 +95,9 @@ def test_the_second_generation_keeps_its_tables_for_larger_images() -> None:
         if one.kernel.name == "deformable_attention"
     }
     assert sides == {(96, 111), (48, 55), (24, 27), (12, 13), (24, 47), (12, 23)}
+
+
+def test_every_variant_can_be_asked_for_by_one_word(tmp_path: Path) -> None:
+    told = compiling(tmp_path, "all", "--kernel", "no_such_kernel", "--output", str(tmp_path / "compiled"))
+    assert told.returncode == 2
+    assert "these variants need no kernel of that name" in told.stderr
