@@ -7,6 +7,12 @@ import triton.language as tl
 
 
 @triton.jit
+def gelu(value: tl.tensor) -> tl.tensor:
+    """Return GELU of float32 values by the error function, not its approximation by tanh."""
+    return 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
+
+
+@triton.jit
 def bias_gelu(
     out: tl.tensor,
     x: tl.tensor,
@@ -15,7 +21,7 @@ def bias_gelu(
     channels: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
-    """Write `out = GELU(x + bias)` with the error function, not its approximation by tanh.
+    """Write `out = GELU(x + bias)`.
 
     `out` and `x` are float16 (elements / channels, channels), `bias` is float16 (channels,). `out` may be `x`.
     Grid: (ceil(elements / block),).
@@ -24,5 +30,4 @@ def bias_gelu(
     inside = place < elements
     value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
     value += tl.load(bias + place % channels, mask=inside, other=0.0).to(tl.float32)
-    value = 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
-    tl.store(out + place, value.to(tl.float16), mask=inside)
+    tl.store(out + place, gelu(value).to(tl.float16), mask=inside)

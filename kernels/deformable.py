@@ -57,16 +57,17 @@ def deformable_attention(
     groups: tl.constexpr,
     head_dim: tl.constexpr,
     generation: tl.constexpr,
-    has_table: tl.constexpr,
+    table_height: tl.constexpr,
+    table_width: tl.constexpr,
     block_queries: tl.constexpr,
     block_keys: tl.constexpr,
 ) -> None:
     """Attend from every cell of a map to sampled keys, the softmax being kept up to date block by block.
 
     `query` and `out` are float16 (batch, height * width, heads, head_dim), `key` and `value` (batch, keys, heads,
-    head_dim), `position` float32 (batch, groups, keys, 2), `table` float16 (heads, 2 height - 1, 2 width - 1), not
-    read without `has_table`; heads of a group are neighbours. `keys` is 1 or more. Grid:
-    (ceil(height * width / block_queries), heads, batch).
+    head_dim), `position` float32 (batch, groups, keys, 2), `table` float16 (heads, table_height, table_width); heads of
+    a group are neighbours. A table without rows is no position bias: neither it nor `position` is read then. `keys` is
+    1 or more. Grid: (ceil(height * width / block_queries), heads, batch).
     """
     cell = tl.program_id(0) * block_queries + tl.arange(0, block_queries)
     head = tl.program_id(1)
@@ -78,7 +79,7 @@ def deformable_attention(
     query_y = query_coordinate(cell // width, height, generation)
     query_x = query_coordinate(cell % width, width, generation)
     pairs = position + (batch * groups + head // (heads // groups)) * keys * 2
-    head_table = table + head * ((2 * height - 1) * (2 * width - 1))
+    head_table = table + head * (table_height * table_width)
 
     highest = tl.full((block_queries,), float("-inf"), tl.float32)
     total = tl.zeros((block_queries,), tl.float32)
@@ -90,10 +91,10 @@ def deformable_attention(
         k = tl.load(key + key_place, mask=is_key[:, None], other=0.0)
         v = tl.load(value + key_place, mask=is_key[:, None], other=0.0)
         scores = tl.dot(q, tl.trans(k)) * scale
-        if has_table:
+        if table_height > 0:
             key_y = tl.load(pairs + index * 2, mask=is_key, other=0.0)
             key_x = tl.load(pairs + index * 2 + 1, mask=is_key, other=0.0)
-            scores += sampled_bias(head_table, query_y, query_x, key_y, key_x, 2 * height - 1, 2 * width - 1)
+            scores += sampled_bias(head_table, query_y, query_x, key_y, key_x, table_height, table_width)
         scores = tl.where(is_key[None, :], scores, float("-inf"))
         # a block's first key always exists, so that `above` is finite
         above = tl.maximum(highest, tl.max(scores, 1))

@@ -36,6 +36,10 @@ static pthread_once_t domain_once = PTHREAD_ONCE_INIT;
 
 static const Operator* what_of(const OrtCustomOp* base) { return ((const Entry*)base)->what; }
 
+static ONNXTensorElementDataType type_of_outputs(const Operator* what) {
+  return what->gives_float32 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+}
+
 static OrtStatus* wrong(const Operator* what, const char* message) {
   char text[MESSAGE_BYTES + 64];
   snprintf(text, sizeof text, "dat.%s: %s", what->name, message);
@@ -57,8 +61,13 @@ static OrtStatus* read_shape(const Operator* what, int input, const OrtTensorTyp
   return api->GetDimensions(info, tensor->shape, tensor->rank);
 }
 
-static void shape_output(const Operator* what, int output, const Tensor* inputs, Tensor* tensor) {
+static void shape_output(const Operator* what, const Attributes* attributes, int output, const Tensor* inputs,
+                         Tensor* tensor) {
   const OutputShape* shape = &what->shapes[output];
+  if (what->shape != NULL) {
+    what->shape(attributes, inputs, tensor);
+    return;
+  }
   if (shape->rank == 0) {
     tensor->rank = inputs[0].rank;
     memcpy(tensor->shape, inputs[0].shape, sizeof tensor->shape);
@@ -112,7 +121,7 @@ static OrtStatus* ORT_API_CALL compute(void* made, OrtKernelContext* context) {
   for (int number = 0; number < what->outputs; number++) {
     OrtValue* value = NULL;
     Tensor* output = &outputs[number];
-    shape_output(what, number, inputs, output);
+    shape_output(what, &kernel->attributes, number, inputs, output);
     TRY(api->KernelContext_GetOutput(context, (size_t)number, output->shape, output->rank, &value));
     TRY(api->GetTensorMutableData(value, &output->data));
   }
@@ -120,12 +129,12 @@ static OrtStatus* ORT_API_CALL compute(void* made, OrtKernelContext* context) {
 }
 
 // Tell the runtime an output's shape, unless a dimension has neither length nor name: it would take -1 for a length.
-static OrtStatus* tell_shape(OrtShapeInferContext* context, int number, Tensor* output) {
+static OrtStatus* tell_shape(const Operator* what, OrtShapeInferContext* context, int number, Tensor* output) {
   for (size_t axis = 0; axis < output->rank; axis++)
     if (output->shape[axis] < 0 && output->names[axis][0] == '\0') return NULL;
   OrtTensorTypeAndShapeInfo* info = NULL;
   TRY(api->CreateTensorTypeAndShapeInfo(&info));
-  OrtStatus* told = api->SetTensorElementType(info, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16);
+  OrtStatus* told = api->SetTensorElementType(info, type_of_outputs(what));
   if (told == NULL) told = api->SetDimensions(info, output->shape, output->rank);
   if (told == NULL) told = api->SetSymbolicDimensions(info, output->names, output->rank);
   if (told == NULL) told = api->ShapeInferContext_SetOutputTypeShape(context, (size_t)number, info);
@@ -133,9 +142,23 @@ static OrtStatus* tell_shape(OrtShapeInferContext* context, int number, Tensor* 
   return told;
 }
 
+// Read the attributes that a shape follows from, before there is a kernel.
+static OrtStatus* read_integers(const Operator* what, const OrtShapeInferContext* context, Attributes* attributes) {
+  for (int number = 0; number < MAX_ATTRIBUTES && what->attributes[number] != NULL; number++) {
+    const OrtOpAttr* attribute = NULL;  // the context's own
+    size_t bytes = 0;
+    int64_t* value = &attributes->integers[number];
+    TRY(api->ShapeInferContext_GetAttribute(context, what->attributes[number], &attribute));
+    TRY(api->ReadOpAttr(attribute, ORT_OP_ATTR_INT, value, sizeof *value, &bytes));
+  }
+  return NULL;
+}
+
 static OrtStatus* ORT_API_CALL infer_shapes(const OrtCustomOp* base, OrtShapeInferContext* context) {
   const Operator* what = what_of(base);
   Tensor inputs[MAX_INPUTS] = {0};
+  Attributes attributes = {0};
+  if (what->shape != NULL) TRY(read_integers(what, context, &attributes));
   for (int number = 0; number < what->inputs; number++) {
     Tensor* input = &inputs[number];
     OrtTensorTypeAndShapeInfo* info = NULL;  // the context's own
@@ -145,8 +168,8 @@ static OrtStatus* ORT_API_CALL infer_shapes(const OrtCustomOp* base, OrtShapeInf
   }
   for (int number = 0; number < what->outputs; number++) {
     Tensor output = {0};
-    shape_output(what, number, inputs, &output);
-    TRY(tell_shape(context, number, &output));
+    shape_output(what, &attributes, number, inputs, &output);
+    TRY(tell_shape(what, context, number, &output));
   }
   return NULL;
 }
@@ -157,13 +180,14 @@ static size_t ORT_API_CALL input_count(const OrtCustomOp* base) { return (size_t
 static size_t ORT_API_CALL output_count(const OrtCustomOp* base) { return (size_t)what_of(base)->outputs; }
 
 static ONNXTensorElementDataType ORT_API_CALL input_type(const OrtCustomOp* base, size_t number) {
-  return what_of(base)->is_float32[number] ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
-                                           : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+  const Operator* what = what_of(base);
+  if (what->is_uint8[number]) return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+  return what->is_float32[number] ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 }
 
 static ONNXTensorElementDataType ORT_API_CALL output_type(const OrtCustomOp* base, size_t number) {
-  (void)base, (void)number;
-  return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+  (void)number;
+  return type_of_outputs(what_of(base));
 }
 
 static OrtCustomOpInputOutputCharacteristic ORT_API_CALL required(const OrtCustomOp* base, size_t number) {

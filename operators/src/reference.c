@@ -10,17 +10,17 @@
 #include <string.h>
 
 #include "operators.h"
+#include "reference.h"
 
 static const float SQRT_HALF = 0.70710678f, MASKED = -100.0f;
 
-static int64_t count(const Tensor* tensor) {
+int64_t count(const Tensor* tensor) {
   int64_t values = 1;
   for (size_t axis = 0; axis < tensor->rank; axis++) values *= tensor->shape[axis];
   return values;
 }
 
-// Write what is wrong, and return false.
-__attribute__((format(printf, 2, 3))) static bool say(char message[MESSAGE_BYTES], const char* format, ...) {
+bool say(char message[MESSAGE_BYTES], const char* format, ...) {
   va_list values;
   va_start(values, format);
   vsnprintf(message, MESSAGE_BYTES, format, values);
@@ -28,11 +28,11 @@ __attribute__((format(printf, 2, 3))) static bool say(char message[MESSAGE_BYTES
   return false;
 }
 
-static bool equal(char message[MESSAGE_BYTES], const char* what, int64_t got, int64_t expected) {
+bool equal(char message[MESSAGE_BYTES], const char* what, int64_t got, int64_t expected) {
   return got == expected || say(message, "%s: %lld, and should be %lld", what, (long long)got, (long long)expected);
 }
 
-static bool divides(char message[MESSAGE_BYTES], const char* parts, int64_t number, const char* whole, int64_t total) {
+bool divides(char message[MESSAGE_BYTES], const char* parts, int64_t number, const char* whole, int64_t total) {
   return (number >= 1 && total % number == 0) ||
          say(message, "%lld %s do not divide %lld %s", (long long)number, parts, (long long)total, whole);
 }
@@ -45,13 +45,22 @@ static bool are_places(char message[MESSAGE_BYTES], const Tensor* positions) {
   return equal(message, "coordinates of a position", positions->shape[3], 2);
 }
 
-// Turn scores into weights that sum to 1.
-static void softmax(float* scores, int64_t length) {
+void softmax(float* scores, int64_t length) {
   float largest = -FLT_MAX, sum = 0;
   for (int64_t i = 0; i < length; i++) largest = fmaxf(largest, scores[i]);
   for (int64_t i = 0; i < length; i++) sum += scores[i] = expf(scores[i] - largest);
   for (int64_t i = 0; i < length; i++) scores[i] /= sum;
 }
+
+void normalise(float* values, int64_t length, float epsilon, const half* gain, const half* shift) {
+  float mean = 0, variance = 0;
+  for (int64_t i = 0; i < length; i++) mean += values[i] / (float)length;
+  for (int64_t i = 0; i < length; i++) variance += (values[i] - mean) * (values[i] - mean) / (float)length;
+  float scale = 1 / sqrtf(variance + epsilon);
+  for (int64_t i = 0; i < length; i++) values[i] = (values[i] - mean) * scale * (float)gain[i] + (float)shift[i];
+}
+
+float gelu_of(float value) { return value * 0.5f * (1 + erff(value * SQRT_HALF)); }
 
 // ResidualLayerNorm: residual, x (..., channels), bias, gain, shift (channels) to their sum and its norm.
 
@@ -75,17 +84,12 @@ static bool layer_norm(const Attributes* attributes, const Tensor* inputs, const
   if (sum == NULL) return false;
   for (int64_t row = 0; row < rows; row++) {
     int64_t at = row * channels;
-    float mean = 0, variance = 0;
     for (int64_t c = 0; c < channels; c++) {
       sum[c] = (float)residual[at + c] + (float)x[at + c] + (float)bias[c];
-      mean += sum[c] / (float)channels;
-    }
-    for (int64_t c = 0; c < channels; c++) variance += (sum[c] - mean) * (sum[c] - mean) / (float)channels;
-    float scale = 1 / sqrtf(variance + attributes->epsilon);
-    for (int64_t c = 0; c < channels; c++) {
       total[at + c] = (half)sum[c];
-      normed[at + c] = (half)((sum[c] - mean) * scale * (float)gain[c] + (float)shift[c]);
     }
+    normalise(sum, channels, attributes->epsilon, gain, shift);
+    for (int64_t c = 0; c < channels; c++) normed[at + c] = (half)sum[c];
   }
   free(sum);
   return true;
@@ -104,10 +108,7 @@ static bool gelu(const Attributes* attributes, const Tensor* inputs, const Tenso
   const half *x = inputs[0].data, *bias = inputs[1].data;
   half* out = outputs[0].data;
   int64_t channels = inputs[1].shape[0], values = count(&inputs[0]);
-  for (int64_t i = 0; i < values; i++) {
-    float value = (float)x[i] + (float)bias[i % channels];
-    out[i] = (half)(value * 0.5f * (1 + erff(value * SQRT_HALF)));
-  }
+  for (int64_t i = 0; i < values; i++) out[i] = (half)gelu_of((float)x[i] + (float)bias[i % channels]);
   return true;
 }
 
@@ -236,7 +237,8 @@ static bool sample_features(const Attributes* attributes, const Tensor* inputs, 
 
 // DeformableAttention: query (batch, height, width, channels), key and value (batch, keys, channels), positions of the
 // keys (batch, groups, keys, 2) and the bias table (heads, table height, table width), which is read at half of query
-// minus key, to (batch, height, width, channels). Attributes: heads, generation (how queries lie on the map).
+// minus key, to (batch, height, width, channels). A table without rows is no bias, and positions do not matter then.
+// Attributes: heads, generation (how queries lie on the map).
 
 enum { GENERATION = 1 };
 
@@ -278,8 +280,10 @@ static void attend_to_sampled(const Attributes* attributes, const Tensor* inputs
   for (int64_t k = 0; k < keys; k++) {
     float score = 0;
     for (int64_t c = 0; c < size; c++) score += (float)query[c] * (float)key[k * channels + c];
+    scores[k] = score / sqrtf((float)size);
+    if (table_height == 0) continue;
     float down = (at_y - position[k * 2]) / 2, across = (at_x - position[k * 2 + 1]) / 2;
-    scores[k] = score / sqrtf((float)size) + sampled(table, table_height, table_width, 1, down, across);
+    scores[k] += sampled(table, table_height, table_width, 1, down, across);
   }
   softmax(scores, keys);
   for (int64_t c = 0; c < size; c++) {
@@ -342,5 +346,59 @@ const Operator dat_operators[OPERATORS] = {
         .attributes = {"heads", "generation"},
         .check = check_deformable,
         .compute = deformable_attention,
+    },
+    {
+        .name = "NeighborhoodAttention",
+        .inputs = 3,
+        .outputs = 1,
+        .ranks = {4, 1, 3},
+        .attributes = {"heads", "kernel"},
+        .shapes = {{.rank = 4, .dimensions = {{0, 0, 1}, {0, 1, 1}, {0, 2, 1}, {0, 3, 3}}}},
+        .check = check_neighborhood,
+        .compute = neighborhood_attention,
+    },
+    {
+        .name = "DepthwiseConvolution",
+        .inputs = 4,
+        .outputs = 1,
+        .ranks = {4, 1, 3, 1},
+        .attributes = {"stride", "padding", "gelu", "skip"},
+        .shape = shape_depthwise,
+        .check = check_depthwise,
+        .compute = depthwise_convolution,
+    },
+    {
+        .name = "PatchEmbedding",
+        .inputs = 6,
+        .outputs = 1,
+        .ranks = {4, 1, 4, 1, 1, 1},
+        .is_uint8 = {true},
+        .has_epsilon = true,
+        .attributes = {"stride", "padding", "gelu"},
+        .shape = shape_embedding,
+        .check = check_embedding,
+        .compute = patch_embedding,
+    },
+    {
+        .name = "PerceptionNorm",
+        .inputs = 7,
+        .outputs = 2,
+        .ranks = {4, 4, 1, 3, 1, 1, 1},
+        .has_epsilon = true,
+        .check = check_perception,
+        .compute = perception_norm,
+    },
+    {
+        .name = "SamplingPositions",
+        .inputs = 7,
+        .outputs = 1,
+        .ranks = {4, 3, 1, 1, 1, 2, 1},
+        .is_float32 = {[6] = true},
+        .gives_float32 = true,
+        .has_epsilon = true,
+        .attributes = {"stride", "padding", "generation", "bound"},
+        .shape = shape_positions,
+        .check = check_positions,
+        .compute = sampling_positions,
     },
 };

@@ -53,6 +53,22 @@ def test_constants_are_all_that_a_kernel_asks_for(variant: str) -> None:
         assert [*one.kernel.parameters, *one.constants] == list(one.kernel.function.arg_names)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_blocks_are_as_the_kernels_want_them(variant: str) -> None:
+    for one in specializations([variant]):
+        constants = one.constants
+        blocks = [value for name, value in constants.items() if name.startswith("block")]
+        assert all(value & (value - 1) == 0 for value in blocks), one.name
+        if "tile_height" in constants:
+            assert 1 <= constants["tile_height"] * constants["tile_width"] <= constants["block_cells"], one.name
+        if one.kernel.name == "depthwise_convolution":
+            assert constants["weight_channels"] % constants["block_channels"] == 0, one.name
+        elif "channels" in constants and "block_channels" in constants:
+            assert constants["channels"] <= constants["block_channels"], one.name
+        if "block_taps" in constants:
+            assert constants["kernel"] ** 2 * constants["colours"] <= constants["block_taps"], one.name
+
+
 def test_the_table_follows_the_variants() -> None:
     constants = [one.constants for one in specializations(["dat_base_384"]) if one.kernel.name == "window_attention"]
     assert [(c["height"], c["window"], c["shift"]) for c in constants] == [
@@ -65,3 +81,12 @@ def test_the_table_follows_the_variants() -> None:
     ]
     keys = [one.constants["keys"] for one in specializations(["dat_pp_base_384"]) if "keys" in one.constants]
     assert keys == [144, 144, 144, 144]
+
+
+def test_the_second_generation_keeps_its_tables_for_larger_images() -> None:
+    sides = {
+        (one.constants["height"], one.constants["table_height"])
+        for one in specializations(["dat_pp_base_384", "dat_base_384"])
+        if one.kernel.name == "deformable_attention"
+    }
+    assert sides == {(96, 111), (48, 55), (24, 27), (12, 13), (24, 47), (12, 23)}

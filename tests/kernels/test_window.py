@@ -12,19 +12,28 @@ from tests.kernels.given import Given, tokens_in_order
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "window", "heads", "head_dim"),
+    ("height", "width", "window", "heads", "head_dim", "block_keys"),
     [
-        (14, 14, 7, 3, 32),
-        (7, 7, 7, 6, 32),
-        (28, 14, 7, 2, 32),
-        (12, 24, 12, 2, 32),
-        (24, 24, 12, 1, 32),
-        (9, 16, 7, 2, 16),
+        (14, 14, 7, 3, 32, 64),
+        (7, 7, 7, 6, 32, 64),
+        (28, 14, 7, 2, 32, 64),
+        (12, 24, 12, 2, 32, 32),
+        (24, 24, 12, 1, 32, 32),
+        (15, 8, 12, 1, 16, 64),
+        (9, 16, 7, 2, 16, 64),
+        (9, 16, 7, 2, 16, 16),
     ],
 )
 @pytest.mark.parametrize("shifted", [False, True])
 def test_attention_equals_the_models(
-    generator: torch.Generator, height: int, width: int, window: int, heads: int, head_dim: int, shifted: bool
+    generator: torch.Generator,
+    height: int,
+    width: int,
+    window: int,
+    heads: int,
+    head_dim: int,
+    block_keys: int,
+    shifted: bool,
 ) -> None:
     dim, tokens = heads * head_dim, window**2
     layer = WindowAttention(dim, heads, window=window, map_size=(height, width), shifted=shifted).double()
@@ -51,6 +60,6 @@ def test_attention_equals_the_models(
         window=window,
         shift=layer.shift,
         block_queries=64,
-        block_keys=1 << (tokens - 1).bit_length(),
+        block_keys=block_keys,
     )
     assert_close(out, expected)

@@ -31,18 +31,24 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def node_graph(
-    operator: str, inputs: Arrays, outputs: int = 1, *, batch: str | None = None, **attributes: Any
+    operator: str,
+    inputs: Arrays,
+    outputs: int = 1,
+    *,
+    batch: str | None = None,
+    gives: int = onnx.TensorProto.FLOAT16,
+    **attributes: Any,
 ) -> bytes:
-    """Return a graph of one node, whose inputs are as given, the first axis of `batch` images where that has a name."""
+    """Return a graph of one node, whose inputs are as given; `batch` names the first axis of those of four."""
     infos = []
     for name, value in inputs.items():
         shape: list[int | str] = list(value.shape)
-        if batch is not None and value.ndim > 1:
+        if batch is not None and value.ndim == 4:
             shape[0] = batch
         infos.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), shape))
     names = [f"out{number}" for number in range(outputs)]
     node = helper.make_node(operator, list(inputs), names, domain=DOMAIN, **attributes)
-    given = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, None) for name in names]
+    given = [helper.make_tensor_value_info(name, gives, None) for name in names]
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, VERSION)]
     graph = helper.make_graph([node], "one", infos, given)
     made: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()

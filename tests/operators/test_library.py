@@ -21,6 +21,43 @@ WINDOW: Arrays = {
     "bias": half(GENERATOR, 24),
     "position_bias": half(GENERATOR, 2, 49, 49),
 }
+NEIGHBORHOOD: Arrays = {
+    "qkv": half(GENERATOR, 1, 7, 7, 24),
+    "bias": half(GENERATOR, 24),
+    "position_bias": half(GENERATOR, 2, 9, 9),
+}
+DEPTHWISE: Arrays = {
+    "x": half(GENERATOR, 2, 9, 6, 8),
+    "added": half(GENERATOR, 8),
+    "weight": half(GENERATOR, 3, 3, 4),
+    "bias": half(GENERATOR, 4),
+}
+EMBEDDING: Arrays = {
+    "image": np.zeros((2, 9, 8, 3), np.uint8),
+    "beyond": half(GENERATOR, 3),
+    "weight": half(GENERATOR, 4, 4, 3, 8),
+    "bias": half(GENERATOR, 8),
+    "gain": half(GENERATOR, 8),
+    "shift": half(GENERATOR, 8),
+}
+PERCEPTION: Arrays = {
+    "residual": half(GENERATOR, 1, 3, 4, 8),
+    "x": half(GENERATOR, 1, 3, 4, 8),
+    "added": half(GENERATOR, 8),
+    "weight": half(GENERATOR, 3, 3, 8),
+    "bias": half(GENERATOR, 8),
+    "gain": half(GENERATOR, 8),
+    "shift": half(GENERATOR, 8),
+}
+POSITIONS: Arrays = {
+    "query": half(GENERATOR, 2, 6, 9, 8),
+    "weight": half(GENERATOR, 3, 3, 4),
+    "bias": half(GENERATOR, 4),
+    "gain": half(GENERATOR, 4),
+    "shift": half(GENERATOR, 4),
+    "projection": half(GENERATOR, 2, 4),
+    "scale": np.ones(2, np.float32),
+}
 NORM: Arrays = {
     "residual": half(GENERATOR, 2, 8),
     "x": half(GENERATOR, 2, 8),
@@ -41,6 +78,15 @@ ATTENTION: Arrays = {
 def test_shapes_are_inferred_for_any_batch(session_of: Callable[[bytes], Any]) -> None:
     session = session_of(node_graph("WindowAttention", WINDOW, heads=2, window=7, shift=0))
     assert session.get_outputs()[0].shape == [1, 7, 7, 8]
+    session = session_of(
+        node_graph("DepthwiseConvolution", DEPTHWISE, batch="batch", stride=2, padding=1, skip=0, gelu=0)
+    )
+    assert session.get_outputs()[0].shape == ["batch", 5, 3, 8]
+    embedding = node_graph("PatchEmbedding", EMBEDDING, stride=4, padding=0, gelu=0, epsilon=1e-5)
+    assert session_of(embedding).get_outputs()[0].shape == [2, 2, 2, 8]
+    attributes = {"stride": 2, "padding": 1, "generation": 2, "bound": 0}
+    positions = node_graph("SamplingPositions", POSITIONS, batch="batch", gives=1, epsilon=1e-5, **attributes)
+    assert session_of(positions).get_outputs()[0].shape == ["batch", 2, 15, 2]
     session = session_of(node_graph("SampleFeatures", SAMPLING, batch="batch"))
     assert session.get_outputs()[0].shape == ["batch", 5, 6]
     for images in (1, 3):
@@ -64,6 +110,45 @@ def test_shapes_are_inferred_for_any_batch(session_of: Callable[[bytes], Any]) -
         ("WindowAttention", WINDOW, {}, {"window": 6}, "queries of the position bias: 49, and should be 36"),
         ("WindowAttention", WINDOW, {}, {"window": -1}, "a window of -1"),
         ("WindowAttention", WINDOW, {}, {"shift": 7}, "a shift of 7 in a window of 7"),
+        ("NeighborhoodAttention", NEIGHBORHOOD, {}, {"kernel": 4}, "a kernel of 4, and it is odd"),
+        ("NeighborhoodAttention", NEIGHBORHOOD, {}, {"kernel": 7}, "rows of the position bias: 9, and should be 13"),
+        ("NeighborhoodAttention", NEIGHBORHOOD, {}, {"heads": 3}, "3 heads do not divide 8 channels"),
+        ("DepthwiseConvolution", DEPTHWISE, {}, {"stride": 0}, "a stride of 0"),
+        ("DepthwiseConvolution", DEPTHWISE, {}, {"padding": 3}, "a padding of 3 for a kernel of 3"),
+        ("DepthwiseConvolution", DEPTHWISE, {}, {"gelu": 2}, "gelu is 2, and should be 0 or 1"),
+        ("DepthwiseConvolution", DEPTHWISE, {}, {"stride": 2}, "a skip around a convolution that changes the size"),
+        ("DepthwiseConvolution", DEPTHWISE, {"bias": half(GENERATOR, 8)}, {}, "values of the bias: 8, and should be 4"),
+        (
+            "DepthwiseConvolution",
+            DEPTHWISE,
+            {"weight": half(GENERATOR, 3, 3, 3)},
+            {},
+            "3 channels of weights do not divide 8 channels",
+        ),
+        (
+            "DepthwiseConvolution",
+            DEPTHWISE,
+            {"weight": half(GENERATOR, 7, 7, 4)},
+            {"padding": 0, "skip": 0},
+            "a kernel of 7 on a side of 6",
+        ),
+        ("PatchEmbedding", EMBEDDING, {}, {"stride": -4}, "a stride of -4"),
+        ("PatchEmbedding", EMBEDDING, {}, {"gelu": -1}, "gelu is -1, and should be 0 or 1"),
+        (
+            "PatchEmbedding",
+            EMBEDDING,
+            {"beyond": half(GENERATOR, 4)},
+            {},
+            "colours beyond the image: 4, and should be 3",
+        ),
+        ("PatchEmbedding", EMBEDDING, {"shift": half(GENERATOR, 9)}, {}, "values of the shift: 9, and should be 8"),
+        ("PerceptionNorm", PERCEPTION, {"x": half(GENERATOR, 1, 4, 3, 8)}, {}, "residual and x have different shapes"),
+        ("PerceptionNorm", PERCEPTION, {"weight": half(GENERATOR, 2, 2, 8)}, {}, "a kernel of 2, and it is odd"),
+        ("PerceptionNorm", PERCEPTION, {"weight": half(GENERATOR, 3, 3, 4)}, {}, "channels of the weights: 4"),
+        ("SamplingPositions", POSITIONS, {}, {"bound": 3}, "bound 3, and there are 0, 1 and 2"),
+        ("SamplingPositions", POSITIONS, {}, {"generation": 0}, "generation 0, and there are 1 and 2"),
+        ("SamplingPositions", POSITIONS, {}, {"stride": 6}, "a side of 6 cells has fewer than 2 keys"),
+        ("SamplingPositions", POSITIONS, {"projection": half(GENERATOR, 3, 4)}, {}, "rows of the projection: 3"),
         ("ResidualLayerNorm", NORM, {"x": half(GENERATOR, 3, 8)}, {}, "residual and x have different shapes"),
         ("ResidualLayerNorm", NORM, {"gain": half(GENERATOR, 9)}, {}, "values of the gain: 9, and should be 8"),
         ("SampleFeatures", SAMPLING, {"x": half(GENERATOR, 2, 4, 4, 7)}, {}, "3 groups do not divide 7 channels"),
@@ -85,10 +170,15 @@ def test_inputs_that_do_not_fit_are_refused_by_name(
 ) -> None:
     usual: dict[str, dict[str, Any]] = {
         "WindowAttention": {"heads": 2, "window": 7, "shift": 0},
+        "NeighborhoodAttention": {"heads": 2, "kernel": 5},
+        "DepthwiseConvolution": {"stride": 1, "padding": 1, "skip": 1, "gelu": 0},
+        "PatchEmbedding": {"stride": 4, "padding": 0, "gelu": 0, "epsilon": 1e-5},
+        "PerceptionNorm": {"epsilon": 1e-5},
+        "SamplingPositions": {"stride": 2, "padding": 1, "generation": 2, "bound": 0, "epsilon": 1e-5, "gives": 1},
         "ResidualLayerNorm": {"epsilon": 1e-5},
         "DeformableAttention": {"heads": 4, "generation": 1},
     }
-    outputs = 2 if operator == "ResidualLayerNorm" else 1
+    outputs = 2 if operator in ("PerceptionNorm", "ResidualLayerNorm") else 1
     with pytest.raises(Exception, match=rf"dat\.{operator}: .*{said}"):
         run(operator, inputs | changed, outputs, **(usual.get(operator, {}) | attributes))
 
