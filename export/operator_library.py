@@ -11,9 +11,19 @@ from pathlib import Path
 
 from export.errors import ExportError
 from operators import VERSION
-from operators.build import BuildError, build
+from operators.build import BuildError, build, compiler
 
 _PACKAGE = "dat_operators"
+
+
+def check_library() -> None:
+    """Raise ExportError where there is neither the package nor a C compiler, without compiling anything."""
+    if _is_installed():
+        return
+    try:
+        compiler()
+    except BuildError as error:
+        raise _missing(error) from error
 
 
 @contextmanager
@@ -22,24 +32,33 @@ def operator_library() -> Iterator[Path]:
 
     Raises ExportError where the package is of another version, and where there is neither it nor a C compiler.
     """
-    if importlib.util.find_spec(_PACKAGE) is not None:
-        installed = importlib.import_module(_PACKAGE)
-        if installed.VERSION != VERSION:
-            raise ExportError(
-                f"the installed {_PACKAGE} has version {installed.VERSION} of the operators, and a fused graph is of "
-                f"version {VERSION}: install that, or none, for the library to be compiled"
-            )
-        yield Path(installed.library())
+    if _is_installed():
+        yield _installed()
         return
     with tempfile.TemporaryDirectory(prefix="dat-operators-") as folder:
-        yield _built(Path(folder) / "libdat_operators.so")
+        try:
+            built = build(Path(folder) / "libdat_operators.so")
+        except BuildError as error:
+            raise _missing(error) from error
+        yield built
 
 
-def _built(path: Path) -> Path:
-    try:
-        return build(path)
-    except BuildError as error:
+def _is_installed() -> bool:
+    return importlib.util.find_spec(_PACKAGE) is not None
+
+
+def _installed() -> Path:
+    package = importlib.import_module(_PACKAGE)
+    if package.VERSION != VERSION:
         raise ExportError(
-            f"a fused graph is verified by the library of its operators, which is not installed ({_PACKAGE}) and "
-            f"cannot be compiled: {error}"
-        ) from error
+            f"the installed {_PACKAGE} has version {package.VERSION} of the operators, and a fused graph is of version "
+            f"{VERSION}: install that, or none, for the library to be compiled"
+        )
+    return Path(package.library())
+
+
+def _missing(error: BuildError) -> ExportError:
+    return ExportError(
+        f"a fused graph is verified by the library of its operators, which is not installed ({_PACKAGE}) and cannot be "
+        f"compiled: {error}"
+    )

@@ -19,7 +19,7 @@ from export.islands import islands
 from export.job import ExportJob, check_job
 from export.labels import bundled_labels, labels_from_file, labels_table, numbered_labels
 from export.manifest import manifest_of, resized
-from export.operator_library import operator_library
+from export.operator_library import check_library, operator_library
 from export.precision import half
 from export.progress import Progress
 from export.publish import check_free, new_version, next_version
@@ -47,6 +47,8 @@ def run(job: ExportJob, progress: Progress) -> Path:
     Raises ExportError, and the errors of models and service.model.directory, each a sentence for the user.
     """
     check_job(job)
+    if job.fused:
+        check_library()
     version = job.version if job.version is not None else next_version(job.repository, job.model_name)
     check_free(job.repository, job.model_name, version)
     with progress.step(f"loading {job.variant.name}"):

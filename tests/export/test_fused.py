@@ -12,6 +12,7 @@ import onnx
 import pytest
 from PIL import Image
 
+from export.__main__ import main
 from export.calibration import service_preprocessing
 from export.errors import ExportError
 from export.fused import operators_of, verify_fused
@@ -184,11 +185,20 @@ def test_operators_of_our_own_are_for_fused_graphs_alone() -> None:
         TARGETS["cpu"].check(graph, fused=True)
 
 
-def test_without_library_and_compiler_the_export_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_library_and_compiler_the_export_says_what_is_missing_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "dat_operators", None)
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(ExportError, match=r"dat_operators.*no-such-compiler"), operator_library():
         pass
+    form = ["--target", "cuda", "--precision", "fp16", "--fused"]
+    assert main(["dat_demo", "--random-weights", "0", *form, "--repository", str(tmp_path / "models")]) == 1
+    said = capsys.readouterr().err
+    assert "dat_operators" in said
+    assert "no-such-compiler" in said
+    assert "loading" not in said
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize("version", [VERSION, VERSION + 1])
