@@ -45,6 +45,9 @@ class Spec:
     graph: Path | None = None
     """The file that `ort-<name>` runs; None for those of torch."""
     exact: bool = False
+    operators: Path | None = None
+    standard: Path | None = None
+    """As those of `benchmarks.contenders.Graph`."""
 
 
 def images_of(variant: str, count: int) -> Pixels:
@@ -145,5 +148,6 @@ def _made(spec: Spec) -> Contender:
 
     subject = make_subject(spec.variant, seed=spec.seed, device=spec.device, batches=spec.batches)
     if spec.graph is not None:
-        subject.graphs[spec.name.removeprefix("ort-")] = Graph(spec.graph, exact=spec.exact)
+        graph = Graph(spec.graph, exact=spec.exact, operators=spec.operators, standard=spec.standard)
+        subject.graphs[spec.name.removeprefix("ort-")] = graph
     return available(subject)[spec.name]()

@@ -59,6 +59,10 @@ class Graph:
 
     path: Path
     exact: bool
+    operators: Path | None = None
+    """The library of the operators that it holds beyond the runtime's own."""
+    standard: Path | None = None
+    """The same in standard operators, by which the CPU says what a GPU should compute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,9 +203,16 @@ def _onnxruntime(subject: Subject, name: str) -> Contender:
     graph = subject.graphs[name]
     session = OnnxSession.load(
         graph.path,
-        DeviceOptions(device=subject.device, buckets=tuple(subject.batches), cuda_graph_outputs=(_OUTPUT,)),
+        DeviceOptions(
+            device=subject.device,
+            buckets=tuple(subject.batches),
+            cuda_graph_outputs=(_OUTPUT,),
+            operators=graph.operators,
+            precision="fp32" if graph.operators is None else "fp16",
+        ),
         input_shape=(*subject.image_size, 3),
         output_names=(_OUTPUT,),
+        reference=graph.standard,
     )
     return Contender(f"ort-{name}", lambda images: session.run(images, (_OUTPUT,))[_OUTPUT], exact=graph.exact)
 

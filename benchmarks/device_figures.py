@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.contender_process import ContenderLost
+from benchmarks.forms import Form
 from benchmarks.journal import Journal
 from benchmarks.processes import resident_bytes
 from benchmarks.rounds import Turn
@@ -129,23 +130,24 @@ def _gpu_memory_mib(pid: int) -> int | None:
     return int(figure) if figure.isdigit() else None
 
 
-def node_rows(graph: Path, device: str, batch: int) -> list[Row]:
+def node_rows(form: Form, device: str, batch: int) -> list[Row]:
     """Return the time of an image by operator and shapes, the most expensive first; raises ContenderLost."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_launch_blocking) as apart:
         try:
-            return apart.submit(_node_rows, graph, device, batch).result()
+            return apart.submit(_node_rows, form, device, batch).result()
         except Exception as error:  # the runtime's errors have no base of their own
-            raise ContenderLost(f"{graph} could not be profiled: {error}") from error
+            raise ContenderLost(f"{form.path} could not be profiled: {error}") from error
 
 
 def _launch_blocking() -> None:
     os.environ["CUDA_LAUNCH_BLOCKING"] = "1"
 
 
-def _node_rows(graph: Path, device: str, batch: int) -> list[Row]:
+def _node_rows(form: Form, device: str, batch: int) -> list[Row]:
     from benchmarks.profile_nodes import profile, shares
 
-    times = profile(graph, batch=batch, runs=_PROFILED_RUNS, outputs=("logits",), device=device)
+    path, operators, _ = form
+    times = profile(path, batch=batch, runs=_PROFILED_RUNS, outputs=("logits",), device=device, operators=operators)
     rows = shares(
         times, lambda each: {"operator": each.operator, "shapes": each.shapes}, runs=_PROFILED_RUNS, batch=batch
     )

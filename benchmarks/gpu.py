@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from benchmarks.contender_process import ContenderLost, ContenderProcess, Spec, images_of
 from benchmarks.device_figures import ceilings, distance, memory_mib, node_rows, served, speeds
+from benchmarks.forms import Form, FormUnavailable, form_of
 from benchmarks.journal import Journal
 from benchmarks.machine import describe
 from benchmarks.processes import export_command
@@ -38,17 +39,17 @@ from export.steps import STEPS
 from export.verify import TOLERANCES
 from models.variants import VARIANTS
 from service.model.directory import open_model
-from service.model.manifest import MODEL_FILE
 
 _FP16 = "--precision fp16 --target cuda --no-explain"
 GRAPHS: Mapping[str, str] = {
     "separable": _FP16,
     "gridsample": f"{_FP16} --sampling gridsample",
     **{str(step): f"{_FP16} --graph-steps {step}" for step in STEPS},
+    "fused": f"{_FP16} --fused",
     "all_steps": f"{_FP16} --graph-steps all",
     "all_steps_gridsample": f"{_FP16} --sampling gridsample --graph-steps all",
 }
-"""The exports that are compared, by name: arguments of `python -m export`."""
+"""The exports that are compared, by name: arguments of `python -m export`. A fused graph runs where there is one."""
 _TORCH = ("torch-plain", "compile-plain")
 _TORCH_ON_A_GPU = (*_TORCH, "compile-reduce-overhead-plain")
 _BASELINE = "compile-plain"
@@ -134,6 +135,8 @@ class Comparison:
         self._exports: dict[str, subprocess.Popen[str]] = {}
         self._graphs: dict[str, Path] = {}
         """The model directories that were exported, by the name of their contender."""
+        self._forms: dict[str, Form] = {}
+        """What runs of them."""
         self._running: dict[str, ContenderProcess] = {}
         self._speeds: dict[str, float] = {}
         self.lost = False
@@ -186,12 +189,27 @@ class Comparison:
         if export.returncode:
             self._lose(contender, errors.strip()[-2000:])
             return
-        directory = Path(said.strip())
-        self._graphs[contender] = directory
+        directory, device = Path(said.strip()), self._arguments.device
+        try:
+            form = form_of(directory, device, self._folder)
+        except FormUnavailable as lack:
+            self._lose(contender, str(lack))
+            return
+        self._graphs[contender], self._forms[contender] = directory, form
         exact = open_model(directory).manifest.precision == "fp32"
-        batches, device = self._arguments.batch, self._arguments.device
+        path, operators, standard = form
         self._start(
-            Spec(contender, self.variant, self._arguments.seed, device, batches, directory / MODEL_FILE, exact=exact)
+            Spec(
+                contender,
+                self.variant,
+                self._arguments.seed,
+                device,
+                self._arguments.batch,
+                path,
+                exact=exact,
+                operators=operators,
+                standard=standard,
+            )
         )
 
     def _start(self, spec: Spec) -> None:
@@ -248,9 +266,9 @@ class Comparison:
         first = next((name for name in self._graphs if name in self._speeds), None)
         for name in dict.fromkeys([first, self._fastest()]):
             if name is not None and self._journal.left_s > 0:
-                graph, batch = self._graphs[name] / MODEL_FILE, max(self._arguments.batch)
+                form, batch = self._forms[name], max(self._arguments.batch)
                 with self._losing(name):
-                    for row in node_rows(graph, self._arguments.device, batch):
+                    for row in node_rows(form, self._arguments.device, batch):
                         self._journal.write("node", variant=self.variant, contender=name, **row)
 
     def serve(self) -> None:

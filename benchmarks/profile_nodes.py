@@ -71,16 +71,19 @@ def shares(
     return sorted(rows, key=lambda row: -row["ms_per_image"])
 
 
-def profile(path: Path, *, batch: int, runs: int, outputs: Sequence[str], device: str = "cpu") -> list[NodeTime]:
+def profile(
+    path: Path, *, batch: int, runs: int, outputs: Sequence[str], device: str = "cpu", operators: Path | None = None
+) -> list[NodeTime]:
     """Run a graph of uint8 images `runs` times after a first run that is not counted, and return its nodes' times.
 
+    `operators` is the library of those that the graph holds beyond the runtime's own.
     On `cuda` a node's time is that of launching it alone, unless CUDA_LAUNCH_BLOCKING=1 has each wait for its kernels.
     """
     chosen = Device.parse(device)
     require_device(chosen)
     providers = [(chosen.provider.name, provider_options(chosen, {}))]
     with tempfile.TemporaryDirectory() as folder:
-        session = open_session(str(path), providers, threads=0, profile=Path(folder) / "profile")
+        session = open_session(str(path), providers, threads=0, operators=operators, profile=Path(folder) / "profile")
         given = session.get_inputs()[0]
         height, width = (side if isinstance(side, int) else 224 for side in given.shape[1:3])
         images = np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), np.uint8)

@@ -98,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_false",
         help="leave out explain.onnx, the float32 graph of where the model looks, which the route /v1/explain needs",
     )
+    parser.add_argument(
+        "--fused",
+        action="store_true",
+        help="for --target cuda --precision fp16: write fused.onnx beside model.onnx, of operators of this "
+        "project's own, verified on the CPU and not run on a GPU yet",
+    )
     return parser
 
 
@@ -139,6 +145,7 @@ def _job(arguments: argparse.Namespace) -> ExportJob:
         dynamic_size=arguments.dynamic_size,
         calibration=arguments.calibration,
         explain=arguments.explain,
+        fused=arguments.fused,
     )
 
 

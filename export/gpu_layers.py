@@ -97,7 +97,9 @@ class PatchProduct(SpatialConv):
         """(batch, height, width, in) to (batch, height', width', out), rows and columns of no whole patch unseen."""
         height, width = cast(tuple[int, int], self.kernel_size)
         rows, columns, channels = x.shape[1] // height, x.shape[2] // width, x.shape[3]
-        x = x[:, : rows * height, : columns * width]
+        whole = (rows * height, columns * width)
+        if not isinstance(rows + columns, int) or whole != x.shape[1:3]:  # open sizes are not to be compared in a trace
+            x = x[:, : whole[0], : whole[1]]
         patches = x.reshape(-1, rows, height, columns, width, channels).permute(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(-1, rows, columns, height * width * channels)
         return F.linear(patches, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
@@ -116,7 +118,7 @@ def gather_windows(model: DAT) -> None:
     _replace(model, WindowAttention, GatheredWindows)
 
 
-def multiply_patches(model: DAT) -> None:
+def multiply_patches(model: nn.Module) -> None:
     """Replace convolutions of whole patches by products, in place."""
     for module in list(model.modules()):
         for name, layer in list(module.named_children()):

@@ -40,18 +40,18 @@ def inference_form(
             case ResidualDepthwiseConv():
                 module.fold_skip()
             case DeformableAttention():
-                _scale_rows(module.proj_k, module.scale)
+                scale_rows(module.proj_k, module.scale)
                 module.scale = 1.0
             case WindowAttention():
-                _scale_rows(module.proj_qkv, module.scale, module.proj_qkv.in_features)
+                scale_rows(module.proj_qkv, module.scale, module.proj_qkv.in_features)
                 module.scale = 1.0
             case NeighborhoodAttention():
-                _scale_rows(module.qkv, module.scale, module.qkv.in_features)
+                scale_rows(module.qkv, module.scale, module.qkv.in_features)
                 module.scale = 1.0
             case MLP() | ConvMLP():
                 module.channels_first = tuned_for_cpu
             case Stage():
-                _fold_layer_scales(module)
+                fold_layer_scales(module)
     if tuned_for_cpu:
         fuse_attention(model)
     if Step.BIASES in steps:
@@ -74,14 +74,19 @@ def _move_biases(model: DAT) -> None:
     for layer in model.modules():
         match layer:
             case DeformableAttention():
-                assert layer.proj_v.bias is not None
-                _add_behind(layer.proj_out, layer.proj_v.bias)
-                for projection in (layer.proj_k, layer.proj_v):
-                    projection.register_parameter("bias", None)
+                move_sampled_biases(layer)
             case WindowAttention():
                 layer.query_bias = _take_query_bias(layer.proj_qkv, layer.proj_out)
             case NeighborhoodAttention():
                 layer.query_bias = _take_query_bias(layer.qkv, layer.proj)
+
+
+def move_sampled_biases(layer: DeformableAttention) -> None:
+    """Do what `_move_biases` does in one layer whose keys and values are sampled."""
+    assert layer.proj_v.bias is not None
+    _add_behind(layer.proj_out, layer.proj_v.bias)
+    for projection in (layer.proj_k, layer.proj_v):
+        projection.register_parameter("bias", None)
 
 
 def _take_query_bias(projection: nn.Linear, last: nn.Linear) -> torch.Tensor:
@@ -98,18 +103,19 @@ def _add_behind(last: nn.Linear | nn.Conv2d, before: torch.Tensor) -> None:
     last.bias += last.weight.flatten(1) @ before
 
 
-def _scale_rows(layer: nn.Linear | nn.Conv2d, factor: float | torch.Tensor, rows: int | None = None) -> None:
+def scale_rows(layer: nn.Linear | nn.Conv2d, factor: float | torch.Tensor, rows: int | None = None) -> None:
     """Multiply the first `rows` outputs of a layer, or all, by a factor or one each."""
     layer.weight[:rows] *= factor if isinstance(factor, float) else factor.reshape(-1, *[1] * (layer.weight.ndim - 1))
     if layer.bias is not None:
         layer.bias[:rows] *= factor
 
 
-def _fold_layer_scales(stage: Stage) -> None:
+def fold_layer_scales(stage: Stage) -> None:
+    """Move the factors of a stage's residual branches into the projections that end them, in place."""
     for place, scale in enumerate(stage.layer_scales):
         if isinstance(scale, LayerScale):
             branch = stage.attns[place // 2] if place % 2 == 0 else stage.mlps[place // 2]
-            _scale_rows(_last_projection(branch), scale.weight)
+            scale_rows(_last_projection(branch), scale.weight)
             stage.layer_scales[place] = nn.Identity()
 
 

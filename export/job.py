@@ -50,6 +50,8 @@ class ExportJob:
     """A folder of photos for int8."""
     explain: bool = True
     """Whether to write `explain.onnx` beside the model, for answers to where it looked."""
+    fused: bool = False
+    """Whether to write `fused.onnx` beside the model, the same by operators of the domain `dat`."""
 
     @property
     def model_name(self) -> str:
@@ -108,9 +110,29 @@ def check_job(job: ExportJob) -> None:
             f"{job.variant.name} cannot have a dynamic size: only second-generation models can, since the windows and "
             "position tables of the first belong to one size; leave --dynamic-size out and choose --image-size"
         )
+    if job.fused:
+        _check_fused(job)
     if job.window is not None and not any({"L", "S"} & set(stage.layers) for stage in config.stages):
         raise ExportError(f"{job.variant.name} has no window attention that --window-size could apply to")
     if job.dynamic_size:
         config.check_size(job.input_size)
         if max(job.input_size) > MAX_SIDE:
             raise ExportError(f"sides of a dynamic size are at most {MAX_SIDE}, which {max(job.input_size)} is above")
+
+
+def _check_fused(job: ExportJob) -> None:
+    """Raise ExportError unless there are kernels for what a fused graph of this job would hold."""
+    if not job.target.has_own_operators:
+        raise ExportError(
+            f"--fused is for --target cuda: the operators of a fused graph have no kernels for {job.target.name}"
+        )
+    if job.precision != "fp16":
+        raise ExportError(f"--fused is for --precision fp16, which its kernels compute in, not {job.precision}")
+    if job.dynamic_size:
+        raise ExportError("--fused is for one size, since its kernels are compiled for sizes; leave --dynamic-size out")
+    config, own = job.variant.config, (job.variant.input_size, job.variant.input_size)
+    if job.input_size != own or config.at_size(job.input_size, job.window) != config.at_size(own):
+        raise ExportError(
+            f"--fused is for {job.variant.name} at its own size, {own[0]}x{own[1]}, which the kernels are compiled "
+            "for; leave --image-size and --window-size out"
+        )

@@ -20,6 +20,7 @@ from service.model.directory import sha256_of
 from service.model.explain_record import ExplainRecord
 from service.model.manifest import (
     FileRecord,
+    FusedRecord,
     InputRecord,
     Manifest,
     OutputRecord,
@@ -40,6 +41,7 @@ def manifest_of(
     directory: Path,
     quantization: QuantizationRecord | None,
     explain: ExplainRecord | None,
+    fused: FusedRecord | None,
 ) -> Manifest:
     """Return the manifest of the files in `directory`, whose graph differs from torch's as given."""
     variant = job.variant
@@ -73,6 +75,7 @@ def manifest_of(
             quantization=quantization,
         ),
         explain=explain,
+        fused=fused,
         exporter={tool: metadata.version(tool) for tool in _TOOLS},
     )
 

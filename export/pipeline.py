@@ -12,11 +12,15 @@ import onnx
 
 from export.calibration import Calibration, judge, photos, samples, service_preprocessing
 from export.explain import explain_graph, explain_record, verify_explain
+from export.fused import BATCH_SIZES as FUSED_BATCH_SIZES
+from export.fused import fused_graph, fused_record, verify_fused
 from export.graph import export_graph
+from export.islands import islands
 from export.job import ExportJob, check_job
 from export.labels import bundled_labels, labels_from_file, labels_table, numbered_labels
 from export.manifest import manifest_of, resized
-from export.precision import half, islands
+from export.operator_library import check_library, operator_library
+from export.precision import half
 from export.progress import Progress
 from export.publish import check_free, new_version, next_version
 from export.quantization import quantize
@@ -26,7 +30,15 @@ from export.steps import Step, in_order
 from export.verify import BATCH_SIZES, Difference, check_shapes, differences_table, verify
 from service.model.directory import Label, open_model
 from service.model.explain_record import ExplainRecord
-from service.model.manifest import EXPLAIN_FILE, LABELS_FILE, MANIFEST_FILE, MODEL_FILE, QuantizationRecord
+from service.model.manifest import (
+    EXPLAIN_FILE,
+    FUSED_FILE,
+    LABELS_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    FusedRecord,
+    QuantizationRecord,
+)
 
 
 def run(job: ExportJob, progress: Progress) -> Path:
@@ -35,6 +47,8 @@ def run(job: ExportJob, progress: Progress) -> Path:
     Raises ExportError, and the errors of models and service.model.directory, each a sentence for the user.
     """
     check_job(job)
+    if job.fused:
+        check_library()
     version = job.version if job.version is not None else next_version(job.repository, job.model_name)
     check_free(job.repository, job.model_name, version)
     with progress.step(f"loading {job.variant.name}"):
@@ -61,7 +75,8 @@ def run(job: ExportJob, progress: Progress) -> Path:
         if job.precision == "int8":
             graph, quantization, differences = _quantize(job, loaded, graph, directory / MODEL_FILE, progress)
         explain = _explain(job, loaded, directory / EXPLAIN_FILE, progress)
-        manifest = manifest_of(job, version, loaded, graph, differences, directory, quantization, explain)
+        fused = _fused(job, loaded, directory / FUSED_FILE, progress) if job.fused else None
+        manifest = manifest_of(job, version, loaded, graph, differences, directory, quantization, explain, fused)
         (directory / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         check_shapes(open_model(directory), _verified_sizes(job))
     return job.repository / job.model_name / str(version)
@@ -135,6 +150,19 @@ def _explain(job: ExportJob, loaded: LoadedModel, path: Path, progress: Progress
     worst_attention = max(layer.attention_difference for layer in record.layers)
     progress.note(f"  largest difference of a position {worst:.3e}, of an attention {worst_attention:.3e}")
     return record
+
+
+def _fused(job: ExportJob, loaded: LoadedModel, path: Path, progress: Progress) -> FusedRecord:
+    """Write and verify the graph of the operators of the domain `dat`, and return what the manifest says of it."""
+    with operator_library() as library:
+        with progress.step("exporting the fused graph"):
+            graph = fused_graph(loaded.model, job.normalisation, strategy=job.strategy, opset=job.graph_opset)
+            job.target.check(graph, fused=True)
+            onnx.save(graph, path)
+        with progress.step(f"verifying it against torch at batch {', '.join(map(str, FUSED_BATCH_SIZES))}"):
+            differences = verify_fused(path, library, loaded.model, job.normalisation)
+    progress.note(differences_table(differences))
+    return fused_record(graph, differences)
 
 
 def _calibration(job: ExportJob, progress: Progress) -> Calibration:

@@ -2,7 +2,7 @@
 
 Invariants: inputs, outputs and their types are those of the float32 graph; a value is converted at most once, however
 many nodes want it in the other type; weights are kept in the type in which they are used, so that no node converts
-them. What is float32, and why, is in `ISLANDS` and nowhere else.
+them. What is float32, and why, is in `export.islands` and nowhere else.
 
 The arithmetic that an island's reason leaves unsaid is the device's: matrix products and convolutions of float16 add
 up in float32 on tensor cores, and the CUDA kernels of LayerNormalization and Softmax compute in float32 inside
@@ -11,8 +11,7 @@ whatever they read and write, so that neither needs an island.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -22,37 +21,10 @@ import onnxscript.optimizer
 from onnx_ir.passes import common as passes
 
 from export.errors import ExportError
+from export.islands import ISLANDS, MOVES, Island, gives_single, single_inputs
+from operators import DOMAIN
 
 _ANY_SIZE: Final = 2**31
-_MOVES: Final = frozenset(
-    [
-        "Concat",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
-_ARITHMETIC: Final = frozenset({"Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Sub", "Tanh"})
-_HAT: Final = frozenset({"Add", "Clip", "Max", "Min", "Neg", "Relu", "Sub"})
-"""What turns a distance in pixels into an interpolation weight."""
-
-
-@dataclass(frozen=True, slots=True)
-class Island:
-    """A part of the graph that stays in float32."""
-
-    name: str
-    reason: str
-    nodes: Callable[[ir.Graph], set[ir.Node]]
-    """Finds it, by what computes what and not by names."""
 
 
 def half(graph: onnx.ModelProto, islands: Iterable[Island] | None = None) -> onnx.ModelProto:
@@ -92,12 +64,14 @@ class _Conversion:
             if not made:  # what gives no floats, such as a position's pixel index, takes them as they are
                 continue
             dtype = ir.DataType.FLOAT if node in self._single else ir.DataType.FLOAT16
+            given = ir.DataType.FLOAT if gives_single(node) else dtype
             for index, value in enumerate(node.inputs):
                 if value in floats:
-                    node.replace_input_with(index, self._as(value, dtype))
+                    wanted = ir.DataType.FLOAT if index in single_inputs(node) else dtype
+                    node.replace_input_with(index, self._as(value, wanted))
             _retype_attributes(node, ir.DataType.FLOAT, dtype)
             for value in made:
-                value.dtype = dtype
+                value.dtype = given
         for index, value in enumerate(self._graph.outputs):
             if value.dtype == ir.DataType.FLOAT16:
                 self._graph.outputs[index] = self._output(value)
@@ -173,118 +147,6 @@ def _retype_attributes(node: ir.Node, before: ir.DataType, after: ir.DataType) -
             node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy().astype(after.numpy())))
 
 
-def _before(values: Iterable[ir.Value | None], through: frozenset[str]) -> set[ir.Node]:
-    """Return the nodes of the kinds `through` that lead to values without a break."""
-    found: set[ir.Node] = set()
-    left = list(values)
-    while left:
-        value = left.pop()
-        node = None if value is None else value.producer()
-        if node is not None and node not in found and node.op_type in through:
-            found.add(node)
-            left.extend(node.inputs)
-    return found
-
-
-def _after(nodes: Iterable[ir.Node], through: frozenset[str]) -> set[ir.Node]:
-    """Return the nodes of the kinds `through` that follow from nodes without a break."""
-    found: set[ir.Node] = set()
-    left = list(nodes)
-    while left:
-        for value in left.pop().outputs:
-            for use in value.uses():
-                if use.node.op_type in through and use.node not in found:
-                    found.add(use.node)
-                    left.append(use.node)
-    return found
-
-
-def pixels(graph: ir.Graph) -> set[ir.Node]:
-    """Find what is done to the image before the first convolution."""
-    through = _MOVES | _ARITHMETIC | {"Cast"}
-    first = {use.node for image in graph.inputs for use in image.uses() if use.node.op_type in through}
-    return first | _after(first, through)
-
-
-def coordinates(graph: ir.Graph) -> set[ir.Node]:
-    """Find what leads from offsets to interpolation weights, or to the sampler.
-
-    What interpolates takes a distance (Abs), a whole pixel (Floor), or a grid (GridSample). Coordinates are what leads
-    there by arithmetic alone, and weights what a few more steps of it make.
-    """
-    measured = {node for node in graph if node.op_type in ("Abs", "Floor")}
-    grids = [node.inputs[1] for node in graph if node.op_type == "GridSample"]
-    before = _before([*(node.inputs[0] for node in measured), *grids], _MOVES | _ARITHMETIC)
-    return before | measured | _after(measured, _HAT)
-
-
-def distances(graph: ir.Graph) -> set[ir.Node]:
-    """Find `coordinates` without what makes interpolation weights of a distance in pixels.
-
-    A distance is small where its weight is not 0, and float16 is as fine there as for the weight.
-    """
-    island = coordinates(graph)
-    for node in [node for node in island if node.op_type == "Abs"]:
-        weights = _after([node], _HAT)
-        if any(each.op_type == "Relu" for each in weights):
-            island -= weights | {node}
-    return island
-
-
-def ranges(graph: ir.Graph) -> set[ir.Node]:
-    """Find the nodes of the operator Range, and the arithmetic that leads from a map's size to them."""
-    counting = {node for node in graph if node.op_type == "Range"}
-    ends = [value for node in counting for value in node.inputs]
-    return counting | _before(ends, _MOVES | _ARITHMETIC | {"Cast"})
-
-
-def samplers(graph: ir.Graph) -> set[ir.Node]:
-    """Find the nodes of the operator GridSample."""
-    return {node for node in graph if node.op_type == "GridSample"}
-
-
-def head(graph: ir.Graph) -> set[ir.Node]:
-    """Find what leads from the last normalisation to the outputs that are vectors: the pooling and the classifier."""
-    ends = [value for value in graph.outputs if value.shape is not None and len(value.shape) == 2]
-    return _before(ends, _MOVES | {"Add", "Gemm", "GlobalAveragePool", "MatMul", "ReduceMean"})
-
-
-ISLANDS: Final[tuple[Island, ...]] = (
-    Island(
-        "pixels",
-        "Every later value depends on them; in float16 the normalisation adds half as much again to the error of the "
-        "first stage's features. It is a thousandth of the work.",
-        pixels,
-    ),
-    Island(
-        "coordinates",
-        "From 32 pixels on, the numbers of a float16 are a 32nd of a pixel apart, which is an error of as much in an "
-        "interpolation weight. Two small conversions a sampling bring the offsets in and the weights out.",
-        coordinates,
-    ),
-    Island("ranges", "ONNX has no Range of float16. Graphs for any size count their pixels with it.", ranges),
-    Island(
-        "samplers",
-        "ONNX Runtime's CUDA kernel of GridSample is float32 only; in float16 the node would go to the CPU.",
-        samplers,
-    ),
-    Island(
-        "head",
-        "Its outputs are float32 anyway: one conversion before the pooling replaces two after it, and the logits are "
-        "spared three roundings.",
-        head,
-    ),
-)
-"""All that stays in float32, each with the reason; docs/decisions/0011 has the measurements."""
-
-
-def islands(*, half_weights: bool) -> tuple[Island, ...]:
-    """Return `ISLANDS`, or with `half_weights` those where interpolation weights are float16 from the distance on."""
-    if not half_weights:
-        return ISLANDS
-    return tuple(replace(each, nodes=distances) if each.name == "coordinates" else each for each in ISLANDS)
-
-
 def rounded(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Return a float32 graph that computes what a device does with a float16 one: every float16 value is rounded.
 
@@ -299,9 +161,18 @@ def rounded(graph: onnx.ModelProto) -> onnx.ModelProto:
             _become(value, ir.DataType.FLOAT)
     for node in list(model.graph):
         _retype_attributes(node, ir.DataType.FLOAT16, ir.DataType.FLOAT)
+        is_own = node.domain == DOMAIN
+        if is_own:
+            _narrow_inputs(model.graph, node)
         for value in halves.intersection(node.outputs):
+            if is_own:
+                wide = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{value.name}_wide")
+                value.replace_all_uses_with(wide.outputs[0])
+                wide.replace_input_with(0, value)
+                model.graph.insert_after(node, wide)
+                continue
             value.dtype = ir.DataType.FLOAT
-            if node.op_type not in _MOVES:
+            if node.op_type not in MOVES:
                 narrow = ir.node("Cast", [value], {"to": ir.DataType.FLOAT16}, name=f"{value.name}_narrow")
                 wide = ir.node("Cast", narrow.outputs, {"to": ir.DataType.FLOAT}, name=f"{value.name}_wide")
                 value.replace_all_uses_with(wide.outputs[0])
@@ -310,3 +181,12 @@ def rounded(graph: onnx.ModelProto) -> onnx.ModelProto:
     passes.NameFixPass()(model)
     proto: onnx.ModelProto = ir.to_proto(model)
     return proto
+
+
+def _narrow_inputs(graph: ir.Graph, node: ir.Node) -> None:
+    """Have an operator of our own, which takes nothing else, take float16 as it did; every value is one already."""
+    for index, value in enumerate(node.inputs):
+        if index not in single_inputs(node) and value is not None and value.dtype != ir.DataType.UINT8:
+            narrow = ir.node("Cast", [value], {"to": ir.DataType.FLOAT16}, name=f"{node.name}_input{index}_narrow")
+            graph.insert_before(node, narrow)
+            node.replace_input_with(index, narrow.outputs[0])

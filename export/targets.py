@@ -15,6 +15,7 @@ from export import contrib
 from export.errors import ExportError
 from export.sampling import DEFAULT_OPSET, DEFAULT_STRATEGY, MAX_OPSET
 from export.steps import STEPS, Step, in_order
+from operators import DOMAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Target:
     """The steps that graphs may take, if they are asked for."""
     default_steps: frozenset[Step] = frozenset()
     """The steps that graphs take by themselves."""
+    has_own_operators: bool = False
+    """Whether a fused graph may stand beside the model's: whether the operators of the domain `dat` have kernels."""
 
     def check_steps(self, steps: frozenset[Step]) -> None:
         """Raise ExportError where this target has no such steps."""
@@ -51,9 +54,16 @@ class Target:
                 "leave --opset out, or choose another --target"
             )
 
-    def check(self, graph: onnx.ModelProto) -> None:
-        """Raise ExportError where a finished graph holds operators that this target does not have."""
-        domains = {"", "ai.onnx", contrib.DOMAIN} if self.has_contrib_operators else {"", "ai.onnx"}
+    def check(self, graph: onnx.ModelProto, *, fused: bool = False) -> None:
+        """Raise ExportError where a finished graph holds operators that this target does not have.
+
+        Those of the domain `dat`, which a library of its own has, are for a `fused` graph alone.
+        """
+        domains = {"", "ai.onnx"}
+        if self.has_contrib_operators:
+            domains.add(contrib.DOMAIN)
+        if fused and self.has_own_operators:
+            domains.add(DOMAIN)
         unknown = sorted({f"{node.domain}::{node.op_type}" for node in graph.graph.node if node.domain not in domains})
         if unknown:
             raise ExportError(f"target {self.name} has no operators {', '.join(unknown)}, which the graph holds")
@@ -79,6 +89,7 @@ TARGETS: Final = {
             DEFAULT_STRATEGY,
             has_contrib_operators=True,
             steps=frozenset(STEPS),  # none by default: the plain graph is the one that a GPU has timed
+            has_own_operators=True,
         ),
         Target(
             "tensorrt",

@@ -133,10 +133,15 @@ def sample_images(seed: int, count: int, height: int, width: int) -> Images:
     return noisy.round().clip(0, 255).astype(np.uint8)
 
 
-def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
-    """Return an ONNX Runtime session on the CPU that leaves the cores alone between runs."""
+def open_session(model: Path | bytes, library: Path | None = None) -> onnxruntime.InferenceSession:
+    """Return an ONNX Runtime session on the CPU that leaves the cores alone between runs.
+
+    `library` has the operators that the runtime lacks.
+    """
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(model, options, providers=[PROVIDER])
@@ -166,19 +171,20 @@ def verify(
     precision: str = "fp32",
     output_names: tuple[str, ...] = OUTPUT_NAMES,
     reference: Reference = reference_outputs,
+    library: Path | None = None,
 ) -> tuple[Difference, ...]:
     """Compare the graph at `path` with `model` and return the largest difference of each output.
 
-    `output_names` are those that the graph must have, and `reference` says what they must be, in that order. Raises
-    VerificationFailed where a difference is too large for the precision, ExportError where names, shapes or types
-    differ.
+    `output_names` are those that the graph must have, and `reference` says what they must be, in that order; `library`
+    is as in `open_session`. Raises VerificationFailed where a difference is too large for the precision, ExportError
+    where names, shapes or types differ.
     """
-    sessions = [open_session(path)]
+    sessions = [open_session(path, library)]
     names = tuple(output.name for output in sessions[0].get_outputs())
     if names != output_names:
         raise ExportError(f"the graph's outputs are {', '.join(names)} instead of {', '.join(output_names)}")
     if precision == "fp16":
-        sessions.append(open_session(rounded(onnx.load(path)).SerializeToString()))
+        sessions.append(open_session(rounded(onnx.load(path)).SerializeToString(), library))
     worst: dict[str, Difference] = {}
     for height, width in image_sizes:
         for count in batch_sizes:

@@ -179,7 +179,8 @@ class DeformableAttention(nn.Module):
         rows, columns = query_coordinates(height, generation), query_coordinates(width, generation)
         return Geometry(reference[None, None], rows, columns, cell)
 
-    def _geometry_of(self, height: int, width: int) -> Geometry:
+    def geometry_of(self, height: int, width: int) -> Geometry:
+        """Return what follows from the size of a map."""
         if self.map_size is None:
             return self._geometry(height, width)
         return Geometry(self.kept_reference, self.kept_query_rows, self.kept_query_columns, self.kept_cell)
@@ -187,7 +188,7 @@ class DeformableAttention(nn.Module):
     def forward(self, x: Tensor, *, with_attention: bool = False) -> tuple[Tensor, Sampling]:
         """(batch, height, width, dim), normed, to the same, and where it was sampled."""
         height, width = self.map_size or x.shape[1:3]
-        geometry = self._geometry_of(height, width)
+        geometry = self.geometry_of(height, width)
         query = self.proj_q(x)
         position = self._position(query, geometry, height, width)
         sampled = self._sampled(x, position)
@@ -220,17 +221,27 @@ class DeformableAttention(nn.Module):
 
     def _position(self, query: Tensor, geometry: Geometry, height: int, width: int) -> Tensor:
         """Return the sampled positions, (batch, groups, Hk, Wk, 2)."""
-        factor = self.stage.offset_range_factor
         if self.stage.no_offsets:
-            position = geometry.reference.expand(query.shape[0], self.groups, -1, -1, -1)
-        else:
-            offset = self._offset(query, height, width)
-            if factor > 0 or (factor == 0 and self.generation == 2):
-                offset = torch.tanh(offset) * (geometry.cell * factor)
-            position = geometry.reference + offset.reshape(-1, self.groups, *offset.shape[1:])
-        if factor < 0:
-            position = position.tanh() if self.generation == 1 else position.clamp(-1, 1)
-        return position
+            return self.unmoved(query.shape[0], geometry)
+        offset = self._offset(query, height, width)
+        if self.bounds_offsets:
+            offset = torch.tanh(offset) * (geometry.cell * self.stage.offset_range_factor)
+        return self._bounded(geometry.reference + offset.reshape(-1, self.groups, *offset.shape[1:]))
+
+    @property
+    def bounds_offsets(self) -> bool:
+        """Whether offsets are kept in a range; otherwise, positions may be."""
+        factor = self.stage.offset_range_factor
+        return factor > 0 or (factor == 0 and self.generation == 2)
+
+    def unmoved(self, batch: int, geometry: Geometry) -> Tensor:
+        """Return the positions without offsets, (batch, groups, Hk, Wk, 2)."""
+        return self._bounded(geometry.reference.expand(batch, self.groups, -1, -1, -1))
+
+    def _bounded(self, position: Tensor) -> Tensor:
+        if self.stage.offset_range_factor >= 0:
+            return position
+        return position.tanh() if self.generation == 1 else position.clamp(-1, 1)
 
     def _offset(self, query: Tensor, height: int, width: int) -> Tensor:
         """Return the raw offsets, (batch * groups, Hk, Wk, 2)."""

@@ -49,10 +49,14 @@ class WindowAttention(nn.Module):
 
     def bias(self) -> Tensor:
         """Return what is added to the scores: (1 or windows, heads, window^2, window^2)."""
-        tokens = self.window**2
-        bias = self.relative_position_bias_table[self.relative_index].reshape(1, tokens, tokens, self.heads)
-        bias = bias.permute(0, 3, 1, 2)
+        bias = self.position_bias()[None]
         return bias if self.mask is None else bias + self.mask
+
+    def position_bias(self) -> Tensor:
+        """Return the bias of every displacement in a window: (heads, window^2, window^2)."""
+        tokens = self.window**2
+        bias = self.relative_position_bias_table[self.relative_index].reshape(tokens, tokens, self.heads)
+        return bias.permute(2, 0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) to the same."""

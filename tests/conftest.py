@@ -68,6 +68,25 @@ def exported(shared: Path) -> ExportOnce:
     return export
 
 
+@pytest.fixture(scope="session")
+def fused_demo(shared: Path) -> Path:
+    """The model directory of the demo with its own weights and both graphs; skipped where there is no C compiler."""
+    from export.__main__ import main
+    from operators.build import BuildError, compiler
+
+    try:
+        compiler()
+    except BuildError as missing:
+        pytest.skip(str(missing))
+    repository = shared / "fused-demo"
+    with FileLock(repository.with_suffix(".lock")):
+        if not repository.exists():
+            form = ["--target", "cuda", "--precision", "fp16", "--fused", "--no-explain"]
+            weights = ["--weights", "models/demo/dat_demo.safetensors"]
+            assert main(["dat_demo", *weights, *form, "--repository", str(repository)]) == 0
+    return repository / "dat_demo" / "1"
+
+
 def _export_demo(folder: Path) -> None:
     (block,) = blocks_run_by(__file__)
     lay_out(folder)

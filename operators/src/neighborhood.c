@@ -5,6 +5,7 @@
 // on the right and bottom with tokens whose product is 0.
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "operators.h"
 #include "reference.h"
@@ -12,9 +13,10 @@
 enum { HEADS, KERNEL, MAX_KERNEL = 63 };
 
 typedef struct {
-  const half *qkv, *bias, *position_bias;
+  const half* position_bias;
+  float* map;  // queries, keys and values of an image, padded to the kernel: (rows, columns, 3 channels)
   half* out;
-  int64_t height, width, heads, head_dim, kernel;
+  int64_t height, width, rows, columns, heads, head_dim, kernel;
 } Neighborhoods;
 
 bool check_neighborhood(const Attributes* attributes, const Tensor* inputs, char message[MESSAGE_BYTES]) {
@@ -28,13 +30,19 @@ bool check_neighborhood(const Attributes* attributes, const Tensor* inputs, char
          equal(message, "columns of the position bias", inputs[2].shape[2], 2 * kernel - 1);
 }
 
-// One of query (0), key (1) or value (2) at a cell; beyond the map the product is 0.
-static float projected(const Neighborhoods* n, int64_t image, int64_t y, int64_t x, int part, int64_t channel) {
-  int64_t channels = n->heads * n->head_dim, at = part * channels + channel;
-  float value = (float)n->bias[at];
-  if (y < n->height && x < n->width)
-    value += (float)n->qkv[((image * n->height + y) * n->width + x) * 3 * channels + at];
-  return value;
+static float* cell(const Neighborhoods* n, int64_t y, int64_t x) {
+  return n->map + (y * n->columns + x) * 3 * n->heads * n->head_dim;
+}
+
+// Beyond the map the product is 0, and its bias is all that there is.
+static void project(const Neighborhoods* n, const half* qkv, const half* bias) {
+  int64_t wide = 3 * n->heads * n->head_dim;
+  for (int64_t y = 0; y < n->rows; y++)
+    for (int64_t x = 0; x < n->columns; x++) {
+      bool is_inside = y < n->height && x < n->width;
+      const half* product = qkv + (y * n->width + x) * wide;
+      for (int64_t c = 0; c < wide; c++) cell(n, y, x)[c] = (float)bias[c] + (is_inside ? (float)product[c] : 0);
+    }
 }
 
 // Where along an axis the cells begin that the query at `place` sees.
@@ -44,42 +52,48 @@ static int64_t window_start(int64_t place, int64_t length, int64_t kernel) {
   return start < 0 ? 0 : start;
 }
 
-// One query and head: `scores` has room for kernel x kernel.
-static void attend_around(const Neighborhoods* n, int64_t image, int64_t y, int64_t x, int64_t head, float* scores) {
+// One query and head: `scores` has room for kernel x kernel, and `sum` for a head's channels.
+static void attend_around(const Neighborhoods* n, int64_t y, int64_t x, int64_t head, float* scores, float* sum) {
   int64_t kernel = n->kernel, cells = kernel * kernel, first = head * n->head_dim, side = 2 * kernel - 1;
   int64_t top = window_start(y, n->height, kernel), left = window_start(x, n->width, kernel);
-  float scale = 1 / sqrtf((float)n->head_dim);
-  for (int64_t key = 0; key < cells; key++) {
-    int64_t key_y = top + key / kernel, key_x = left + key % kernel;
-    float score = 0;
-    for (int64_t c = first; c < first + n->head_dim; c++)
-      score += projected(n, image, y, x, 0, c) * projected(n, image, key_y, key_x, 1, c);
+  int64_t channels = n->heads * n->head_dim;
+  const float* query = cell(n, y, x) + first;
+  for (int64_t number = 0; number < cells; number++) {
+    int64_t key_y = top + number / kernel, key_x = left + number % kernel;
     int64_t bias = (head * side + key_y - y + kernel - 1) * side + key_x - x + kernel - 1;
-    scores[key] = score * scale + (float)n->position_bias[bias];
+    float score = dot(query, cell(n, key_y, key_x) + channels + first, n->head_dim);
+    scores[number] = score / sqrtf((float)n->head_dim) + (float)n->position_bias[bias];
   }
   softmax(scores, cells);
-  half* out = n->out + ((image * n->height + y) * n->width + x) * n->heads * n->head_dim;
-  for (int64_t c = first; c < first + n->head_dim; c++) {
-    float value = 0;
-    for (int64_t key = 0; key < cells; key++)
-      value += scores[key] * projected(n, image, top + key / kernel, left + key % kernel, 2, c);
-    out[c] = (half)value;
+  memset(sum, 0, sizeof(float) * (size_t)n->head_dim);
+  for (int64_t number = 0; number < cells; number++) {
+    const float* value = cell(n, top + number / kernel, left + number % kernel) + 2 * channels + first;
+    for (int64_t c = 0; c < n->head_dim; c++) sum[c] += scores[number] * value[c];
   }
+  half* out = n->out + (y * n->width + x) * channels + first;
+  for (int64_t c = 0; c < n->head_dim; c++) out[c] = (half)sum[c];
 }
 
 bool neighborhood_attention(const Attributes* attributes, const Tensor* inputs, const Tensor* outputs) {
   const int64_t* shape = inputs[0].shape;
   int64_t heads = attributes->integers[HEADS], kernel = attributes->integers[KERNEL];
+  int64_t wide = shape[3], image_values = shape[1] * shape[2] * wide;
   Neighborhoods n = {
-      .qkv = inputs[0].data, .bias = inputs[1].data, .position_bias = inputs[2].data, .out = outputs[0].data,
-      .height = shape[1], .width = shape[2], .heads = heads, .head_dim = shape[3] / 3 / heads, .kernel = kernel,
+      .position_bias = inputs[2].data, .height = shape[1], .width = shape[2],
+      .rows = shape[1] < kernel ? kernel : shape[1], .columns = shape[2] < kernel ? kernel : shape[2],
+      .heads = heads, .head_dim = wide / 3 / heads, .kernel = kernel,
   };
-  float* scores = malloc(sizeof(float) * (size_t)(kernel * kernel));
-  if (scores == NULL) return false;
-  for (int64_t image = 0; image < shape[0]; image++)
+  n.map = malloc(sizeof(float) * (size_t)(n.rows * n.columns * wide + 1));
+  float* scores = malloc(sizeof(float) * (size_t)(kernel * kernel + n.head_dim));
+  bool has_memory = n.map != NULL && scores != NULL;
+  for (int64_t image = 0; has_memory && image < shape[0]; image++) {
+    project(&n, (const half*)inputs[0].data + image * image_values, inputs[1].data);
+    n.out = (half*)outputs[0].data + image * image_values / 3;
     for (int64_t y = 0; y < n.height; y++)
       for (int64_t x = 0; x < n.width; x++)
-        for (int64_t head = 0; head < heads; head++) attend_around(&n, image, y, x, head, scores);
+        for (int64_t head = 0; head < heads; head++) attend_around(&n, y, x, head, scores, scores + kernel * kernel);
+  }
   free(scores);
-  return true;
+  free(n.map);
+  return has_memory;
 }

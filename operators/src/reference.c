@@ -62,6 +62,12 @@ void normalise(float* values, int64_t length, float epsilon, const half* gain, c
 
 float gelu_of(float value) { return value * 0.5f * (1 + erff(value * SQRT_HALF)); }
 
+float dot(const float* one, const float* other, int64_t length) {
+  float sum = 0;
+  for (int64_t i = 0; i < length; i++) sum += one[i] * other[i];
+  return sum;
+}
+
 // ResidualLayerNorm: residual, x (..., channels), bias, gain, shift (channels) to their sum and its norm.
 
 static bool check_layer_norm(const Attributes* attributes, const Tensor* inputs, char message[MESSAGE_BYTES]) {
@@ -131,19 +137,26 @@ static bool check_window(const Attributes* attributes, const Tensor* inputs, cha
 }
 
 typedef struct {
-  const half *qkv, *bias, *position_bias;
+  const half* position_bias;
+  float* map;  // queries, keys and values of an image, padded and rolled: (padded height, padded width, 3 channels)
   half* out;
   int64_t height, width, heads, head_dim, window, shift, padded_height, padded_width;
 } Windows;
 
-// One of query (0), key (1) or value (2) at a place of the rolled map; beyond the map the product is 0.
-static float projected(const Windows* w, int64_t image, int64_t y, int64_t x, int part, int64_t channel) {
-  int64_t channels = w->heads * w->head_dim, at = part * channels + channel;
-  int64_t row = (y + w->shift) % w->padded_height, column = (x + w->shift) % w->padded_width;
-  float value = (float)w->bias[at];
-  if (row < w->height && column < w->width)
-    value += (float)w->qkv[((image * w->height + row) * w->width + column) * 3 * channels + at];
-  return value;
+static float* cell(const Windows* w, int64_t y, int64_t x) {
+  return w->map + (y * w->padded_width + x) * 3 * w->heads * w->head_dim;
+}
+
+// Beyond the map the product is 0, and its bias is all that there is.
+static void project(const Windows* w, const half* qkv, const half* bias) {
+  int64_t wide = 3 * w->heads * w->head_dim;
+  for (int64_t y = 0; y < w->padded_height; y++)
+    for (int64_t x = 0; x < w->padded_width; x++) {
+      int64_t row = (y + w->shift) % w->padded_height, column = (x + w->shift) % w->padded_width;
+      bool is_inside = row < w->height && column < w->width;
+      const half* product = qkv + (row * w->width + column) * wide;
+      for (int64_t c = 0; c < wide; c++) cell(w, y, x)[c] = (float)bias[c] + (is_inside ? (float)product[c] : 0);
+    }
 }
 
 static int region(const Windows* w, int64_t y, int64_t x) {
@@ -151,49 +164,55 @@ static int region(const Windows* w, int64_t y, int64_t x) {
   return rows * 3 + (x >= w->padded_width - w->window) + (x >= w->padded_width - w->shift);
 }
 
-// One query and head: `scores` has room for the window's tokens.
-static void attend_in_window(const Windows* w, int64_t image, int64_t y, int64_t x, int64_t head, float* scores) {
-  int64_t tokens = w->window * w->window, first = head * w->head_dim;
+// One query and head: `scores` has room for the window's tokens, and `sum` for a head's channels.
+static void attend_in_window(const Windows* w, int64_t y, int64_t x, int64_t head, float* scores, float* sum) {
+  int64_t tokens = w->window * w->window, channels = w->heads * w->head_dim, first = head * w->head_dim;
   int64_t top = y / w->window * w->window, left = x / w->window * w->window;
-  int64_t query = (y - top) * w->window + (x - left);
+  int64_t token = (y - top) * w->window + (x - left);
   int64_t row = (y + w->shift) % w->padded_height, column = (x + w->shift) % w->padded_width;
   if (row >= w->height || column >= w->width) return;
-  float scale = 1 / sqrtf((float)w->head_dim);
-  for (int64_t key = 0; key < tokens; key++) {
-    int64_t key_y = top + key / w->window, key_x = left + key % w->window;
-    float score = 0;
-    for (int64_t c = first; c < first + w->head_dim; c++)
-      score += projected(w, image, y, x, 0, c) * projected(w, image, key_y, key_x, 1, c);
-    scores[key] = score * scale + (float)w->position_bias[(head * tokens + query) * tokens + key];
-    if (w->shift > 0 && region(w, y, x) != region(w, key_y, key_x)) scores[key] += MASKED;
+  const float* query = cell(w, y, x) + first;
+  for (int64_t number = 0; number < tokens; number++) {
+    int64_t key_y = top + number / w->window, key_x = left + number % w->window;
+    const float* key = cell(w, key_y, key_x) + channels + first;
+    float bias = (float)w->position_bias[(head * tokens + token) * tokens + number];
+    if (w->shift > 0 && region(w, y, x) != region(w, key_y, key_x)) bias += MASKED;
+    scores[number] = dot(query, key, w->head_dim) / sqrtf((float)w->head_dim) + bias;
   }
   softmax(scores, tokens);
-  half* out = w->out + ((image * w->height + row) * w->width + column) * w->heads * w->head_dim;
-  for (int64_t c = first; c < first + w->head_dim; c++) {
-    float value = 0;
-    for (int64_t key = 0; key < tokens; key++)
-      value += scores[key] * projected(w, image, top + key / w->window, left + key % w->window, 2, c);
-    out[c] = (half)value;
+  memset(sum, 0, sizeof(float) * (size_t)w->head_dim);
+  for (int64_t number = 0; number < tokens; number++) {
+    const float* value = cell(w, top + number / w->window, left + number % w->window) + 2 * channels + first;
+    for (int64_t c = 0; c < w->head_dim; c++) sum[c] += scores[number] * value[c];
   }
+  half* out = w->out + (row * w->width + column) * channels + first;
+  for (int64_t c = 0; c < w->head_dim; c++) out[c] = (half)sum[c];
 }
 
 static bool window_attention(const Attributes* attributes, const Tensor* inputs, const Tensor* outputs) {
   int64_t window = attributes->integers[WINDOW], heads = attributes->integers[HEADS];
   const int64_t* shape = inputs[0].shape;
+  int64_t wide = shape[3], image_values = shape[1] * shape[2] * wide;
   Windows w = {
-      .qkv = inputs[0].data, .bias = inputs[1].data, .position_bias = inputs[2].data, .out = outputs[0].data,
-      .height = shape[1], .width = shape[2], .heads = heads, .head_dim = shape[3] / 3 / heads, .window = window,
-      .shift = attributes->integers[SHIFT], .padded_height = (shape[1] + window - 1) / window * window,
+      .position_bias = inputs[2].data, .height = shape[1], .width = shape[2], .heads = heads,
+      .head_dim = wide / 3 / heads, .window = window, .shift = attributes->integers[SHIFT],
+      .padded_height = (shape[1] + window - 1) / window * window,
       .padded_width = (shape[2] + window - 1) / window * window,
   };
-  float* scores = malloc(sizeof(float) * (size_t)(window * window));
-  if (scores == NULL) return false;
-  for (int64_t image = 0; image < shape[0]; image++)
+  w.map = malloc(sizeof(float) * (size_t)(w.padded_height * w.padded_width * wide + 1));
+  float* scores = malloc(sizeof(float) * (size_t)(window * window + w.head_dim));
+  bool has_memory = w.map != NULL && scores != NULL;
+  for (int64_t image = 0; has_memory && image < shape[0]; image++) {
+    project(&w, (const half*)inputs[0].data + image * image_values, inputs[1].data);
+    w.out = (half*)outputs[0].data + image * image_values / 3;
     for (int64_t y = 0; y < w.padded_height; y++)
       for (int64_t x = 0; x < w.padded_width; x++)
-        for (int64_t head = 0; head < heads; head++) attend_in_window(&w, image, y, x, head, scores);
+        for (int64_t head = 0; head < heads; head++)
+          attend_in_window(&w, y, x, head, scores, scores + window * window);
+  }
   free(scores);
-  return true;
+  free(w.map);
+  return has_memory;
 }
 
 // The bilinear value of a map at (y, x) in [-1, 1], whose pixels are `step` values apart; 0 outside.
@@ -263,47 +282,63 @@ static float query_coordinate(int64_t index, int64_t length, int64_t generation)
   return (float)index / (float)(length - 1) * 2 - 1;
 }
 
-// One query and head; `scores` has room for the keys.
-static void attend_to_sampled(const Attributes* attributes, const Tensor* inputs, half* out, int64_t image, int64_t y,
-                              int64_t x, int64_t head, float* scores) {
-  int64_t heads = attributes->integers[HEADS], generation = attributes->integers[GENERATION];
-  int64_t height = inputs[0].shape[1], width = inputs[0].shape[2], channels = inputs[0].shape[3];
-  int64_t keys = inputs[1].shape[1], groups = inputs[3].shape[1], size = channels / heads;
-  int64_t table_height = inputs[4].shape[1], table_width = inputs[4].shape[2];
+typedef struct {
+  const Attributes* attributes;
+  const Tensor* inputs;
+  const float *query, *key, *value;
+  half* out;
+} Sampled;
+
+// One query and head; `scores` has room for the keys, and `sum` for a head's channels.
+static void attend_to_sampled(const Sampled* s, int64_t image, int64_t y, int64_t x, int64_t head, float* scores,
+                              float* sum) {
+  int64_t heads = s->attributes->integers[HEADS], generation = s->attributes->integers[GENERATION];
+  int64_t height = s->inputs[0].shape[1], width = s->inputs[0].shape[2], channels = s->inputs[0].shape[3];
+  int64_t keys = s->inputs[1].shape[1], groups = s->inputs[3].shape[1], size = channels / heads;
+  int64_t table_height = s->inputs[4].shape[1], table_width = s->inputs[4].shape[2];
   int64_t place = ((image * height + y) * width + x) * channels + head * size;
-  const half* query = (const half*)inputs[0].data + place;
-  const half* key = (const half*)inputs[1].data + image * keys * channels + head * size;
-  const half* value = (const half*)inputs[2].data + image * keys * channels + head * size;
-  const float* position = (const float*)inputs[3].data + (image * groups + head / (heads / groups)) * keys * 2;
-  const half* table = (const half*)inputs[4].data + head * table_height * table_width;
+  const float *query = s->query + place, *key = s->key + image * keys * channels + head * size;
+  const float* value = s->value + image * keys * channels + head * size;
+  const float* position = (const float*)s->inputs[3].data + (image * groups + head / (heads / groups)) * keys * 2;
+  const half* table = (const half*)s->inputs[4].data + head * table_height * table_width;
   float at_y = query_coordinate(y, height, generation), at_x = query_coordinate(x, width, generation);
   for (int64_t k = 0; k < keys; k++) {
-    float score = 0;
-    for (int64_t c = 0; c < size; c++) score += (float)query[c] * (float)key[k * channels + c];
-    scores[k] = score / sqrtf((float)size);
+    scores[k] = dot(query, key + k * channels, size) / sqrtf((float)size);
     if (table_height == 0) continue;
     float down = (at_y - position[k * 2]) / 2, across = (at_x - position[k * 2 + 1]) / 2;
     scores[k] += sampled(table, table_height, table_width, 1, down, across);
   }
   softmax(scores, keys);
-  for (int64_t c = 0; c < size; c++) {
-    float sum = 0;
-    for (int64_t k = 0; k < keys; k++) sum += scores[k] * (float)value[k * channels + c];
-    out[place + c] = (half)sum;
-  }
+  memset(sum, 0, sizeof(float) * (size_t)size);
+  for (int64_t k = 0; k < keys; k++)
+    for (int64_t c = 0; c < size; c++) sum[c] += scores[k] * value[k * channels + c];
+  for (int64_t c = 0; c < size; c++) s->out[place + c] = (half)sum[c];
+}
+
+// Return a tensor's values as floats, for the caller to free; NULL where memory runs out.
+static float* widened(const Tensor* tensor) {
+  int64_t values = count(tensor);
+  float* wide = malloc(sizeof(float) * (size_t)(values + 1));
+  for (int64_t i = 0; wide != NULL && i < values; i++) wide[i] = (float)((const half*)tensor->data)[i];
+  return wide;
 }
 
 static bool deformable_attention(const Attributes* attributes, const Tensor* inputs, const Tensor* outputs) {
-  const int64_t* shape = inputs[0].shape;
-  float* scores = malloc(sizeof(float) * (size_t)(inputs[1].shape[1] + 1));
-  if (scores == NULL) return false;
-  for (int64_t image = 0; image < shape[0]; image++)
+  const int64_t *shape = inputs[0].shape, keys = inputs[1].shape[1];
+  float* scores = malloc(sizeof(float) * (size_t)(keys + shape[3] + 1));
+  float *query = widened(&inputs[0]), *key = widened(&inputs[1]), *value = widened(&inputs[2]);
+  bool has_memory = scores != NULL && query != NULL && key != NULL && value != NULL;
+  Sampled s = {attributes, inputs, query, key, value, outputs[0].data};
+  for (int64_t image = 0; has_memory && image < shape[0]; image++)
     for (int64_t y = 0; y < shape[1]; y++)
       for (int64_t x = 0; x < shape[2]; x++)
         for (int64_t head = 0; head < attributes->integers[HEADS]; head++)
-          attend_to_sampled(attributes, inputs, outputs[0].data, image, y, x, head, scores);
+          attend_to_sampled(&s, image, y, x, head, scores, scores + keys);
   free(scores);
-  return true;
+  free(query);
+  free(key);
+  free(value);
+  return has_memory;
 }
 
 const Operator dat_operators[OPERATORS] = {

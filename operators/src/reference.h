@@ -16,6 +16,8 @@ bool divides(char message[MESSAGE_BYTES], const char* parts, int64_t number, con
 // Turn scores into weights that sum to 1.
 void softmax(float* scores, int64_t length);
 
+float dot(const float* one, const float* other, int64_t length);
+
 // Subtract the mean of values, divide by their standard deviation, and apply gain and shift.
 void normalise(float* values, int64_t length, float epsilon, const half* gain, const half* shift);
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import contenders, gpu
 from benchmarks.contender_process import ContenderLost, ContenderProcess, Spec
 from benchmarks.device_figures import distance, speeds
+from benchmarks.forms import FormUnavailable, form_of
 from benchmarks.gpu import GRAPHS, main
 from benchmarks.journal import Journal
 from benchmarks.rounds import Turn
 from export import __main__ as exporter
 from export.job import check_job
+from export.source import from_file
+from models.variants import VARIANTS
 
 SMALL = ["--device", "cpu", "--variants", "dat_demo", "--batch", "1", "2", "--rounds", "1"]
 SMALL += ["--torch", "torch-plain", "--workers", "1"]
@@ -44,6 +49,34 @@ def test_all_phases_run_to_their_end(tmp_path: Path) -> None:
 def test_every_graph_that_is_wanted_is_one_that_the_exporter_makes(name: str, variant: str) -> None:
     arguments = exporter._parser().parse_args([variant, "--random-weights", "0", *shlex.split(GRAPHS[name])])
     check_job(exporter._job(arguments))
+
+
+def test_a_fused_graph_runs_by_the_reference_on_a_cpu(
+    fused_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variant = VARIANTS["dat_demo"]
+    size = (variant.input_size, variant.input_size)
+    trained = from_file(Path("models/demo/dat_demo.safetensors"), variant.config, image_size=size)
+    monkeypatch.setattr(contenders, "from_seed", lambda *_, **__: trained)
+    already = [sys.executable, "-c", f"print({str(fused_demo)!r})"]
+    monkeypatch.setattr(gpu, "export_command", lambda *_: already)
+    results = tmp_path / "gpu.jsonl"
+    arguments = ["--device", "cpu", "--variants", "dat_demo", "--batch", "1", "2", "--rounds", "1", "--torch"]
+    status = main([*arguments, "--graph", "fused=", "--no-http", "--results", str(results)])
+    rows = rows_of(results)
+    assert status == 0, rows
+    (agreement,) = [row for row in rows if row["kind"] == "agreement"]
+    assert agreement["contender"] == "ort-fused"
+    assert 0 < agreement["rms_over_std"] < 1e-2
+    assert {row["operator"] for row in rows if row["kind"] == "node"} >= {"DeformableAttention", "PatchEmbedding"}
+
+
+def test_a_fused_graph_without_its_kernels_is_lost_with_what_is_missing(
+    fused_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "dat_operators", None)
+    with pytest.raises(FormUnavailable, match=r"fused\.onnx cannot run on cuda: .*dat_operators"):
+        form_of(fused_demo, "cuda", tmp_path)
 
 
 def test_an_export_that_fails_is_lost_with_its_reason_and_the_others_go_on(tmp_path: Path) -> None:

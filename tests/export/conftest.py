@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -10,9 +11,12 @@ import pytest
 from filelock import FileLock
 
 from export.explain import ExplainModel, output_names
+from export.fused import fused_graph
 from export.graph import Normalisation, export_graph
+from export.operator_library import operator_library
 from export.sampling import select_strategy
 from models.dat import DAT
+from operators.build import BuildError, compiler
 from tests.export.networks import NETWORKS, SIZE
 from tests.golden_files import synthetic_model
 
@@ -31,6 +35,12 @@ class ExportNetwork(Protocol):
     """Gives one of `NETWORKS` with synthetic weights, exported with a sampling strategy for an opset."""
 
     def __call__(self, network: str, sampling: str = "separable", opset: int = 18) -> Exported: ...
+
+
+class FuseNetwork(Protocol):
+    """Gives one of `NETWORKS` with synthetic weights, and its fused graph."""
+
+    def __call__(self, network: str) -> Exported: ...
 
 
 class ExplainNetwork(Protocol):
@@ -73,6 +83,33 @@ def explained_network(shared: Path) -> ExplainNetwork:
         return Exported(model, onnx.load(path), path)
 
     return export
+
+
+@pytest.fixture(scope="session")
+def fused_network(shared: Path) -> FuseNetwork:
+    """Export the fused graphs of networks, each once."""
+
+    def export(network: str) -> Exported:
+        model = synthetic_model(NETWORKS[network](), SIZE)
+        path = shared / f"{network}-fused.onnx"
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                strategy = select_strategy("separable", 18)
+                onnx.save(fused_graph(model, NORMALISATION, strategy=strategy, opset=18), path)
+        return Exported(model, onnx.load(path), path)
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def library() -> Iterator[Path]:
+    """The library of the operators; skipped where there is no compiler."""
+    try:
+        compiler()
+    except BuildError as missing:
+        pytest.skip(str(missing))
+    with operator_library() as path:
+        yield path
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
 from export.graph import OUTPUT_NAMES
-from export.precision import ISLANDS, half, rounded
+from export.islands import ISLANDS
+from export.precision import half, rounded
 from export.verify import TOLERANCES, compare, open_session, reference_outputs, sample_images
 from models.dat import DAT
 from tests.export.conftest import NORMALISATION, ExportNetwork

@@ -16,8 +16,9 @@ from export.errors import ExportError
 from export.gpu_layers import WindowsAsHeads
 from export.graph import OUTPUT_NAMES, export_graph
 from export.inference_form import inference_form
+from export.islands import islands
 from export.job import ExportJob, check_job
-from export.precision import half, islands, rounded
+from export.precision import half, rounded
 from export.sampling import select_strategy
 from export.skip_norm import fuse_skip_norms
 from export.steps import ALL, STEPS, Step, min_opset, parse_steps
