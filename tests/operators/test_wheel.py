@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("triton")
 
+from operators import VERSION
 from operators.embed import EmbedError, write_sources
 from tests.operators.conftest import node_graph
 
@@ -30,6 +31,7 @@ session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionPro
 given = session.run(None, {"x": np.array([[1, -1]], np.float16), "bias": np.array([0, 1], np.float16)})[0]
 print(json.dumps({
     "given": given.tolist(), "missing": dat_operators.missing(0), "folder": str(dat_operators.library().parent),
+    "version": dat_operators.VERSION,
     "imported": [name for name in ("torch", "triton", "operators") if name in sys.modules],
 }))
 """
@@ -92,7 +94,7 @@ def test_installed_it_is_loaded_by_the_runtime(wheel: Path, tmp_path: Path) -> N
     assert told.returncode == 0, told.stderr
     seen = json.loads(told.stdout)
     assert seen["folder"] == str(target / "dat_operators")
-    assert seen["imported"] == []
+    assert (seen["version"], seen["imported"]) == (VERSION, [])
     np.testing.assert_allclose(seen["given"], [[0.8413, 0]], atol=1e-3)
     if seen["missing"] is None:
         pytest.skip("this machine has a GPU")

@@ -11,8 +11,10 @@ import ctypes
 from functools import cache
 from pathlib import Path
 
-__all__ = ["library", "missing"]
+__all__ = ["VERSION", "library", "missing"]
 
+VERSION = 1
+"""Of the operators, which graphs name beside the domain `dat`."""
 _TEXT_BYTES = 8192
 
 

@@ -30,8 +30,11 @@ def kernel_library(device: Device, *, version: int) -> Path:
         raise DeviceUnavailable(
             f"The graph is of version {version} of the operators, and the installed {PACKAGE} has {package.VERSION}."
         )
-    lack: str | None = package.missing(device.index)
+    try:
+        lack: str | None = package.missing(device.index)
+    except OSError as error:
+        raise DeviceUnavailable(f"The library of {PACKAGE} cannot be loaded: {error}.") from error
     if lack is not None:
-        raise DeviceUnavailable(lack)
+        raise DeviceUnavailable(f"{lack}.")
     path: Path = package.library()
     return path

@@ -88,7 +88,7 @@ def test_standard_graph_runs_on_the_cpu_and_where_it_is_asked_for(
 def test_standard_graph_takes_the_place_of_a_fused_one_that_cannot_run_unless_that_is_to_be_refused(
     tmp_path: Path, library: Path, install: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    install(library, lack="The driver is of CUDA 10, and 12 is wanted.")
+    install(library, lack="The driver is of CUDA 10, and 12 is wanted")
     directory = tiny_fused.write(tmp_path)
     with caplog.at_level(logging.WARNING):
         load, above = run(directory)
@@ -111,11 +111,19 @@ def test_fused_graph_that_computes_something_else_is_not_served(
     assert "does not compute on cuda what it computes on the CPU, in a batch of 1: logits differs" in caplog.text
 
 
+def unloadable(device_index: int) -> str | None:
+    raise OSError("GLIBC_9 not found")
+
+
 def test_library_that_is_not_there_or_not_the_right_one_is_named(
     monkeypatch: pytest.MonkeyPatch, install: Callable[..., None]
 ) -> None:
     monkeypatch.setitem(sys.modules, operators.PACKAGE, None)
     with pytest.raises(DeviceUnavailable, match="The package dat_operators with its kernels cannot be loaded"):
+        kernel_library(Device("cuda"), version=VERSION)
+    broken = tiny_fused.package(Path("none.so"), missing=unloadable, version=VERSION)
+    monkeypatch.setitem(sys.modules, operators.PACKAGE, broken)
+    with pytest.raises(DeviceUnavailable, match=r"The library of dat_operators cannot be loaded: GLIBC_9 not found\."):
         kernel_library(Device("cuda"), version=VERSION)
     install(Path("libdat_operators.so"))
     assert kernel_library(Device("cuda"), version=VERSION) == Path("libdat_operators.so")
