@@ -140,12 +140,13 @@ $(SERVE_ENV)/.installed: requirements/serve-$(SET).txt | $(SERVE_ENV)/bin/python
 	$(SERVE_ENV)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
+# Of what only tests install, most modules are never imported: none is compiled beforehand.
 .venv/kserve/.installed: requirements/kserve.txt | .venv/bin/python
 	$(PYTHON) -m venv .venv/kserve
-	.venv/kserve/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
+	.venv/kserve/bin/python -m pip install -q --no-compile --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
 .venv/ray/.installed: requirements/ray.txt | .venv/bin/python
 	$(PYTHON) -m venv .venv/ray
-	.venv/ray/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
+	.venv/ray/bin/python -m pip install -q --no-compile --disable-pip-version-check --require-hashes -r $<
 	touch $@
