@@ -38,15 +38,13 @@ COPY operators/ operators/
 COPY service/ service/
 
 
-# The operators' library with the kernels for GPUs, as a wheel: a compiler and Triton are here and nowhere else.
-FROM python AS operators
+# The operators' library with the kernels for GPUs, as a wheel: Triton is here and nowhere else.
+FROM ${COMPILER_IMAGE} AS operators
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /build
 ARG PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS
 # Variants whose kernels are built in; empty: every variant's, which takes minutes.
 ARG KERNELS=
-# A base that has a C compiler needs no packages of Debian's.
-RUN command -v cc >/dev/null \
-    || { apt-get update && apt-get install -y --no-install-recommends gcc=4:12.* libc6-dev=2.36-* \
-        && rm -rf /var/lib/apt/lists/*; }
 COPY requirements/operators.txt requirements/
 RUN python3.11 -m venv /opt/operators \
     && /opt/operators/bin/python -m pip install --require-hashes -r requirements/operators.txt
