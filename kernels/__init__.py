@@ -5,6 +5,6 @@ server, and therefore a package of their own. Inputs and outputs are float16 in 
 accumulation are float32. No kernel needs Triton when it runs: `python -m kernels` writes cubins, PTX and an index that
 says how each is launched. The server and the exporter never import this package.
 
-Each kernel has the name of its module's subject; `kernels.table` knows which constants the variants need, and
-`kernels.compile` compiles them.
+Each kernel is in the module of its subject. `kernels.signatures` says what each is launched with, `kernels.table` which
+constants the variants need, `kernels.grids` how many programs a launch has, and `kernels.compile` compiles them.
 """
