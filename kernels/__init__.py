@@ -1,4 +1,4 @@
-"""Kernels of the GPU's own, written in Triton and compiled ahead of time.
+"""Kernels of our own for GPUs, written in Triton and compiled ahead of time.
 
 They are for a library of custom operators that ONNX Runtime loads: neither a model of torch, nor the exporter, nor the
 server, and therefore a package of their own. Inputs and outputs are float16 in memory, statistics, softmax and
