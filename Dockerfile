@@ -8,7 +8,7 @@
 
 # Give it by its digest for builds that are to be the same next year: --build-arg PYTHON_IMAGE=python@sha256:...
 ARG PYTHON_IMAGE=docker.io/library/python:3.11.14-slim-bookworm
-# The same with a C compiler, which only the stage `native` has.
+# The same with a C compiler, which only the stages `native` and `operators` have.
 ARG COMPILER_IMAGE=docker.io/library/python:3.11.14-bookworm
 
 
@@ -39,14 +39,12 @@ COPY service/ service/
 
 
 # The operators' library with the kernels for GPUs, as a wheel: a compiler and Triton are here and nowhere else.
-FROM python AS operators
+FROM ${COMPILER_IMAGE} AS operators
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /build
 ARG PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS
 # Variants whose kernels are built in; empty: every variant's, which takes minutes.
 ARG KERNELS=
-# A base that has a C compiler needs no packages of Debian's.
-RUN command -v cc >/dev/null \
-    || { apt-get update && apt-get install -y --no-install-recommends gcc=4:12.* libc6-dev=2.36-* \
-        && rm -rf /var/lib/apt/lists/*; }
 COPY requirements/operators.txt requirements/
 RUN python3.11 -m venv /opt/operators \
     && /opt/operators/bin/python -m pip install --require-hashes -r requirements/operators.txt
