@@ -1,5 +1,7 @@
-// WindowAttention: qkv (batch, height, width, 3 channels), its bias (3 channels) and the position bias (heads, window^2,
-// window^2) to (batch, height, width, channels). Attributes: heads, window, shift (0: not rolled).
+// WindowAttention: qkv (batch, height, width, 3 channels), its bias (3 channels) and the position bias (heads,
+// window^2, window^2) to (batch, height, width, channels). Attributes: heads, window, shift (0: not rolled).
+//
+// A map that the window does not divide is padded on the right and bottom with tokens whose product is 0.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
