@@ -8,7 +8,7 @@
 
 # Give it by its digest for builds that are to be the same next year: --build-arg PYTHON_IMAGE=python@sha256:...
 ARG PYTHON_IMAGE=docker.io/library/python:3.11.14-slim-bookworm
-# The same with a C compiler, which only the stage `native` has.
+# The same with a C compiler, which only the stages `native` and `operators` have.
 ARG COMPILER_IMAGE=docker.io/library/python:3.11.14-bookworm
 
 

@@ -2,8 +2,8 @@
 
 Between branches a map is a `Residual`, whose sum is taken where a norm wants it, in the norm's own operator. What has
 no operator stays in standard ones: the second convolution of a stem, the halvings between stages, norms behind these
-and behind perception units, the sum at the end of each stage but the last, and what `export.fused_layers` says of
-single layers.
+and behind perception units, the sum at the end of each stage but the last, and what `export.fused_branches` says of
+single branches.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from export.fused_branches import BRANCHES
 from export.fused_layers import (
-    BRANCHES,
     FusedStem,
     OperatorLayer,
     PerceivedNorm,

@@ -33,10 +33,10 @@ SINGLE_INPUTS: Final[Mapping[str, frozenset[int]]] = {
 """The inputs that are float32, by operator: positions, and what offsets of these stand for."""
 SINGLE_OUTPUTS: Final = frozenset({SAMPLING_POSITIONS})
 """The operators that give float32."""
-
-
 MIDDLE_PIXEL: Final = 128
 """What the stem subtracts from every pixel."""
+UNBOUND, BOUND_OFFSETS, BOUND_POSITIONS = 0, 1, 2
+"""Offsets as they are; their tanh times the range; as they are, the positions being bound to the map."""
 
 
 def residual_layer_norm(
@@ -122,9 +122,8 @@ def depthwise_convolution(
     """Return (batch, height', width', channels): x plus what is added, convolved with (kernel, kernel, channels)."""
     height, width = ((side + 2 * padding - weight.shape[0]) // stride + 1 for side in x.shape[1:3])
     attributes = {"stride": stride, "padding": padding, "skip": int(skip), "gelu": int(gelu)}
-    return _call(
-        DEPTHWISE_CONVOLUTION, (x, added, weight, bias), (x.shape[0], height, width, x.shape[3]), attributes
-    )  # fmt: skip
+    shape = (x.shape[0], height, width, x.shape[3])
+    return _call(DEPTHWISE_CONVOLUTION, (x, added, weight, bias), shape, attributes)
 
 
 def sampling_positions(
@@ -145,7 +144,7 @@ def sampling_positions(
     """Return positions (batch, groups, keys, 2) of a map of queries (batch, height, width, channels).
 
     `weight` is (kernel, kernel, channels of a group), `projection` (2, channels of a group), `range_` (2,) what an
-    offset of 1 is; `bound` is one of those below.
+    offset of 1 is; `bound` is `UNBOUND` or what follows it.
     """
     rows, columns = ((side + 2 * padding - weight.shape[0]) // stride + 1 for side in query.shape[1:3])
     attributes = {
@@ -153,10 +152,6 @@ def sampling_positions(
     }  # fmt: skip
     shape = (query.shape[0], query.shape[3] // weight.shape[2], rows * columns, 2)
     return _call(SAMPLING_POSITIONS, (query, weight, bias, gain, shift, projection, range_), shape, attributes)
-
-
-UNBOUND, BOUND_OFFSETS, BOUND_POSITIONS = 0, 1, 2
-"""Offsets as they are; their tanh times the range; as they are, the positions being bound to the map."""
 
 
 def patch_embedding(

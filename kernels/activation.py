@@ -24,7 +24,6 @@ def bias_gelu(
     """Write `out = GELU(x + bias)`.
 
     `out` and `x` are float16 (elements / channels, channels), `bias` is float16 (channels,). `out` may be `x`.
-    Grid: (ceil(elements / block),).
     """
     place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = place < elements

@@ -39,7 +39,7 @@ def depthwise_convolution(
     `bias` (weight_channels,); groups of channels that share weights follow each other. `out` is float16 (batch, rows,
     columns, channels), with (length + 2 padding - kernel) // stride + 1 of each. A program has `tile_height` x
     `tile_width` cells of it, at most `block_cells`, a power of two, and `block_channels`, a power of two that divides
-    `weight_channels`. Grid: (ceil(rows / tile_height) * ceil(columns / tile_width), channels / block_channels, batch).
+    `weight_channels`.
     """
     rows: tl.constexpr = (height + 2 * padding - kernel) // stride + 1
     columns: tl.constexpr = (width + 2 * padding - kernel) // stride + 1

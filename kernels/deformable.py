@@ -67,7 +67,7 @@ def deformable_attention(
     `query` and `out` are float16 (batch, height * width, heads, head_dim), `key` and `value` (batch, keys, heads,
     head_dim), `position` float32 (batch, groups, keys, 2), `table` float16 (heads, table_height, table_width); heads of
     a group are neighbours. A table without rows is no position bias: neither it nor `position` is read then. `keys` is
-    1 or more. Grid: (ceil(height * width / block_queries), heads, batch).
+    1 or more.
     """
     cell = tl.program_id(0) * block_queries + tl.arange(0, block_queries)
     head = tl.program_id(1)

@@ -35,8 +35,7 @@ def neighborhood_attention(
     `qkv` is float16 (batch, height, width, 3, heads, head_dim), the product without its bias, and `qkv_bias`
     (3, heads, head_dim); `position_bias` (heads, 2 kernel - 1, 2 kernel - 1), by displacement; `out` (batch, height,
     width, heads, head_dim). A map smaller than `kernel` is padded on the right and bottom with tokens whose product is
-    0. `tile`, the side of a program's square, is a power of two. Grid: (ceil(height / tile) * ceil(width / tile),
-    heads, batch).
+    0. `tile`, the side of a program's square, is a power of two.
     """
     rows: tl.constexpr = height if height > kernel else kernel
     columns: tl.constexpr = width if width > kernel else kernel

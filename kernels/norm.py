@@ -25,7 +25,7 @@ def residual_layer_norm(
 
     `total`, `normed`, `residual`, `x` are float16 (rows, channels), the others (channels,). The norm is that of the
     sum before it is rounded; mean and variance take two passes over registers, so that no large squares cancel.
-    `block_channels` is the power of two from `channels` up. Grid: (ceil(rows / block_rows),).
+    `block_channels` is the power of two from `channels` up.
     """
     row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
     channel = tl.arange(0, block_channels)

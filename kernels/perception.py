@@ -36,8 +36,7 @@ def perception_norm(
     `total`, `normed`, `residual` and `x` are float16 (batch, height, width, channels), `weight` (kernel, kernel,
     channels), with `kernel` odd, the others (channels,); h is 0 beyond the map. The norm is that of the total before it
     is rounded. A program has `tile_height` x `tile_width` cells, at most `block_cells`, a power of two;
-    `block_channels` is the power of two from `channels` up. Grid:
-    (ceil(height / tile_height) * ceil(width / tile_width), batch).
+    `block_channels` is the power of two from `channels` up.
     """
     tiles: tl.constexpr = (width + tile_width - 1) // tile_width
     first = tl.program_id(1).to(tl.int64) * (height * width * channels)

@@ -64,7 +64,7 @@ def sampling_positions(
     and `shift` (channels,), `projection` (2, channels), to y and x; `scale` float32 (2,). `out` is float32 (batch,
     groups, keys, 2), with (length + 2 padding - kernel) // stride + 1 keys along an axis. `bound` is 0 for offsets as
     they are, 1 for their tanh times `scale`, 2 for positions that tanh (generation 1) or clamping (2) binds to the
-    map. `block_channels` is the power of two from `channels` up. Grid: (ceil(keys / block_keys), groups, batch).
+    map. `block_channels` is the power of two from `channels` up.
     """
     rows: tl.constexpr = (height + 2 * padding - kernel) // stride + 1
     columns: tl.constexpr = (width + 2 * padding - kernel) // stride + 1

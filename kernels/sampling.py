@@ -37,8 +37,7 @@ def feature_sampling(
     """Sample each group of channels of a map at positions of its own.
 
     `x` is float16 (batch, height, width, groups * channels), `position` float32 (batch, groups, keys, 2), `out`
-    float16 (batch, keys, groups * channels). `block_channels` is the power of two from `channels` up. Grid:
-    (ceil(keys / block_keys), groups, batch).
+    float16 (batch, keys, groups * channels). `block_channels` is the power of two from `channels` up.
     """
     key = tl.program_id(0) * block_keys + tl.arange(0, block_keys)
     group = tl.program_id(1)

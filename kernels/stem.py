@@ -39,8 +39,7 @@ def patch_embedding(
     `image` is uint8 (batch, height, width, colours), `beyond` float16 (colours,), what pixel - 128 is taken for beyond
     the image, `weight` (kernel, kernel, colours, channels), `bias`, `gain` and `shift` (channels,). `out` is float16
     (batch, rows, columns, channels), with (length + 2 padding - kernel) // stride + 1 of each. `block_taps` is the
-    power of two from kernel^2 * colours up, `block_channels` that from `channels` up, both 16 or more. Grid:
-    (ceil(rows * columns / block_cells), batch).
+    power of two from kernel^2 * colours up, `block_channels` that from `channels` up, both 16 or more.
     """
     rows: tl.constexpr = (height + 2 * padding - kernel) // stride + 1
     columns: tl.constexpr = (width + 2 * padding - kernel) // stride + 1

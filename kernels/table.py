@@ -8,53 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from kernels.activation import bias_gelu
-from kernels.convolution import depthwise_convolution
-from kernels.deformable import deformable_attention
-from kernels.neighborhood import neighborhood_attention
-from kernels.norm import residual_layer_norm
-from kernels.perception import perception_norm
-from kernels.positions import sampling_positions
-from kernels.sampling import feature_sampling
-from kernels.stem import patch_embedding
-from kernels.window import window_attention
+from kernels.signatures import (
+    DEFORMABLE,
+    DEPTHWISE,
+    EMBEDDING,
+    GELU,
+    NEIGHBORHOOD,
+    NORM,
+    PERCEPTION,
+    POSITIONS,
+    SAMPLING,
+    WINDOW,
+    Kernel,
+)
 from models.config import DATConfig, StageConfig
 from models.variants import find_variant
 
+COLOURS = 3
 LEAST_BLOCK = 16
 """What a side of a block is at least, in a product of blocks."""
-NORM_TILE = 4096
-"""Values of a tile of the norm, which four warps keep in 32 registers a thread."""
-SAMPLED_TILE = 2048
 ATTENTION_BLOCK = 64
 KEY_BLOCK = 32
 """Keys of a block where scores take more than a product: with 64, deformable attention spills registers."""
 NEIGHBORHOOD_TILE = 8
 GELU_BLOCK = 1024
+NORM_TILE = 4096
+"""Values of a tile of the norm, which four warps keep in 32 registers a thread; the others count alike."""
+SAMPLED_TILE = 2048
 EMBEDDED_TILE = 4096
 PERCEIVED_TILE = 4096
 POSITIONED_TILE = 1024
 """Small, as a map has few keys and there should be many programs: eight values a thread."""
-COLOURS = 3
 CONVOLVED_TILE = 2048
 CONVOLVED_CHANNELS = 64
 """Channels of a program at most: 128 bytes of a cell, which is what memory is read by."""
 CONVOLVED_SIDE = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """A kernel and the types of what it is launched with, in order; its other arguments are constants."""
-
-    function: Any
-    parameters: dict[str, str]
-
-    @property
-    def name(self) -> str:
-        """The function's name."""
-        return str(self.function.__name__)
+"""What a tile's side is at most, in cells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,40 +59,6 @@ class Specialization:
     def name(self) -> str:
         """Kernel and constants, which name the files: no two specialisations have the same."""
         return "-".join([self.kernel.name, *(str(int(value)) for value in self.constants.values())])
-
-
-def _halves(*names: str) -> dict[str, str]:
-    return dict.fromkeys(names, "*fp16")
-
-
-NORM = Kernel(
-    residual_layer_norm,
-    _halves("total", "normed", "residual", "x", "bias", "gain", "shift") | {"rows": "i32", "epsilon": "fp32"},
-)
-GELU = Kernel(bias_gelu, _halves("out", "x", "bias") | {"elements": "i64"})
-WINDOW = Kernel(window_attention, _halves("out", "qkv", "qkv_bias", "position_bias") | {"scale": "fp32"})
-NEIGHBORHOOD = Kernel(neighborhood_attention, dict(WINDOW.parameters))
-SAMPLING = Kernel(feature_sampling, _halves("out", "x") | {"position": "*fp32", "keys": "i32"})
-DEFORMABLE = Kernel(
-    deformable_attention,
-    _halves("out", "query", "key", "value") | {"position": "*fp32"} | _halves("table") | {"scale": "fp32"},
-)
-
-EMBEDDING = Kernel(
-    patch_embedding,
-    _halves("out") | {"image": "*u8"} | _halves("beyond", "weight", "bias", "gain", "shift") | {"epsilon": "fp32"},
-)
-PERCEPTION = Kernel(
-    perception_norm,
-    _halves("total", "normed", "residual", "x", "added", "weight", "bias", "gain", "shift") | {"epsilon": "fp32"},
-)
-POSITIONS = Kernel(
-    sampling_positions,
-    {"out": "*fp32"}
-    | _halves("query", "weight", "bias", "gain", "shift", "projection")
-    | {"scale": "*fp32", "epsilon": "fp32"},
-)
-DEPTHWISE = Kernel(depthwise_convolution, _halves("out", "x", "added", "weight", "bias"))
 
 
 def power_of_two(least: int) -> int:

@@ -67,8 +67,7 @@ def window_attention(
     `qkv` is float16 (batch, height, width, 3, heads, head_dim), the product without its bias, and `qkv_bias`
     (3, heads, head_dim); `position_bias` (heads, window^2, window^2); `out` (batch, height, width, heads, head_dim).
     A map that the window does not divide is padded on the right and bottom with tokens whose product is 0.
-    Keys come `block_keys` at once, the softmax being kept up to date where that is less than window^2. Grid:
-    (batch * windows, ceil(window^2 / block_queries), heads).
+    Keys come `block_keys` at once, the softmax being kept up to date where that is less than window^2.
     """
     tokens: tl.constexpr = window * window
     rows: tl.constexpr = (height + window - 1) // window

@@ -42,14 +42,12 @@ static bool fits(const Specialization* kernel, const Values* values) {
 }
 
 static void list_constants(const Specialization* kernel, const Values* values, Report* why) {
-  const char* between = " ";
   for (int number = 0; number < kernel->constant_count; number++) {
     const Constant* constant = &kernel->constants[number];
     if (constant->is_choice) continue;
     int value = values == NULL ? -1 : value_named(values, constant->name);
     long long shown = value < 0 ? constant->value : values->values[value].integer;
-    report(why, "%s%s=%lld", between, constant->name, shown);
-    between = " ";
+    report(why, " %s=%lld", constant->name, shown);
   }
 }
 

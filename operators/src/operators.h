@@ -1,7 +1,8 @@
 // The operators of the domain `dat`: what each takes, gives and computes.
 //
 // One table (`dat_operators`) says everything that the runtime is told; library.c turns it into the runtime's own
-// structures, and reference.c computes on the CPU. Maps are float16, images uint8, channels last; positions are float32
+// structures. The reference computes on the CPU: reference.c, window.c, neighborhood.c, deformable.c, positions.c and
+// convolution.c. cuda.c launches kernels instead. Maps are float16, images uint8, channels last; positions are float32
 // (y, x) with -1 and 1 at the centres of the outermost pixels; sums, softmax and statistics are float32.
 //
 // Invariant: an operator's `check` has passed before `compute` is called, so that `compute` reads no place outside.

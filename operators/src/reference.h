@@ -1,5 +1,5 @@
-// What the files of the reference have in common: checks that write what is wrong, the softmax, and the operators that
-// have a file of their own. reference.c has the table of all.
+// What the files of the reference have in common: checks that write what is wrong, the arithmetic, and for the table in
+// operators.c the three functions of each operator.
 #ifndef DAT_REFERENCE_H
 #define DAT_REFERENCE_H
 
@@ -23,6 +23,21 @@ void normalise(float* values, int64_t length, float epsilon, const half* gain, c
 
 // Return the GELU of a value, by the error function.
 float gelu_of(float value);
+
+bool check_layer_norm(const Attributes*, const Tensor* inputs, char message[MESSAGE_BYTES]);
+bool residual_layer_norm(const Attributes*, const Tensor* inputs, const Tensor* outputs);
+
+bool check_gelu(const Attributes*, const Tensor* inputs, char message[MESSAGE_BYTES]);
+bool bias_gelu(const Attributes*, const Tensor* inputs, const Tensor* outputs);
+
+bool check_window(const Attributes*, const Tensor* inputs, char message[MESSAGE_BYTES]);
+bool window_attention(const Attributes*, const Tensor* inputs, const Tensor* outputs);
+
+bool check_sampling(const Attributes*, const Tensor* inputs, char message[MESSAGE_BYTES]);
+bool sample_features(const Attributes*, const Tensor* inputs, const Tensor* outputs);
+
+bool check_deformable(const Attributes*, const Tensor* inputs, char message[MESSAGE_BYTES]);
+bool deformable_attention(const Attributes*, const Tensor* inputs, const Tensor* outputs);
 
 bool check_neighborhood(const Attributes*, const Tensor* inputs, char message[MESSAGE_BYTES]);
 bool neighborhood_attention(const Attributes*, const Tensor* inputs, const Tensor* outputs);

@@ -1,6 +1,7 @@
 """From a model directory and the settings to the graphs that an engine runs, and to their sessions on a device.
 
-A model has its own graph, and where it can say where it looked, and the settings want that, one that does.
+A model has its own graph, and where it can say where it looked, and the settings want that, one that does. Its own has
+perhaps a second form, the fused one, which is what a device runs that can.
 """
 
 from __future__ import annotations

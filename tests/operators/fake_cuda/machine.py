@@ -13,7 +13,7 @@ from typing import Any
 import onnxruntime as ort
 import torch
 
-from kernels import table
+from kernels import signatures
 from kernels.compile import ALIGNMENT_BYTES, SCRATCH, Compiled, write_index
 from kernels.grids import grid_of, is_choice
 from kernels.table import Specialization
@@ -27,7 +27,7 @@ CUDA_12_8, CUDA_13 = 12080, 13000
 STREAM = 0x5EED
 TYPES = {"*fp16": torch.float16, "*fp32": torch.float32, "*u8": torch.uint8}
 SCALARS: dict[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
-KERNELS = {one.name: one for one in vars(table).values() if isinstance(one, table.Kernel)}
+KERNELS = {one.name: one for one in vars(signatures).values() if isinstance(one, signatures.Kernel)}
 LAUNCHED = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.c_uint, ctypes.c_uint,
     ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p),
