@@ -25,13 +25,7 @@
 #include "operators.h"
 #include "reference.h"
 
-enum { STRIDE, PADDING, GELU, SKIP, MAX_KERNEL = 63, MAX_STRIDE = 1024, MIDDLE = 128 };
-
-// How many places of the output a side has; -1 where that is not known, or there can be none.
-static int64_t convolved(const Attributes* attributes, int64_t length, int64_t kernel) {
-  int64_t stride = attributes->integers[STRIDE], steps = length + 2 * attributes->integers[PADDING] - kernel;
-  return length < 0 || kernel < 1 || stride < 1 || steps < 0 ? -1 : steps / stride + 1;
-}
+enum { STRIDE, PADDING, GELU, SKIP, MIDDLE = 128 };
 
 // What the two operators have in common: x is their first input, and the weights their third.
 static bool check_sides(const Attributes* attributes, const Tensor* inputs, char message[MESSAGE_BYTES]) {
@@ -43,7 +37,7 @@ static bool check_sides(const Attributes* attributes, const Tensor* inputs, char
     return say(message, "a padding of %lld for a kernel of %lld", (long long)padding, (long long)kernel);
   if (gelu != 0 && gelu != 1) return say(message, "gelu is %lld, and should be 0 or 1", (long long)gelu);
   for (int axis = 1; axis < 3; axis++)
-    if (inputs[0].shape[axis] + 2 * padding < kernel)
+    if (convolved(inputs[0].shape[axis], kernel, stride, padding) < 0)
       return say(message, "a kernel of %lld on a side of %lld and a padding of %lld", (long long)kernel,
                  (long long)inputs[0].shape[axis], (long long)padding);
   return equal(message, "columns of the weights", inputs[2].shape[1], kernel);
@@ -89,7 +83,8 @@ void shape_depthwise(const Attributes* attributes, const Tensor* inputs, Tensor*
   *output = inputs[0];
   output->data = NULL;
   for (size_t axis = 1; axis < 3; axis++) {
-    output->shape[axis] = convolved(attributes, inputs[0].shape[axis], inputs[2].shape[0]);
+    output->shape[axis] = convolved(inputs[0].shape[axis], inputs[2].shape[0], attributes->integers[STRIDE],
+                                    attributes->integers[PADDING]);
     output->names[axis] = "";
   }
 }

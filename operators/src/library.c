@@ -59,7 +59,10 @@ static OrtStatus* failed_on_cuda(const Operator* what, const Report* why) {
 
 static OrtStatus* wrong_rank(const Operator* what, int input, size_t rank) {
   char text[MESSAGE_BYTES];
-  snprintf(text, sizeof text, "input %d has %zu dimensions, and should have %zu", input, rank, what->ranks[input]);
+  if (what->ranks[input] == 0)
+    snprintf(text, sizeof text, "input %d has %zu dimensions, and should have 1 to %d", input, rank, MAX_RANK);
+  else
+    snprintf(text, sizeof text, "input %d has %zu dimensions, and should have %zu", input, rank, what->ranks[input]);
   return wrong(what, text);
 }
 
@@ -192,6 +195,12 @@ static OrtStatus* launch_kernel(const Kernel* kernel, OrtKernelContext* context,
              : failed_on_cuda(kernel->what, &why);
 }
 
+static bool is_empty(const Tensor* tensor) {
+  for (size_t axis = 0; axis < tensor->rank; axis++)
+    if (tensor->shape[axis] == 0) return true;
+  return false;
+}
+
 static OrtStatus* ORT_API_CALL compute(void* made, OrtKernelContext* context) {
   const Kernel* kernel = made;
   const Operator* what = kernel->what;
@@ -206,6 +215,8 @@ static OrtStatus* ORT_API_CALL compute(void* made, OrtKernelContext* context) {
     TRY(api->KernelContext_GetOutput(context, (size_t)number, output->shape, output->rank, &value));
     TRY(api->GetTensorMutableData(value, &output->data));
   }
+  // A dimension of 0 lets others be as large as they like, which nothing that loops or allocates by them is made for.
+  if (is_empty(&outputs[0])) return NULL;
   if (kernel->launcher != NULL) return launch_kernel(kernel, context, inputs, outputs);
   return what->compute(&kernel->attributes, inputs, outputs) ? NULL : wrong(what, "no memory to compute with");
 }

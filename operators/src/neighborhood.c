@@ -10,7 +10,7 @@
 #include "operators.h"
 #include "reference.h"
 
-enum { HEADS, KERNEL, MAX_KERNEL = 63 };
+enum { HEADS, KERNEL };
 
 typedef struct {
   const half* position_bias;

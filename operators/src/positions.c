@@ -12,13 +12,11 @@
 #include "operators.h"
 #include "reference.h"
 
-enum { STRIDE, PADDING, GENERATION, BOUND, MAX_KERNEL = 63, MAX_STRIDE = 1024 };
+enum { STRIDE, PADDING, GENERATION, BOUND };
 enum { UNBOUND, BOUND_OFFSETS, BOUND_POSITIONS };
 
-// How many keys a side has; -1 where that is not known, or there can be none.
 static int64_t keys_of(const Attributes* attributes, int64_t length, int64_t kernel) {
-  int64_t stride = attributes->integers[STRIDE], steps = length + 2 * attributes->integers[PADDING] - kernel;
-  return length < 0 || kernel < 1 || stride < 1 || steps < 0 ? -1 : steps / stride + 1;
+  return convolved(length, kernel, attributes->integers[STRIDE], attributes->integers[PADDING]);
 }
 
 bool check_positions(const Attributes* attributes, const Tensor* inputs, char message[MESSAGE_BYTES]) {

@@ -21,6 +21,12 @@ int64_t count(const Tensor* tensor) {
   return values;
 }
 
+int64_t convolved(int64_t length, int64_t kernel, int64_t stride, int64_t padding) {
+  bool is_sound = length >= 0 && length <= MAX_SIDE && kernel >= 1 && kernel <= MAX_KERNEL && stride >= 1 &&
+                  padding >= 0 && padding < kernel && length + 2 * padding >= kernel;
+  return is_sound ? (length + 2 * padding - kernel) / stride + 1 : -1;
+}
+
 bool say(char message[MESSAGE_BYTES], const char* format, ...) {
   va_list values;
   va_start(values, format);

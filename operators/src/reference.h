@@ -8,6 +8,12 @@
 // Return how many values a tensor has.
 int64_t count(const Tensor*);
 
+// What a convolution may have: sizes beyond these are mistakes, and would overflow.
+enum { MAX_KERNEL = 63, MAX_STRIDE = 1024, MAX_SIDE = 1 << 30 };
+
+// Return how many places a kernel has along a side; -1 where that is not known, or there can be none, whatever is given.
+int64_t convolved(int64_t length, int64_t kernel, int64_t stride, int64_t padding);
+
 // Write what is wrong, and return false.
 __attribute__((format(printf, 2, 3))) bool say(char message[MESSAGE_BYTES], const char* format, ...);
 bool equal(char message[MESSAGE_BYTES], const char* what, int64_t got, int64_t expected);

@@ -115,8 +115,8 @@ def load_session(
     if manifest.fused is not None and settings.fused and Device.parse(device).kind == "cuda":
         try:
             return _load_fused(model, manifest.fused, options, load)
-        except DeviceUnavailable as error:
-            found = f"{model.path} has a fused graph, which cannot be run on {device}: {error}"
+        except (DeviceUnavailable, RepositoryError) as error:  # where the standard one is at fault, it says so next
+            found = f"{model.path} has a fused graph, which cannot be run on {device}: {str(error).rstrip('.')}."
             if settings.strict_device:
                 raise DeviceUnavailable(f"{found} Without strict_device its standard graph would run.") from error
             _log.warning("%s Its standard graph is run.", found)
@@ -126,7 +126,10 @@ def load_session(
 def _load_fused(
     model: ModelDirectory, record: FusedRecord, options: DeviceOptions, load: Callable[..., OnnxSession]
 ) -> OnnxSession:
-    """Load the fused graph of a model; raises DeviceUnavailable where the library or the device cannot run all of it.
+    """Load the fused graph of a model.
+
+    Raises DeviceUnavailable where the library or the device cannot run all of it, and RepositoryError where the library
+    has not its operators, or the file is not the graph that the manifest says it is.
 
     Compared is with the standard graph: the library's own code for the CPU is there to be read, and is slow.
     """

@@ -36,12 +36,21 @@ def node_graph(
     outputs: int = 1,
     *,
     batch: str | None = None,
+    made: str | None = None,
     gives: int = onnx.TensorProto.FLOAT16,
     **attributes: Any,
 ) -> bytes:
-    """Return a graph of one node, whose inputs are as given; `batch` names the first axis of those of four."""
-    infos = []
+    """Return a graph of one node, whose inputs are as given; `batch` names the first axis of those of four.
+
+    The input `made` is none of the graph's, which makes it of zeros, in the shape that its input `shape` has.
+    """
+    infos, nodes = [], []
     for name, value in inputs.items():
+        if name == made:
+            infos.append(helper.make_tensor_value_info("shape", onnx.TensorProto.INT64, [value.ndim]))
+            zero = helper.make_tensor("zero", helper.np_dtype_to_tensor_dtype(value.dtype), [1], [0])
+            nodes.append(helper.make_node("ConstantOfShape", ["shape"], [name], value=zero))
+            continue
         shape: list[int | str] = list(value.shape)
         if batch is not None and value.ndim == 4:
             shape[0] = batch
@@ -50,7 +59,7 @@ def node_graph(
     node = helper.make_node(operator, list(inputs), names, domain=DOMAIN, **attributes)
     given = [helper.make_tensor_value_info(name, gives, None) for name in names]
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, VERSION)]
-    graph = helper.make_graph([node], "one", infos, given)
+    graph = helper.make_graph([*nodes, node], "one", infos, given)
     made: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
     return made
 

@@ -149,6 +149,16 @@ def test_shapes_are_inferred_for_any_batch(session_of: Callable[[bytes], Any]) -
         ("SamplingPositions", POSITIONS, {}, {"generation": 0}, "generation 0, and there are 1 and 2"),
         ("SamplingPositions", POSITIONS, {}, {"stride": 6}, "a side of 6 cells has fewer than 2 keys"),
         ("SamplingPositions", POSITIONS, {"projection": half(GENERATOR, 3, 4)}, {}, "rows of the projection: 3"),
+        ("SamplingPositions", POSITIONS, {}, {"padding": 2**62}, f"a padding of {2**62} for a kernel of 3"),
+        ("PatchEmbedding", EMBEDDING, {}, {"stride": 2**63 - 1}, f"a stride of {2**63 - 1}"),
+        ("DepthwiseConvolution", DEPTHWISE, {}, {"padding": -(2**63)}, f"a padding of {-(2**63)} for a kernel of 3"),
+        (
+            "BiasGelu",
+            {"x": np.zeros((), np.float16)},
+            {"bias": half(GENERATOR, 4)},
+            {},
+            "0 dimensions, and should have 1 to 6",
+        ),
         ("ResidualLayerNorm", NORM, {"x": half(GENERATOR, 3, 8)}, {}, "residual and x have different shapes"),
         ("ResidualLayerNorm", NORM, {"gain": half(GENERATOR, 9)}, {}, "values of the gain: 9, and should be 8"),
         ("SampleFeatures", SAMPLING, {"x": half(GENERATOR, 2, 4, 4, 7)}, {}, "3 groups do not divide 7 channels"),
@@ -200,6 +210,33 @@ def test_nodes_that_are_wrong_are_refused_when_a_graph_is_opened(
 def test_an_empty_batch_gives_an_empty_answer(run: Run) -> None:
     inputs = WINDOW | {"qkv": half(GENERATOR, 0, 7, 7, 24)}
     assert run("WindowAttention", inputs, heads=2, window=7, shift=3)[0].shape == (0, 7, 7, 8)
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape", "given", "attributes"),
+    [
+        ("NeighborhoodAttention", (1, 2**58, 0, 24), (1, 2**58, 0, 8), {"heads": 2, "kernel": 5}),
+        ("NeighborhoodAttention", (1, 2**30, 0, 24), (1, 2**30, 0, 8), {"heads": 2, "kernel": 5}),
+        ("WindowAttention", (1, 0, 2**30, 24), (1, 0, 2**30, 8), {"heads": 2, "window": 7, "shift": 3}),
+    ],
+)
+def test_maps_without_a_cell_give_nothing_however_large_a_side_is(
+    session_of: Callable[[bytes], Any], operator: str, shape: tuple[int, ...], given: tuple[int, ...],
+    attributes: dict[str, int],
+) -> None:  # fmt: skip
+    whole = NEIGHBORHOOD if operator == "NeighborhoodAttention" else WINDOW
+    session = session_of(node_graph(operator, whole, made="qkv", **attributes))
+    rest = {name: value for name, value in whole.items() if name != "qkv"}
+    assert session.run(None, rest | {"shape": np.array(shape)})[0].shape == given
+
+
+@pytest.mark.parametrize("shape", [(1, 2**62 - 2, 0, 8), (1, 2**30 + 1, 0, 8)])
+def test_a_side_that_no_tensor_has_is_refused(session_of: Callable[[bytes], Any], shape: tuple[int, ...]) -> None:
+    attributes = {"stride": 1, "padding": 2, "generation": 1, "bound": 0, "epsilon": 1e-5}
+    session = session_of(node_graph("SamplingPositions", POSITIONS, made="query", gives=1, **attributes))
+    rest = {name: value for name, value in POSITIONS.items() if name != "query"}
+    with pytest.raises(Exception, match=rf"dat\.SamplingPositions: a side of {shape[1]} cells"):
+        session.run(None, rest | {"shape": np.array(shape)})
 
 
 def test_sessions_of_many_threads_share_the_library(session_of: Callable[[bytes], Any]) -> None:

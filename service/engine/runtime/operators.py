@@ -19,22 +19,25 @@ PACKAGE = "dat_operators"
 def kernel_library(device: Device, *, version: int) -> Path:
     """Return the library that a session registers, for a graph of operators of `version`.
 
-    Raises DeviceUnavailable, saying what is missing, where it is not installed, has not that version, or cannot run its
-    kernels on the device.
+    Raises DeviceUnavailable, saying what is missing, where it is not installed, has not that version, cannot run its
+    kernels on the device, or is broken in whatever way.
     """
     try:
         package: Any = importlib.import_module(PACKAGE)
-    except ImportError as error:
-        raise DeviceUnavailable(f"The package {PACKAGE} with its kernels cannot be loaded: {error}.") from error
-    if version != package.VERSION:
-        raise DeviceUnavailable(
-            f"The graph is of version {version} of the operators, and the installed {PACKAGE} has {package.VERSION}."
-        )
+    except Exception as error:  # a package runs code of its own, which may raise anything
+        raise DeviceUnavailable(f"The package {PACKAGE} with its kernels cannot be loaded: {error!r}.") from error
     try:
-        lack: str | None = package.missing(device.index)
+        has: object = package.VERSION
+        lack: object = package.missing(device.index) if has == version else None
+        path = Path(package.library())
     except OSError as error:
         raise DeviceUnavailable(f"The library of {PACKAGE} cannot be loaded: {error}.") from error
+    except Exception as error:  # another package of that name, or a broken one
+        raise DeviceUnavailable(f"The package {PACKAGE} does not say what it has: {error!r}.") from error
+    if has != version:
+        raise DeviceUnavailable(
+            f"The graph is of version {version} of the operators, and the installed {PACKAGE} has {has}."
+        )
     if lack is not None:
         raise DeviceUnavailable(f"{lack}.")
-    path: Path = package.library()
     return path

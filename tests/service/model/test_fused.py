@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from operators import VERSION
 from operators.build import BuildError, build, compiler
@@ -109,6 +113,95 @@ def test_fused_graph_that_computes_something_else_is_not_served(
     assert above == pytest.approx(0, abs=1e-6)
     assert load.facts.form is GraphForm.STANDARD
     assert "does not compute on cuda what it computes on the CPU, in a batch of 1: logits differs" in caplog.text
+
+
+def lies_about_its_output() -> onnx.ModelProto:
+    """The fused graph whose logits are float16."""
+    graph = tiny_fused.graph()
+    for node in graph.graph.node:
+        node.output[:] = ["float32" if name == "logits" else name for name in node.output]
+    graph.graph.node.append(helper.make_node("Cast", ["float32"], ["logits"], to=TensorProto.FLOAT16))
+    (logits,) = [output for output in graph.graph.output if output.name == "logits"]
+    logits.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return graph
+
+
+def without_an_output() -> onnx.ModelProto:
+    """The fused graph without logits."""
+    graph = tiny_fused.graph()
+    kept = [output for output in graph.graph.output if output.name != "logits"]
+    del graph.graph.output[:]
+    graph.graph.output.extend(kept)
+    return graph
+
+
+@pytest.mark.usefixtures("cuda_on_the_cpu")
+@pytest.mark.parametrize(
+    ("fused", "said"),
+    [
+        (lambda: tiny_fused.graph(operator="NoSuchOperator"), "NoSuchOperator"),
+        (lies_about_its_output, r"output logits should be tensor\(float\), not tensor\(float16\)"),
+        (without_an_output, r"output logits should be tensor\(float\), not absent"),
+        (onnx.ModelProto, "cannot be loaded as a model"),
+    ],
+)
+def test_fused_graph_that_is_broken_is_named_and_the_standard_one_serves(
+    tmp_path: Path, library: Path, install: Callable[..., None], caplog: pytest.LogCaptureFixture,
+    fused: Callable[[], onnx.ModelProto], said: str,
+) -> None:  # fmt: skip
+    install(library)
+    directory = tiny_fused.write(tmp_path, fused())
+    load, above = run(directory)
+    assert above == pytest.approx(0, abs=1e-6)
+    assert load.facts.form is GraphForm.STANDARD
+    assert re.search(
+        rf"fused graph, which cannot be run on cuda: .*{said}(?s:.*)Its standard graph is run", caplog.text
+    )
+    with pytest.raises(DeviceUnavailable, match=rf"(?s){said}.*Without strict_device its standard graph would run"):
+        run(directory, strict_device=True)
+
+
+def raising(device_index: int) -> str | None:
+    raise ZeroDivisionError("deep within")
+
+
+@pytest.mark.usefixtures("cuda_on_the_cpu")
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"missing": raising}, "does not say what it has: ZeroDivisionError"),
+        ({"missing": None}, "does not say what it has: TypeError"),
+        ({"library": lambda: None}, "does not say what it has: TypeError"),
+        ({"library": lambda: "/nowhere/libdat_operators.so"}, "libdat_operators.so"),
+        ({"library": lambda: Path(__file__)}, "invalid ELF header|file too short"),
+        ({"VERSION": None}, "has None"),
+        (None, "does not say what it has: AttributeError"),
+    ],
+)
+def test_package_that_is_broken_is_named_and_the_standard_graph_serves(
+    tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    changed: dict[str, object] | None, said: str,
+) -> None:  # fmt: skip
+    package = types.ModuleType(operators.PACKAGE)
+    if changed is not None:
+        package = tiny_fused.package(library, missing=lambda index: None, version=VERSION)
+        package.__dict__.update(changed)
+    monkeypatch.setitem(sys.modules, operators.PACKAGE, package)
+    directory = tiny_fused.write(tmp_path)
+    load, above = run(directory)
+    assert above == pytest.approx(0, abs=1e-6)
+    assert load.facts.form is GraphForm.STANDARD
+    assert re.search(rf"fused graph, which cannot be run on cuda: .*({said}).*Its standard graph is run", caplog.text)
+    with pytest.raises(DeviceUnavailable, match=rf"({said}).*Without strict_device its standard graph would run"):
+        run(directory, strict_device=True)
+
+
+def test_package_that_fails_while_it_is_loaded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dat_operators.py").write_text("1 / 0\n")
+    monkeypatch.delitem(sys.modules, operators.PACKAGE, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DeviceUnavailable, match=r"dat_operators with its kernels cannot be loaded: ZeroDivisionError"):
+        kernel_library(Device("cuda"), version=VERSION)
 
 
 def unloadable(device_index: int) -> str | None:
