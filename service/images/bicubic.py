@@ -65,11 +65,12 @@ def load(path: Path = LIBRARY) -> str | None:
     _Loaded.resize = None
     try:
         library = ctypes.CDLL(str(path))
-    except OSError as error:
+        runs_here = library.dat_bicubic_runs_here()
+    except (OSError, AttributeError) as error:
         return (
             f"Pillow resizes: python -m service.images.native has not made {path.name}, or it does not load ({error})."
         )
-    if not library.dat_bicubic_runs_here():
+    if not runs_here:
         return "Pillow resizes: the processor has no AVX2."
     resize = library.dat_bicubic
     resize.argtypes = [

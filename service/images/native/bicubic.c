@@ -25,6 +25,7 @@ enum {
   TAPS_ACROSS = 4,    // neighbours across that one step takes: 16 bytes of pixels
   TAPS_DOWN = 2,      // and rows down
   BYTES_A_STEP = 16,  // columns down that one step takes
+  LEAST_COLUMNS = (BYTES_A_STEP + CHANNELS - 1) / CHANNELS,
   ALIGNMENT = 64,
 };
 
@@ -261,15 +262,21 @@ static int down_then_across(const uint8_t* in, ptrdiff_t in_bytes, const Plan* p
   return status;
 }
 
+static int lies_inside(int from, int count, int length) {
+  return from >= 0 && count >= 1 && count <= length && from <= length - count;
+}
+
 EXPORTED int dat_bicubic_runs_here(void) { return __builtin_cpu_supports("avx2") != 0; }
 
 // Resize `pixels`, RGBX of width x height in rows without gaps, as far as filled_width x filled_height, of which a last
 // pixel may be a part, to resize_width x resize_height, and write of that the part of crop_width x crop_height at (left,
-// top), RGB, to `out`. UNFIT where a side has fewer pixels than the filter, or the part fewer than six columns.
+// top), RGB, to `out`. UNFIT where a side has fewer pixels than the filter, or the part fewer than six columns, or
+// what Pillow fills with black: places outside.
 EXPORTED int dat_bicubic(const uint8_t* pixels, int width, int height, double filled_width, double filled_height,
                          int resize_width, int resize_height, int left, int top, int crop_width, int crop_height,
                          uint8_t* out) {
-  if (crop_width * CHANNELS < BYTES_A_STEP) return UNFIT;
+  if (crop_width < LEAST_COLUMNS) return UNFIT;
+  if (!lies_inside(left, crop_width, resize_width) || !lies_inside(top, crop_height, resize_height)) return UNFIT;
   Plan plan = {0};
   int status = make_filter(&plan.across, width, filled_width, resize_width, left, crop_width, TAPS_ACROSS);
   if (status == DONE) {

@@ -67,6 +67,28 @@ def in_our_memory(values: NDArray[np.uint8]) -> Image.Image:
     return Image.frombuffer("RGBX", (width, height), bytearray(values.tobytes()), "raw", "RGBX", 0, 1)
 
 
+@pytest.mark.parametrize(
+    ("size", "crop"),
+    [((40, 40), (60, 60)), ((40, 40), (40, 42)), ((40, 40), (42, 40)), ((200, 30), (10, 60)), ((20, 20), (2000, 20))],
+)
+def test_part_that_lies_outside_the_resized_image_is_black_there(
+    library: Path, size: tuple[int, int], crop: tuple[int, int]
+) -> None:
+    image, preprocessing = in_pillows_memory(NOISE[:80, :90]), Preprocessing(size, crop)
+    given = resize_and_crop(image, preprocessing)
+    assert np.array_equal(given, resize_and_crop_with_pillow(image, preprocessing))
+    assert not given[0, 0].any()
+
+
+def test_library_without_the_function_is_named(library: Path) -> None:
+    reason = bicubic.load(Path("libm.so.6"))
+    try:
+        assert reason is not None
+        assert "libm.so.6, or it does not load" in reason
+    finally:
+        bicubic.load(library)
+
+
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     width=SIDES,
