@@ -44,7 +44,7 @@ endif
 MAKEFLAGS += --jobs=2
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export test test-full check format bench bench-model operators-wheel openapi typescript-tools lock clean demo
+.PHONY: help serve export environments test test-full check format bench bench-model operators-wheel openapi typescript-tools lock clean demo
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "%-18s%s\n", $$1, $$2}'
@@ -64,10 +64,12 @@ $(NATIVE): service/images/native/bicubic.c service/images/native/build.py | .ven
 $(REPOSITORY)/$(MODEL):
 	$(MAKE) export
 
-test: .venv/.dev $(NATIVE) $(SERVE_ENV)/.installed .venv/kserve/.installed .venv/ray/.installed typescript-tools  ## Run the tests.
+environments: .venv/.dev $(NATIVE) $(SERVE_ENV)/.installed .venv/kserve/.installed .venv/ray/.installed typescript-tools  ## Install everything that the tests use.
+
+test: environments  ## Run the tests.
 	$(PYTEST) -m "not full" $(ARGS)
 
-test-full: .venv/.dev $(NATIVE) $(SERVE_ENV)/.installed .venv/kserve/.installed .venv/ray/.installed typescript-tools  ## Run all tests: every variant with every sampling strategy too.
+test-full: environments  ## Run all tests: every variant with every sampling strategy too.
 	$(PYTEST) $(ARGS)
 
 check: .venv/.dev  ## Check format, lint, types and import rules; changes nothing.
