@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ from tests.docs.running import lay_out, run_block
 
 # Triton decides when it is imported whether kernels are interpreted, and torch may import it in any test of a process.
 os.environ["TRITON_INTERPRET"] = "1"
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so would the commands that they interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 EXPLAINED = ("dat_tiny", "gridsample")
 """The export of golden weights that has explain.onnx too, which takes as long as the rest of it."""
