@@ -15,12 +15,17 @@ from benchmarks import null_model, scenarios
 from benchmarks.bulk import bulk
 from benchmarks.explaining import explaining
 from benchmarks.machine import describe
+from benchmarks.request_cost import request_cost
 from benchmarks.scenarios import Bench, Result, write_photos
 from benchmarks.several_models import replacing, sharing
 from benchmarks.tables import table
 
-SCENARIOS = scenarios.SCENARIOS | {"explain": explaining, "bulk": bulk, "replacing": replacing, "sharing": sharing}
-_OF_OWN_MODELS = ("null", "null-workers", "replacing", "sharing")
+SCENARIOS = (
+    scenarios.SCENARIOS
+    | {"explain": explaining, "bulk": bulk, "replacing": replacing, "sharing": sharing}
+    | {"request-cost": request_cost}
+)
+_OF_OWN_MODELS = ("null", "null-workers", "request-cost", "replacing", "sharing")
 """Scenarios that make the models which they serve."""
 
 

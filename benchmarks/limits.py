@@ -50,7 +50,7 @@ class Measured:
 class Limits:
     """The decoder and the session without a server."""
 
-    def __init__(self, model: ModelDirectory, files: Sequence[bytes], *, device: str = "cpu") -> None:
+    def __init__(self, model: ModelDirectory, files: Sequence[bytes], *, device: str = "cpu", threads: int = 0) -> None:
         prepare_pillow()
         manifest = model.manifest
         self._files = files
@@ -60,7 +60,11 @@ class Limits:
         self._session = OnnxSession.load(
             model.model_path,
             DeviceOptions(
-                device=device, cuda_graph_outputs=manifest.vectors, buckets=(1,), precision=manifest.precision
+                device=device,
+                threads=threads,
+                cuda_graph_outputs=manifest.vectors,
+                buckets=(1,),
+                precision=manifest.precision,
             ),
             input_shape=self._shape,
             output_names=manifest.output_names,

@@ -27,7 +27,7 @@ from typing import Any
 import uvloop
 
 from benchmarks.connections import Clients, Request
-from benchmarks.processes import cpu_seconds
+from benchmarks.processes import ThreadUse, cpu_seconds, thread_uses
 
 ANSWERED = 200
 PRIORITIES = ("interactive", "bulk")
@@ -73,6 +73,8 @@ class Window:
     server_pid: int | None
     requests: list[Request] = field(default_factory=list)
     cpu_s: dict[str, float] = field(default_factory=dict)
+    threads: dict[str, ThreadUse] = field(default_factory=dict)
+    """Of the server."""
 
     def read_cpu(self) -> dict[str, float]:
         """Return the CPU seconds that this process, and the server with its children, have used."""
@@ -84,9 +86,15 @@ class Window:
     async def watch(self) -> None:
         """Note the CPU times that fall into the window."""
         await asyncio.sleep(self.began_s - time.monotonic())
-        before = self.read_cpu()
+        before, threads_before = self.read_cpu(), self.read_threads()
         await asyncio.sleep(self.ended_s - time.monotonic())
         self.cpu_s = {name: used_s - before[name] for name, used_s in self.read_cpu().items()}
+        none = ThreadUse(0.0, 0)
+        self.threads = {name: use - threads_before.get(name, none) for name, use in self.read_threads().items()}
+
+    def read_threads(self) -> dict[str, ThreadUse]:
+        """Return what the threads of the server and its children have used, by name."""
+        return {} if self.server_pid is None else thread_uses(self.server_pid)
 
 
 async def closed_loop(address: tuple[str, int], shape: Shape, window: Window, *, concurrency: int) -> None:
@@ -200,6 +208,14 @@ def report(window: Window) -> dict[str, Any]:
         "cpu_share": {name: round(used_s / duration_s, 4) for name, used_s in window.cpu_s.items()},
         "cpu_ms_per_answer": {
             name: round(used_s * 1000 / answered, 4) for name, used_s in window.cpu_s.items() if answered
+        },
+        "server_threads": {
+            name: {
+                "cpu_ms_per_answer": round(use.cpu_s * 1000 / answered, 4),
+                "switches_per_answer": round(use.switches / answered, 2),
+            }
+            for name, use in window.threads.items()
+            if answered and use.cpu_s > 0
         },
     }
 

@@ -48,6 +48,43 @@ def export_command(variant: str, seed: int, repository: Path, name: str, args: s
 
 
 @dataclass(frozen=True, slots=True)
+class ThreadUse:
+    """What threads have used since they began."""
+
+    cpu_s: float
+    switches: int
+    """Times that one of them gave up the processor, or lost it."""
+
+    def __add__(self, other: ThreadUse) -> ThreadUse:
+        return ThreadUse(self.cpu_s + other.cpu_s, self.switches + other.switches)
+
+    def __sub__(self, other: ThreadUse) -> ThreadUse:
+        return ThreadUse(self.cpu_s - other.cpu_s, self.switches - other.switches)
+
+
+def thread_uses(pid: int) -> dict[str, ThreadUse]:
+    """Return what the threads of a process and its living descendants have used, by the names that the kernel has.
+
+    Threads whose names differ in a number at their end alone are counted together. A process's first thread, whose
+    name is the program's, is `main`.
+    """
+    uses: dict[str, ThreadUse] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            name = "main" if task.name == str(pid) else (task / "comm").read_text().strip().rstrip("0123456789-")
+            cpu_ns = int((task / "schedstat").read_text().split()[0])
+            status = (task / "status").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended meanwhile
+        switches = sum(int(line.split()[1]) for line in status if "ctxt_switches" in line)
+        uses[name] = uses.get(name, ThreadUse(0.0, 0)) + ThreadUse(cpu_ns / 1e9, switches)
+    for child in children_of(pid):
+        for name, use in thread_uses(child).items():
+            uses[name] = uses.get(name, ThreadUse(0.0, 0)) + use
+    return uses
+
+
+@dataclass(frozen=True, slots=True)
 class RunningServer:
     """A server that is ready."""
 
@@ -58,16 +95,23 @@ class RunningServer:
 
 @contextlib.contextmanager
 def server(repository: Path, model: str, *, port: int, options: Sequence[str] = ()) -> Iterator[RunningServer]:
-    """Run a server until it is ready, and end it afterwards; raises RuntimeError where it does not come up.
+    """Run the service until it is ready, and end it afterwards; raises as `running` does."""
+    command = [sys.executable, "-m", "service", "--repository", str(repository), "--model", model]
+    with running([*command, "--log-level", "warning", *options], port=port) as target:
+        yield target
 
-    The port must be free: another server there would be measured in this one's place.
+
+@contextlib.contextmanager
+def running(command: Sequence[str], *, port: int) -> Iterator[RunningServer]:
+    """Run a server, which is told `--port`, until it is ready, and end it afterwards.
+
+    Raises RuntimeError where it does not come up. The port must be free: another server there would be measured in this
+    one's place.
     """
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise RuntimeError(f"port {port} is taken by another server; choose one with --port")
-    command = [sys.executable, "-m", "service", "--repository", str(repository), "--model", model]
-    command += ["--port", str(port), "--log-level", "warning", *options]
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen([*command, "--port", str(port)]) as process:
         try:
             _wait_until_ready("127.0.0.1", port, process)
             yield RunningServer("127.0.0.1", port, process.pid)

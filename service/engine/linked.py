@@ -26,6 +26,7 @@ from service.engine.records import RecordSocket, Reply, ReplyKind, Request, Requ
 from service.engine.shared import Geometry, SharedSlots
 from service.engine.types import Completion, EngineState, Outputs, Pixels, Session, Shape, WorkItem
 from service.errors import StartupError
+from service.threads import NamedThread
 
 _log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class LinkedEngine:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._ending = False
         self._core: EngineCore
-        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        self._thread = NamedThread(target=self._main, name="engine", daemon=True)
 
     def start(self) -> None:
         """Begin to load."""

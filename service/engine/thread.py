@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from service.engine.core import EngineCore
 from service.engine.types import Completion
+from service.threads import NamedThread
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class EngineThread:
         self._inbox: list[Command] = []
         self._ending = False
         # A daemon, so that a run that never returns cannot keep the process from ending.
-        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        self._thread = NamedThread(target=self._main, name="engine", daemon=True)
 
     def start(self) -> None:
         """Begin to load."""

@@ -24,6 +24,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from service.engine.turns import Turns
 from service.engine.types import Priority
+from service.threads import NamedThread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,7 +85,7 @@ class DecodePool:
         """Wake a thread for what waits, and start one where too few sleep; called with the lock."""
         self._changed.notify()
         if sum(map(len, self._waiting.values())) > self._idle and len(self._threads) < self._most_threads:
-            thread = threading.Thread(target=self._serve, name=f"decode-{next(self._numbers)}", daemon=True)
+            thread = NamedThread(target=self._serve, name=f"decode-{next(self._numbers)}", daemon=True)
             self._threads.add(thread)
             thread.start()
 
