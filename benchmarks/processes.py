@@ -23,7 +23,8 @@ def children_of(pid: int) -> list[int]:
     """Return the processes that a process has started and that live."""
     children = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        children += [int(child) for child in (task / "children").read_text().split()]
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            children += [int(child) for child in (task / "children").read_text().split()]
     return children
 
 

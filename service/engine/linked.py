@@ -22,11 +22,11 @@ from service.engine.board import EngineRow
 from service.engine.core import EngineCore, EngineObserver
 from service.engine.device_turns import Contender
 from service.engine.graphs import Graph
+from service.engine.named_thread import NamedThread
 from service.engine.records import RecordSocket, Reply, ReplyKind, Request, RequestKind, reply_for, work_item
 from service.engine.shared import Geometry, SharedSlots
 from service.engine.types import Completion, EngineState, Outputs, Pixels, Session, Shape, WorkItem
 from service.errors import StartupError
-from service.threads import NamedThread
 
 _log = logging.getLogger(__name__)
 

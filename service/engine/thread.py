@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from service.engine.core import EngineCore
+from service.engine.named_thread import NamedThread
 from service.engine.types import Completion
-from service.threads import NamedThread
 
 _log = logging.getLogger(__name__)
 

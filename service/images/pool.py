@@ -22,9 +22,9 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from service.engine.named_thread import NamedThread
 from service.engine.turns import Turns
 from service.engine.types import Priority
-from service.threads import NamedThread
 
 P = ParamSpec("P")
 T = TypeVar("T")

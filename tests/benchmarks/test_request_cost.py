@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from benchmarks.processes import ThreadUse, thread_uses
-from service.threads import NamedThread
+from service.engine.named_thread import NamedThread
 
 
 def free_port_before_a_free_one() -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.threads import NamedThread
+from service.engine.named_thread import NamedThread
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux has /proc")
