@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,13 @@ def request_cost(bench: Bench) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         null_model.write(Path(folder))
         bench = replace(bench, repository=Path(folder), model=null_model.NAME)
-        limits = Limits(select_model(bench.repository, name=bench.model), _contents(bench), threads=1)
+        photos = [path.read_bytes() for path in bench.files]
+        limits = Limits(select_model(bench.repository, name=bench.model), photos, threads=1)
         with bench.serve("--workers", str(bench.workers), "--threads", "1", "--no-explain") as target:
             answer = Path(folder) / "answer.json"
-            answer.write_bytes(_answer_of(target, _contents(bench)[0]))
-            with _bare(answer, bench.port + 1) as bare:
+            answer.write_bytes(_answer_of(target, photos[0]))
+            command = [sys.executable, "-m", "benchmarks.bare_app", "--answer", str(answer)]
+            with running(command, port=bench.port + 1) as bare:
                 rounds = [_round(bench, limits, target, bare) for _ in range(bench.rounds + 1)][1:]  # one warms up
     floors: dict[str, Any] = {}
     for name in ("decoder", "session"):
@@ -45,10 +46,6 @@ def request_cost(bench: Bench) -> Result:
     return {"limits": floors, "rows": [_row(count, rounds) for count in bench.concurrency]}
 
 
-def _contents(bench: Bench) -> list[bytes]:
-    return [path.read_bytes() for path in bench.files]
-
-
 def _answer_of(target: RunningServer, photo: bytes) -> bytes:
     """Return what the server answers to a photo."""
     connection = http.client.HTTPConnection(target.host, target.port)
@@ -57,10 +54,6 @@ def _answer_of(target: RunningServer, photo: bytes) -> bytes:
         if response.status != http.HTTPStatus.OK:
             raise RuntimeError(f"the server answered {response.status} to a photo: {response.read()!r}")
         return response.read()
-
-
-def _bare(answer: Path, port: int) -> AbstractContextManager[RunningServer]:
-    return running([sys.executable, "-m", "benchmarks.bare_app", "--answer", str(answer)], port=port)
 
 
 def _round(bench: Bench, limits: Limits, target: RunningServer, bare: RunningServer) -> dict[str, Any]:
