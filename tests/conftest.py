@@ -13,6 +13,7 @@ from typing import Protocol
 import pytest
 from filelock import FileLock
 
+from operators.build import BuildError, build, compiler
 from tests.docs.pages import blocks_run_by
 from tests.docs.running import lay_out, run_block
 
@@ -31,6 +32,16 @@ class ExportOnce(Protocol):
     """Gives the repository that holds a variant; a sampling strategy is for any but the demo."""
 
     def __call__(self, name: str, sampling: str = "gridsample") -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library of the operators with its code for the CPU alone; skipped where there is no compiler."""
+    try:
+        compiler()
+    except BuildError as missing:
+        pytest.skip(str(missing))
+    return build(tmp_path_factory.mktemp("operators") / "libdat_operators.so")
 
 
 @pytest.fixture(scope="session", autouse=True)

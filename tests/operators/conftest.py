@@ -1,4 +1,4 @@
-"""The library, built once for the tests of a process, and graphs of one node."""
+"""Graphs of one node, and sessions of them with the library."""
 
 from __future__ import annotations
 
@@ -14,20 +14,9 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from operators import DOMAIN, VERSION
-from operators.build import BuildError, build, compiler
 
 Arrays = dict[str, NDArray[Any]]
 Run = Callable[..., list[NDArray[Any]]]
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library, compiled; skipped where there is no compiler."""
-    try:
-        compiler()
-    except BuildError as missing:
-        pytest.skip(str(missing))
-    return build(tmp_path_factory.mktemp("operators") / "libdat_operators.so")
 
 
 def node_graph(

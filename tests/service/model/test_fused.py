@@ -15,7 +15,6 @@ import pytest
 from onnx import TensorProto, helper
 
 from operators import VERSION
-from operators.build import BuildError, build, compiler
 from service.engine.runtime import operators
 from service.engine.runtime.operators import kernel_library
 from service.engine.runtime.options import Device
@@ -27,16 +26,6 @@ from service.settings import Settings
 from tests.service import tiny_fused, tiny_model
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, tiny_model.SIZE, tiny_model.SIZE, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library with its code for the CPU alone."""
-    try:
-        compiler()
-    except BuildError as missing:
-        pytest.skip(str(missing))
-    return build(tmp_path_factory.mktemp("operators") / "libdat_operators.so")
 
 
 @pytest.fixture
