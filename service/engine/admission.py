@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.engine.turns import BULK_EVERY
 from service.engine.types import Priority
@@ -30,8 +31,7 @@ _RETRY_AFTER_S = (1.0, 60.0)
 """The least and the most that a refused caller is asked to wait."""
 
 
-@dataclass(frozen=True, slots=True)
-class Backlog:
+class Backlog(NamedTuple):
     """Images admitted and not yet answered, by priority, from being decoded to running."""
 
     interactive: float = 0

@@ -323,17 +323,18 @@ class EngineClient(ABC):
         return self._answers(call, deadline_s)
 
     async def _answers(self, call: _Call, deadline_s: float) -> list[Answer]:
-        expired = False
+        timer: asyncio.TimerHandle | None = None
+        if deadline_s < math.inf:
+            loop, left_s = asyncio.get_running_loop(), max(deadline_s - self._clock(), 0.0)
+            timer = loop.call_later(left_s, lambda: call.fail(DeadlineExceeded(_LATE)))
         try:
-            async with asyncio.timeout(deadline_s - self._clock()):
-                return await call.answered
-        except TimeoutError:
-            expired = True
-            raise DeadlineExceeded(_LATE) from None
+            return await call.answered
         finally:
+            if timer is not None:
+                timer.cancel()
             unended = [ticket for ticket in call.tickets if self._calls.pop(ticket, None)]
             # The batcher drops the expired by itself, whoever noticed first that they are.
-            if unended and not expired and self._clock() < deadline_s:
+            if unended and self._clock() < deadline_s:
                 self._cancel(unended)
 
     # Transport: what the shapes provide, and what they report.

@@ -90,7 +90,12 @@ class SlotPool:
             raise ValueError(f"the pool needs uint8 {wanted}, not {self._memory.dtype} {self._memory.shape}")
         strides = (self.slot_bytes, width * 3, 3, 1)
         self._own_pixels = np.lib.stride_tricks.as_strided(self._memory, (slots, height, width, 3), strides)
-        self._states = np.full(slots, SlotState.FREE, np.uint8) if states is None else states
+        self._states = (np.full(slots, SlotState.FREE, np.uint8) if states is None else states).data
+        """As plain numbers: to take one out of an array costs as much as all the rest of a move."""
+        self.slots = slots
+        """How many slots there are."""
+        self.in_use = 0
+        """How many of them are not FREE."""
         # The last slot freed is the next one taken: its memory is warm, and rarely needed slots stay untouched.
         self._free = list(range(slots - 1, -1, -1))
         self._others: dict[int, Shape] = {}
@@ -113,19 +118,9 @@ class SlotPool:
         return np.frombuffer(self._map, np.uint8).reshape(slots, self.slot_bytes)
 
     @property
-    def slots(self) -> int:
-        """How many slots there are."""
-        return len(self._states)
-
-    @property
     def free(self) -> int:
         """How many of them are FREE."""
-        return len(self._free)
-
-    @property
-    def in_use(self) -> int:
-        """How many of them are not FREE."""
-        return self.slots - self.free
+        return self.slots - self.in_use
 
     def state(self, slot: int) -> SlotState:
         """Return the state of a slot."""
@@ -157,7 +152,8 @@ class SlotPool:
         if shape is not None and pixels_of(shape) > self.max_pixels:
             raise SlotStateError(f"a slot has room for {self.max_pixels} pixels, and {shape} has more")
         taken = [self._free.pop() for _ in range(n)]
-        self._states[taken] = SlotState.FILLING
+        self.in_use += n
+        self._set(taken, SlotState.FILLING)
         if shape is not None and shape != self.own_shape:
             self._others.update(dict.fromkeys(taken, shape))
             self._other_pixels += n * pixels_of(shape)
@@ -191,9 +187,7 @@ class SlotPool:
         """Client: give slots back to the pool, FILLING or DONE to FREE."""
         for slot in slots:
             self._move((slot,), (SlotState.FILLING, SlotState.DONE), SlotState.FREE)
-            self._delivered.pop(slot, None)
-            self._forget_shape(slot)
-            self._free.append(slot)
+            self._take_back(slot)
 
     def owned_by_engine(self, slots: Iterable[int] | None = None) -> list[int]:
         """Client: return the slots (of all, by default) that are in an engine's hands, or have just left them."""
@@ -203,12 +197,17 @@ class SlotPool:
     def reclaim(self, slots: Iterable[int] | None = None) -> list[int]:
         """Client: take back and return the slots (of all, by default) that an engine owned which is no more."""
         owned = self.owned_by_engine(slots)
-        self._states[owned] = SlotState.FREE
-        self._free.extend(owned)
+        self._set(owned, SlotState.FREE)
         for slot in owned:
-            self._delivered.pop(slot, None)
-            self._forget_shape(slot)
+            self._take_back(slot)
         return owned
+
+    def _take_back(self, slot: int) -> None:
+        """Put a slot that has become FREE among those that are."""
+        self._delivered.pop(slot, None)
+        self._forget_shape(slot)
+        self._free.append(slot)
+        self.in_use -= 1
 
     def _forget_shape(self, slot: int) -> None:
         """Give back what an image of another shape touched beyond the pages that one of the model's own would."""
@@ -225,10 +224,14 @@ class SlotPool:
         self._map.madvise(mmap.MADV_DONTNEED, at, size)
 
     def _move(self, slots: Iterable[int], allowed: Sequence[SlotState], to: SlotState) -> None:
+        states = self._states
         for slot in slots:
-            state = self.state(slot)
-            if state not in allowed:
-                raise SlotStateError(f"slot {slot} is {state.name} and cannot become {to.name}")
+            if states[slot] not in allowed:
+                raise SlotStateError(f"slot {slot} is {self.state(slot).name} and cannot become {to.name}")
+            states[slot] = to
+
+    def _set(self, slots: Iterable[int], to: SlotState) -> None:
+        for slot in slots:
             self._states[slot] = to
 
 

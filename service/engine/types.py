@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -44,8 +43,7 @@ class EngineState(enum.Enum):
     DEAD = "dead"
 
 
-@dataclass(frozen=True, slots=True)
-class WorkItem:
+class WorkItem(NamedTuple):
     """One image that waits for a run of `graph`, a graph's key: its pixels lie in `slot`, it is due by `deadline_s`."""
 
     ticket: int
@@ -97,8 +95,7 @@ class Completion(NamedTuple):
     end: Run | Failure
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """The engine's answer for one image: each output asked for, without its batch axis, and the run that gave it."""
 
     outputs: Outputs

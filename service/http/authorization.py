@@ -19,7 +19,7 @@ def authorize(request: Request, service: Service) -> None:
     keys = service.settings.api_keys
     if not keys:
         return
-    place = find_key(keys, request.headers.get("authorization", ""))
+    place = find_key(keys, context_of(request).headers.get("authorization", ""))
     context = context_of(request)
     context.key = keys[place]
     context.at_end = service.key_limits.begin(place)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 from service.access.keys import ApiKey
 from service.http.in_flight import Work
@@ -25,6 +26,8 @@ class RequestContext:
     path: str = ""
     """The path as received, with the root path or without; that of the scope may be rewritten on the way."""
     root_path: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """As `headers_of` gives them."""
     code: str = "ok"
     key: ApiKey | None = None
     """The API key that it bears, where keys are configured."""
@@ -47,5 +50,13 @@ class RequestContext:
 
 def context_of(request: Request) -> RequestContext:
     """Return the context that the middleware made for a request."""
-    context: RequestContext = request.state.context
+    context: RequestContext = request.scope["state"]["context"]
     return context
+
+
+def headers_of(scope: Scope) -> dict[str, str]:
+    """Return a request's headers by their names in lower case: of one that was sent several times the first.
+
+    Looked at a dozen times a request, which costs a scan of them all each time where the framework does it.
+    """
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}

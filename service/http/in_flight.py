@@ -6,6 +6,9 @@ place. What a thread or the engine computes for it by then cannot be stopped, an
 
 Invariants: a request ends early at most once, by the first reason; when its answer begins, nothing ends it any more;
 the timer and the task that watch over it end with it.
+
+Where the server says itself when a client goes (`Departure`, in the scope of a request), that is listened to; where it
+does not, as under a test's transport or Ray's proxy, a task waits for its message.
 """
 
 from __future__ import annotations
@@ -13,11 +16,38 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from types import TracebackType
 
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from service.errors import Cancelled, DeadlineExceeded, NotReady, ServiceError
+
+DEPARTURE = "dat_serve.departure"
+"""Under `state` in a request's scope: its Departure."""
+
+
+class Departure:
+    """Told by the server when the client of a request has gone; tells one who wants to know, at once or later."""
+
+    __slots__ = ("_listener", "has_happened")
+
+    def __init__(self) -> None:
+        self.has_happened = False
+        self._listener: Callable[[], None] | None = None
+
+    def happen(self) -> None:
+        """Note that the client has gone; more than once is once."""
+        self.has_happened = True
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener()
+
+    def tell(self, listener: Callable[[], None] | None) -> None:
+        """Have `listener` called when the client goes, in place of another; None for nobody any more."""
+        self._listener = listener
+        if self.has_happened and listener is not None:
+            self.happen()
 
 
 class InFlight:
@@ -55,7 +85,10 @@ class Work:
     Leaving it raises the reason for which the work was ended early, if it was, in place of the cancellation.
     """
 
-    __slots__ = ("_cancelling", "_in_flight", "_is_open", "_reason", "_task", "_timer", "_watching", "deadline_s")
+    __slots__ = (
+        *("_cancelling", "_departure", "_in_flight", "_is_open", "_reason", "_task", "_timer", "_watching"),
+        "deadline_s",
+    )
 
     def __init__(self, in_flight: InFlight) -> None:
         self.deadline_s = math.inf
@@ -67,6 +100,7 @@ class Work:
         self._cancelling = 0
         self._timer: asyncio.TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._departure: Departure | None = None
 
     def __enter__(self) -> Work:
         self._in_flight.enter(self)
@@ -98,9 +132,14 @@ class Work:
                 self._timer.cancel()
             self._set_timer()
 
-    def watch(self, receive: Receive) -> None:
+    def watch(self, scope: Scope, receive: Receive) -> None:
         """End the work when the client goes away; its body must have been read, and nobody else may receive."""
-        if self._is_open and self._watching is None:
+        if not self._is_open or self._watching is not None:
+            return
+        self._departure = scope["state"].get(DEPARTURE)
+        if self._departure is not None:
+            self._departure.tell(self._client_went)
+        else:
             self._watching = asyncio.create_task(self._end_with_client(receive))
 
     def end(self, reason: ServiceError) -> None:
@@ -118,6 +157,8 @@ class Work:
             self._timer.cancel()
         if self._watching is not None:
             self._watching.cancel()
+        if self._departure is not None:
+            self._departure.tell(None)
 
     def _set_timer(self) -> None:
         left_s = max(self.deadline_s - time.monotonic(), 0.0)
@@ -133,6 +174,9 @@ class Work:
     async def _end_with_client(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        self._client_went()
+
+    def _client_went(self) -> None:
         self.end(Cancelled("The client went away before its answer."))
 
 

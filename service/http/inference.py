@@ -76,10 +76,10 @@ async def infer(
 
     `check` sees what was decoded before anything is inferred, and may raise.
     """
-    plan = plan_body(request, service.body_limits)
     context, priority = context_of(request), parameters.engine_priority
+    plan = plan_body(context.headers, service.body_limits)
     check_room(context, served, priority, preprocessing.crop)
-    images = await plan.read(request)
+    images = await plan.read(request.receive, context.work)
     skip_bad = parameters.on_error == "skip"
     return await infer_images(
         context,
@@ -119,7 +119,7 @@ async def infer_images(
     deadline_s = context.work.deadline_s
     shape = preprocessing.crop
     with served.engine.reserve(len(images), priority=priority, deadline_s=deadline_s, shape=shape) as reservation:
-        decoding, faults = await _decode(pool, served, reservation, images, priority, preprocessing)
+        decoding, faults = await _decode(pool, reservation, images, priority, preprocessing)
         context.stages.decoding = decoding.values()
         for fault in faults.values():
             served.metrics.images_ended(fault.code)
@@ -136,15 +136,14 @@ async def infer_images(
 
 async def _decode(
     pool: DecodePool,
-    served: Served,
     reservation: Reservation,
     images: Sequence[ImageSource],
     priority: Priority,
     preprocessing: Preprocessing,
 ) -> tuple[dict[int, ImageTimings], dict[int, ImageFault]]:
     """Decode every image into its slot, as many at once as the pool has threads."""
-    run, metrics = pool.run, served.metrics
-    ends = await asyncio.gather(*(run(priority, _decode_one, image, reservation, preprocessing) for image in images))
+    running = [pool.run(priority, _decode_one, image, reservation, preprocessing) for image in images]
+    ends = [await running[0]] if len(running) == 1 else await asyncio.gather(*running)
     decoding: dict[int, ImageTimings] = {}
     faults: dict[int, ImageFault] = {}
     for image, end in zip(images, ends, strict=True):
@@ -152,8 +151,6 @@ async def _decode(
             faults[image.index] = end
         else:
             decoding[image.index] = end
-            metrics.stage_took("decode", end.decode_s)
-            metrics.stage_took("preprocess", end.preprocess_s)
     return decoding, faults
 
 

@@ -13,21 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import NotReady, ServiceError
-from service.http.context import RequestContext, context_of
+from service.http.context import RequestContext, context_of, headers_of
 from service.http.in_flight import InFlight, Work
 from service.http.problems import (
     ProblemResponse,
@@ -39,7 +38,7 @@ from service.http.problems import (
 from service.http.root_path import below
 from service.http.security_headers import SecurityHeaders
 from service.telemetry.logs import ACCESS_LOGGER, current_request_id
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import EndedRequest, Metrics
 from service.telemetry.stages import Stages
 from service.telemetry.tracing import Tracer
 
@@ -48,6 +47,8 @@ LINGER_S = 2.0
 UNMATCHED = "unmatched"
 """The route of requests that took none."""
 
+_REQUEST_ID_NAME = REQUEST_ID_HEADER.lower()
+_REQUEST_ID_RAW = _REQUEST_ID_NAME.encode()
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _log = logging.getLogger(__name__)
 _access_log = logging.getLogger(ACCESS_LOGGER)
@@ -84,24 +85,26 @@ def _as_asked(problem: ProblemResponse, context: RequestContext) -> Response:
     return problem.under(below(context.path, context.root_path), root_path=context.root_path)
 
 
-def request_id_of(headers: Headers) -> str:
+def request_id_of(headers: Mapping[str, str]) -> str:
     """Return the caller's request id where it is 1 to 128 visible ASCII characters, else a new one."""
-    given = headers.get(REQUEST_ID_HEADER, "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    given = headers.get(_REQUEST_ID_NAME, "")
+    return given if given and _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
 
 
 class _Exchange:
     """One request and its response as they pass: what was received, what was sent, and how the connection ends."""
 
     def __init__(
-        self, context: RequestContext, headers: Headers, security: SecurityHeaders, receive: Receive, send: Send
+        self, context: RequestContext, scope: Scope, security: SecurityHeaders, receive: Receive, send: Send
     ) -> None:
         self._context = context
+        self._scope = scope
         self._security = security
         self._receive = receive
         self._send = send
+        headers = context.headers
         self._body_pending = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
-        self._awaits_continue = headers.get("expect", "").lower() == "100-continue"
+        self._awaits_continue = "expect" in headers and headers["expect"].lower() == "100-continue"
         self.status: int | None = None
         self.lingers = True
         """Whether there is time to read what the client still sends after its answer."""
@@ -111,26 +114,33 @@ class _Exchange:
         message = await self._receive()
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._body_pending = False
-            self._context.work.watch(self._receive)
+            self._context.work.watch(self._scope, self._receive)
         return message
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._context.work.close()
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers[REQUEST_ID_HEADER] = self._context.request_id
-            if self.status >= 400 and "Server-Timing" not in headers:
-                headers["Server-Timing"] = f"total;dur={(time.monotonic() - self._context.stages.started_s) * 1000:.3f}"
-            if self._body_pending:
-                headers["Connection"] = "close"
-            self._security.complete(headers.raw)
+            message["headers"] = self._complete([*message.get("headers", ())])
         elif self._body_pending and not self._awaits_continue and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             if self.lingers:
                 await self._linger()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
+
+    def _complete(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Add what every answer bears; names are in lower case, as ASGI has them."""
+        context = self._context
+        headers.append((_REQUEST_ID_RAW, context.request_id.encode()))
+        if self.status is not None and self.status >= 400 and all(name != b"server-timing" for name, _ in headers):
+            total_ms = (time.monotonic() - context.stages.started_s) * 1000
+            headers.append((b"server-timing", f"total;dur={total_ms:.3f}".encode()))
+        if self._body_pending:
+            headers = [header for header in headers if header[0] != b"connection"]
+            headers.append((b"connection", b"close"))
+        self._security.complete(headers)
+        return headers
 
     async def _linger(self) -> None:
         try:
@@ -174,16 +184,17 @@ class RequestContextMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers = headers_of(scope)
         context = RequestContext(
             request_id_of(headers),
             Stages(time.monotonic()),
             Work(self._in_flight),
             path=scope["path"],
             root_path=scope.get("root_path", ""),
+            headers=headers,
         )
         scope.setdefault("state", {})["context"] = context
-        exchange = _Exchange(context, headers, self._security, receive, send)
+        exchange = _Exchange(context, scope, self._security, receive, send)
         served = current_request_id.set(context.request_id)
         self._metrics.request_began()
         try:
@@ -230,8 +241,10 @@ class RequestContextMiddleware:
         stages, ended_s = context.stages, time.monotonic()
         duration_s = ended_s - stages.started_s
         route = getattr(scope.get("route"), "path", UNMATCHED)
+        # A thread may have made an answer that nobody waited for.
+        stages_s = stages.durations_s if model is not None and context.code == "ok" else None
         self._metrics.request_ended(
-            route=route, status=status or 0, code=context.code, duration_s=duration_s, model=model
+            EndedRequest(route, status or 0, context.code, duration_s, model, tuple(stages.decoding), stages_s or None)
         )
         fields: dict[str, object] = {
             "method": scope["method"],
@@ -247,9 +260,7 @@ class RequestContextMiddleware:
             fields["model"], fields["version"] = served.name, served.version
         if context.images is not None:
             fields["images"] = context.images
-        # A thread may have made an answer that nobody waited for.
-        if model is not None and stages.durations_s and context.code == "ok":
-            model.request_inferred(stages.durations_s)
+        if stages_s:
             fields["timings_ms"] = stages.durations_ms
         _access_log.info("request", extra={"fields": fields})
         if self._tracer is not None:

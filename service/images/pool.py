@@ -83,8 +83,9 @@ class DecodePool:
 
     def _find_hands(self) -> None:
         """Wake a thread for what waits, and start one where too few sleep; called with the lock."""
-        self._changed.notify()
-        if sum(map(len, self._waiting.values())) > self._idle and len(self._threads) < self._most_threads:
+        if self._idle:
+            self._changed.notify()
+        if len(self._threads) < self._most_threads and sum(map(len, self._waiting.values())) > self._idle:
             thread = NamedThread(target=self._serve, name=f"decode-{next(self._numbers)}", daemon=True)
             self._threads.add(thread)
             thread.start()
@@ -148,6 +149,8 @@ class DecodePool:
 
 class _Work(Generic[T]):
     """A call that a thread makes once, and the future of how it ends, which belongs to the loop that asked."""
+
+    __slots__ = ("_call", "_loop", "ended")
 
     def __init__(self, call: Callable[[], T]) -> None:
         self._loop = asyncio.get_running_loop()

@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+import orjson
+
 ACCESS_LOGGER = "service.access"
 
 current_request_id: ContextVar[str | None] = ContextVar("current_request_id", default=None)
@@ -61,7 +63,10 @@ class JsonFormatter(_Formatter):
         }
         if exception := self.exception(record):
             line["exception"] = exception
-        return json.dumps(line, ensure_ascii=False, default=str)
+        try:
+            return orjson.dumps(line, default=str).decode()
+        except orjson.JSONEncodeError:  # for whole numbers of more than 64 bits, and text that UTF-8 has no form for
+            return json.dumps(line, ensure_ascii=False, default=str)
 
 
 class TextFormatter(_Formatter):
@@ -105,5 +110,8 @@ def configure_logging(
     destination.setFormatter(JsonFormatter(process) if form == "json" else TextFormatter(process))
     logging.basicConfig(level=level.upper(), handlers=[destination], force=True)
     logging.captureWarnings(True)
+    # What no line says need not be found out for each: where it was written, and in which thread and process.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.getLogger("PIL").setLevel(logging.WARNING)  # its debug lines hold the images' metadata
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings quote what they found in a body

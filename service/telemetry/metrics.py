@@ -1,7 +1,9 @@
 """What the service counts and times, in Prometheus terms, with a registry of its own for each application.
 
 Implements the engine's observer: those methods are called in the engine's thread, the others on the event loop;
-prometheus_client's metrics are safe in both. Durations are in seconds. `code` is `ok` or the stable code of an error.
+prometheus_client's metrics are safe in both. Requests are counted as they end where nothing else is in flight, and
+several together under load: to count each would be a tenth of what a request costs beside its image. Durations are in
+seconds. `code` is `ok` or the stable code of an error.
 What is of one version of a model says so in the labels `model` and `version`, which are empty where a request came to
 none. Prometheus takes an empty label for an absent one.
 
@@ -12,13 +14,14 @@ engines' states, is of `telemetry.collectors`.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
@@ -26,6 +29,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 
 from service.engine.core import DropReason
+from service.images.preprocessing import ImageTimings
 from service.telemetry.collectors import (
     ModelGauges,
     ReadAtScrape,
@@ -37,6 +41,12 @@ from service.telemetry.collectors import (
 )
 from service.telemetry.series import Batches, Images, Loads, Requests
 
+_SETTLED_REQUESTS = 64
+"""How many are counted together at most."""
+_SETTLED_S = 1.0
+"""How long the first of them waits at most, while others end: what other processes show is so old."""
+
+KeyT = TypeVar("KeyT")
 LoadOutcome = Literal["loaded", "failed", "unloaded"]
 
 
@@ -71,6 +81,20 @@ class _EndedRequests:
         self.failed_s = requests.failed_s.under(*labels)
 
 
+class EndedRequest(NamedTuple):
+    """An answered, or dropped, request; of which version of which model it was, if of any."""
+
+    route: str
+    status: int
+    code: str
+    duration_s: float
+    model: ModelMetrics | None = None
+    decoding: Sequence[ImageTimings] = ()
+    """Of its images, those that could be decoded."""
+    stages_s: Mapping[str, float] | None = None
+    """Where its time went, of one that inferred and was answered."""
+
+
 class ModelMetrics:
     """What is counted of one version of a model; the engine's observer, and told of its requests' images."""
 
@@ -92,16 +116,17 @@ class ModelMetrics:
         """Count images by how they ended."""
         self._images_ended.of(outcome).inc(count)
 
-    def stage_took(self, stage: str, duration_s: float) -> None:
-        """Record one duration of a stage."""
-        self._stage_s.of(stage).observe(duration_s)
-
-    def request_inferred(self, stages_s: Mapping[str, float]) -> None:
-        """Record where the time of an answered inference request went."""
+    def requests_inferred(self, stages_s: Sequence[Mapping[str, float]]) -> None:
+        """Record where the time of answered inference requests went."""
         for stage in ("postprocess", "total"):
-            self.stage_took(stage, stages_s[stage])
-        for stage, duration_s in stages_s.items():
-            self._request_stage_s.of(stage).inc(duration_s)
+            self._stage_s.of(stage).observe_all([each[stage] for each in stages_s])
+        for stage in stages_s[0]:
+            self._request_stage_s.of(stage).inc(sum([each[stage] for each in stages_s]))
+
+    def images_decoded(self, timings: Sequence[ImageTimings]) -> None:
+        """Record how long images took to be decoded and preprocessed."""
+        self._stage_s.of("decode").observe_all([each.decode_s for each in timings])
+        self._stage_s.of("preprocess").observe_all([each.preprocess_s for each in timings])
 
     def batch_ran(self, *, bucket: int, queue_s: Sequence[float], inference_s: float) -> None:
         """Record a run of the model; `queue_s` has one entry an image."""
@@ -109,9 +134,8 @@ class ModelMetrics:
         self._run_s.of(str(bucket)).inc(inference_s)
         self._last_run.set(time.time())
         self._size.observe(len(queue_s))
-        for waited_s in queue_s:
-            self.stage_took("queue", waited_s)
-            self.stage_took("inference", inference_s)
+        self._stage_s.of("queue").observe_all(queue_s)
+        self._stage_s.of("inference").observe_all([inference_s] * len(queue_s))
 
     def batch_failed(self, *, bucket: int, images: int) -> None:
         """Record a run that failed and took its images with it."""
@@ -148,6 +172,9 @@ class Metrics:
         self._leaving: set[tuple[str, int]] = set()
         self._removing = threading.Lock()
         self._to_no_model = _EndedRequests(self._requests, "", "")
+        self._in_flight = 0
+        self._ended: deque[EndedRequest] = deque()
+        self._settle_at_s = 0.0
 
     def of_model(self, name: str, version: int) -> ModelMetrics:
         """Return what counts for one version of a model."""
@@ -191,18 +218,42 @@ class Metrics:
 
     def request_began(self) -> None:
         """Count a request in flight."""
+        self._in_flight += 1
         self._requests.in_flight.inc()
 
-    def request_ended(
-        self, *, route: str, status: int, code: str, duration_s: float, model: ModelMetrics | None = None
-    ) -> None:
-        """Count an answered, or dropped, request, and of which version of which model it was, if of any."""
-        requests = self._to_no_model if model is None else model.requests
+    def request_ended(self, request: EndedRequest) -> None:
+        """Count a request that has ended: now where no other is in flight, or some time has passed, else with more."""
+        self._in_flight -= 1
         self._requests.in_flight.dec()
-        requests.ended.of(route, str(status), code).inc()
-        requests.duration_s.of(route).observe(duration_s)
-        if code != "ok":
-            requests.failed_s.of(route).inc(duration_s)
+        self._ended.append(request)
+        if self._in_flight == 0 or len(self._ended) >= _SETTLED_REQUESTS or time.monotonic() >= self._settle_at_s:
+            self.settle()
+
+    def settle(self) -> None:
+        """Count the requests that have ended and are not counted yet; any thread."""
+        self._settle_at_s = time.monotonic() + _SETTLED_S
+        ended: list[EndedRequest] = []
+        while self._ended:  # which another thread may be emptying too
+            with contextlib.suppress(IndexError):
+                ended.append(self._ended.popleft())
+        for requests, of_version in _grouped(ended, lambda each: each.model and each.model.requests):
+            self._count(requests or self._to_no_model, of_version)
+        for model, of_model in _grouped(ended, lambda each: each.model):
+            if model is None:
+                continue
+            if timings := [timings for each in of_model for timings in each.decoding]:
+                model.images_decoded(timings)
+            if stages_s := [each.stages_s for each in of_model if each.stages_s is not None]:
+                model.requests_inferred(stages_s)
+
+    @staticmethod
+    def _count(requests: _EndedRequests, ended: Sequence[EndedRequest]) -> None:
+        for (route, status, code), same in _grouped(ended, lambda each: (each.route, each.status, each.code)):
+            requests.ended.of(route, str(status), code).inc(len(same))
+            durations_s = [each.duration_s for each in same]
+            requests.duration_s.of(route).observe_all(durations_s)
+            if code != "ok":
+                requests.failed_s.of(route).inc(sum(durations_s))
 
     def key_used(self, *, key: str, code: str) -> None:
         """Count a request that bore an API key."""
@@ -228,6 +279,7 @@ class Metrics:
 
         It reads every metric, which takes a while: not on an event loop.
         """
+        self.settle()
         of_version = (name, str(version))
         shown: defaultdict[str, list[Sample]] = defaultdict(list)
         for family in self._shown.collect():
@@ -259,9 +311,20 @@ class Metrics:
         """Return all metrics, of all processes, in Prometheus's text format; takes a while: not on an event loop."""
         with self._removing:
             leaving = tuple(self._leaving)
+        self.settle()
         text = generate_latest(self._shown)
         self._remove(leaving)
         return text
+
+
+def _grouped(
+    ended: Iterable[EndedRequest], key: Callable[[EndedRequest], KeyT]
+) -> Iterable[tuple[KeyT, list[EndedRequest]]]:
+    """Return requests by what `key` gives for them, in the order in which it first does."""
+    groups: defaultdict[KeyT, list[EndedRequest]] = defaultdict(list)
+    for each in ended:
+        groups[key(each)].append(each)
+    return groups.items()
 
 
 def _sum(samples: Iterable[Sample]) -> float:

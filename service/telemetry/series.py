@@ -5,10 +5,14 @@ What is of one version of a model begins with the labels `model` and `version`.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter as Counts
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Generic, Literal, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.metrics import MetricWrapperBase
 
 from service.telemetry.collectors import OF_MODEL
@@ -19,6 +23,18 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Bounds of the histogram of batch sizes, the same for every model."""
 STAGE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+
+
+class Histogram(prometheus_client.Histogram):
+    """A histogram that takes several amounts at once, which costs little more than one does."""
+
+    def observe_all(self, amounts: Sequence[float]) -> None:
+        """Record amounts, numbers of any size."""
+        self._raise_if_not_observable()  # type: ignore[no-untyped-call]
+        self._sum.inc(sum(amounts))
+        places = Counts([bisect_left(self._upper_bounds, amount) for amount in amounts])
+        for place, count in places.items():
+            self._buckets[place].inc(count)
 
 
 class Labelled(Generic[MetricT]):

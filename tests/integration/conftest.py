@@ -129,9 +129,9 @@ class Threaded:
         metrics = self.parts.metrics
         count = metrics.request_ended
 
-        def watch(**facts: Any) -> None:
-            count(**facts)
-            if facts["status"] == status:
+        def watch(request: EndedRequest) -> None:
+            count(request)
+            if request.status == status:
                 ended.set()
 
         metrics.request_ended = watch  # type: ignore[method-assign]

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import MalformedRequest, ReceiveTimeout, ServiceError
 from service.http.connection.heads import MAX_HEAD_BYTES, check_head, framing_of
+from service.http.in_flight import DEPARTURE, Departure
 from service.http.middleware import LINGER_S
 from service.http.problems import problem_for
 from service.http.security_headers import SecurityHeaders
@@ -68,6 +69,8 @@ class Protocol(HttpToolsProtocol):
         if self._answering is not None and not self._answering.response_complete:
             self._answering.disconnected = True
             self._answering.message_event.set()
+            departure: Departure = self._answering.scope["state"][DEPARTURE]
+            departure.happen()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         self._stop_head_timer()
@@ -98,6 +101,7 @@ class Protocol(HttpToolsProtocol):
         """Begin a request."""
         if not self._is_repeating:
             super().on_message_begin()
+            self.scope["state"][DEPARTURE] = Departure()
             self._in_head = True
 
     def on_url(self, url: bytes) -> None:

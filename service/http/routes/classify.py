@@ -35,7 +35,7 @@ async def classify(
     request: Request, service: ServiceDependency, parameters: Annotated[ClassifyParameters, Query()]
 ) -> Response:
     """Answer with the `top_k` most likely classes of each image, their scores being softmax probabilities."""
-    negotiate(request.headers.get("accept"), (JSON,))
+    negotiate(context_of(request).headers.get("accept"), (JSON,))
     served = service.resolve(context_of(request), *parameters.model_and_version)
     manifest, labels = served.manifest, served.model.labels
     k = min(parameters.top_k or served.settings.top_k, manifest.num_classes)

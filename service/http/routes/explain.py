@@ -22,7 +22,7 @@ from service.http.direct import DirectRoute
 from service.http.inference import Inferred, infer
 from service.http.openapi import components as openapi
 from service.http.parameters import QUERY_PATTERN, ExplainParameters
-from service.http.responses import JSON, answer_headers, json_answer
+from service.http.responses import JSON, ModelAnswer, json_answer
 from service.http.service import ServiceDependency
 from service.images import overlay
 from service.images.points import GroupedPoints, Point, QueryCell, View, weights_of
@@ -56,7 +56,7 @@ async def explain(
     weights that add up to 1. `image/png`: the one image of the request with the points of one layer drawn on it, larger
     where they weigh more, one colour a group; longer sides than 1600 pixels are shrunk, and small images enlarged.
     """
-    form = negotiate(request.headers.get("accept"), (JSON, PNG))
+    form = negotiate(context_of(request).headers.get("accept"), (JSON, PNG))
     served = service.resolve(context_of(request), *parameters.model_and_version)
     preprocessing = served.preprocessing_at(parameters.size, explains=True)
     layers = _layers(_record_at(served, preprocessing.crop), parameters, form)
@@ -86,7 +86,7 @@ async def explain(
     drawing = partial(_picture, inferred, layers, query, preprocessing)
     picture = await service.decode_pool.run(parameters.engine_priority, drawing)
     stages.postprocessed(began_s)
-    return Response(picture, media_type=PNG, headers=answer_headers(served, stages))
+    return ModelAnswer(picture, media_type=PNG, served=served, stages=stages)
 
 
 def _record(served: Served) -> ExplainRecord:

@@ -20,7 +20,7 @@ from service.http.direct import DirectRoute
 from service.http.inference import Inferred, infer
 from service.http.openapi import components as openapi
 from service.http.parameters import FeaturesParameters
-from service.http.responses import JSON, answer_headers, in_thread_if_large, json_answer
+from service.http.responses import JSON, ModelAnswer, in_thread_if_large, json_answer
 from service.http.service import ServiceDependency
 from service.model.manifest import Manifest, unknown_outputs
 from service.model.postprocess import l2_normalized
@@ -54,7 +54,7 @@ async def features(
     archive in an array `index`, the raw form in `X-Image-Index`; they answer 422 where no image is good.
     """
     outputs = tuple(dict.fromkeys(parameters.outputs))
-    form = negotiate(request.headers.get("accept"), (JSON, NPZ, RAW))
+    form = negotiate(context_of(request).headers.get("accept"), (JSON, NPZ, RAW))
     served = service.resolve(context_of(request), *parameters.model_and_version)
     _check_outputs(served.manifest, outputs, parameters, form)
     inferred = await infer(
@@ -123,4 +123,4 @@ def _binary(
         if skips:
             headers["X-Image-Index"] = ",".join(map(str, good))
     stages.postprocessed(began_s)
-    return Response(body, media_type=form, headers={**answer_headers(served, stages), **headers})
+    return ModelAnswer(body, media_type=form, served=served, stages=stages, headers=headers)

@@ -4,7 +4,6 @@ import itertools
 import math
 import socket
 from collections.abc import Iterable
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -101,7 +100,7 @@ def test_work_comes_back_as_it_was_under_the_engines_names(graph: str, outputs: 
     layout = LAYOUTS[Request]
     request = Request._make(layout.unpack(layout.pack(*request_for(item, GRAPHS))))
     assert request.kind == RequestKind.SUBMIT
-    assert work_item(request, GRAPHS, ticket=7, slot=8) == replace(item, ticket=7, slot=8)
+    assert work_item(request, GRAPHS, ticket=7, slot=8) == item._replace(ticket=7, slot=8)
 
 
 @pytest.mark.parametrize("end", [Run(0.25, 0.5, 3, 4, 12345.678901), *Failure], ids=str)

@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 from contextlib import AsyncExitStack
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,7 +132,7 @@ async def test_successor_of_a_worker_gets_answers_of_its_own_though_its_predeces
             slots.pixels(0, OWN)[...] = value
             slots.submit([0])
             end = attach(served.control, 7, descriptor)
-            request = request_for(replace(item(), ticket=0), geometry.graphs)
+            request = request_for(item()._replace(ticket=0), geometry.graphs)
             end.sendall(LAYOUTS[Request].pack(*request))
             if number == 0:
                 await session.run_started()

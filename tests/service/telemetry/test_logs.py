@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -110,5 +111,10 @@ def test_lines_of_a_request_carry_its_id(form: str) -> None:
         line = written(form, "within")
     finally:
         current_request_id.reset(served)
-    assert ('"request_id": "abc"' if form == "json" else "request_id=abc") in line
+    assert ('"request_id":"abc"' if form == "json" else "request_id=abc") in line
     assert "request_id" not in written(form, "outside")
+
+
+def test_json_line_holds_what_is_no_json_of_its_own_too() -> None:
+    line = json.loads(written("json", "odd", number=2**70, text="\udc80", path=Path("/a")))
+    assert (line["number"], line["text"], line["path"]) == (2**70, "\udc80", "/a")

@@ -7,14 +7,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.engine.core import DropReason
 from service.engine.types import EngineState
+from service.images.preprocessing import ImageTimings
 from service.model.directory import ModelDirectory
 from service.model.manifest import GraphForm
 from service.serving.states import ModelState, Parity, VersionStatus
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import EndedRequest, Metrics, ModelMetrics
+from service.telemetry.series import STAGE_BUCKETS_S, Histogram
 
 TINY = {"model": "tiny", "version": "1"}
 
@@ -58,7 +62,7 @@ def test_versions_are_counted_apart_and_requests_to_none_without_either_label() 
     first, second = metrics.of_model("tiny", 1), metrics.of_model("tiny", 2)
     for model in (first, second, second, None):
         metrics.request_began()
-        metrics.request_ended(route="/r", status=200, code="ok", duration_s=0.5, model=model)
+        metrics.request_ended(EndedRequest("/r", 200, "ok", 0.5, model))
     second.images_ended("answered", 3)
     assert shown(metrics, "dat_requests_total") == {
         ("ok", "tiny", "/r", "200", "1"): 1,
@@ -140,9 +144,9 @@ def test_totals_are_of_the_routes_that_run_a_version_and_of_that_version() -> No
         ("/models", 404, "not_found", tiny),
     ):
         metrics.request_began()
-        metrics.request_ended(route=route, status=status, code=code, duration_s=0.5, model=model)
+        metrics.request_ended(EndedRequest(route, status, code, 0.5, model))
     for model in (tiny, other):
-        model.request_inferred({"decode": 0.1, "inference": 0.2, "postprocess": 0.05, "total": 0.5})
+        model.requests_inferred([{"decode": 0.1, "inference": 0.2, "postprocess": 0.05, "total": 0.5}])
         model.batch_ran(bucket=4, queue_s=[0.1, 0.2, 0.3], inference_s=0.25)
     tiny.batch_ran(bucket=4, queue_s=[0.1], inference_s=0.25)
     tiny.batch_failed(bucket=2, images=2)
@@ -156,11 +160,50 @@ def test_totals_are_of_the_routes_that_run_a_version_and_of_that_version() -> No
     assert (unknown.answered, unknown.images, unknown.runs, unknown.last_run_s) == (0, 0, {}, 0)
 
 
+def ended(metrics: Metrics, *models: ModelMetrics) -> None:
+    """Have a request to each end, while one that never does is in flight."""
+    for model in models:
+        metrics.request_began()
+        stages_s = {"decode": 0.002, "postprocess": 0.001, "total": 0.004}
+        timings = ImageTimings(0.002, 0.001, 480, 640, started_s=0.0)
+        metrics.request_ended(EndedRequest("/r", 200, "ok", 0.004, model, (timings,), stages_s))
+
+
+def test_requests_that_end_under_load_are_counted_together_and_none_is_lost() -> None:
+    metrics = Metrics()
+    first, second = metrics.of_model("tiny", 1), metrics.of_model("tiny", 2)
+    value = metrics.registry.get_sample_value
+    metrics.request_began()
+    ended(metrics, *[first, second] * 100)
+    counted = value("dat_requests_total", {**TINY, "route": "/r", "status": "200", "code": "ok"})
+    assert counted is not None
+    assert 0 < counted < 100
+    each = {("ok", "tiny", "/r", "200", version): 100 for version in ("1", "2")}
+    assert shown(metrics, "dat_requests_total") == each
+    of_total, duration = {**TINY, "stage": "total"}, "dat_stage_duration_seconds"
+    assert value(f"{duration}_count", of_total) == 100
+    assert value(f"{duration}_sum", of_total) == pytest.approx(0.4)
+    assert [value(f"{duration}_bucket", {**of_total, "le": le}) for le in ("0.0025", "0.005")] == [0, 100]
+    assert value(f"{duration}_count", {**TINY, "stage": "preprocess"}) == 100
+
+
+@given(st.lists(st.floats(0, 100) | st.sampled_from(STAGE_BUCKETS_S), min_size=1))
+def test_amounts_recorded_together_are_as_recorded_one_by_one(amounts: list[float]) -> None:
+    one, all_ = (Histogram("h", "h", buckets=STAGE_BUCKETS_S, registry=None) for _ in range(2))
+    for amount in amounts:
+        one.observe(amount)
+    all_.observe_all(amounts)
+    (expected,), (found,) = one.collect(), all_.collect()
+    for left, right in zip(expected.samples, found.samples, strict=True):
+        if not left.name.endswith("_created"):
+            assert (left.name, left.labels, left.value) == (right.name, right.labels, pytest.approx(right.value))
+
+
 def count_all(metrics: Metrics, version: int) -> None:
     model = metrics.of_model("tiny", version)
     metrics.request_began()
-    metrics.request_ended(route="/r", status=500, code="internal", duration_s=0.5, model=model)
-    model.request_inferred({"postprocess": 0.1, "total": 0.2})
+    metrics.request_ended(EndedRequest("/r", 500, "internal", 0.5, model))
+    model.requests_inferred([{"postprocess": 0.1, "total": 0.2}])
     model.images_ended("answered")
     model.batch_ran(bucket=1, queue_s=[0.1], inference_s=0.2)
     model.batch_failed(bucket=1, images=1)
@@ -198,7 +241,8 @@ OF_TWO_PROCESSES = """
 import os, sys
 from pathlib import Path
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import EndedRequest, Metrics, ModelMetrics
+from service.telemetry.series import STAGE_BUCKETS_S, Histogram
 def count():
     metrics = Metrics(directory=Path(sys.argv[1]))
     metrics.of_model("tiny", int(sys.argv[2])).batch_ran(bucket=1, queue_s=[0.1], inference_s=0.2)

@@ -12,7 +12,7 @@ from service.http.context import context_of
 from service.http.direct import DirectRoute
 from service.http.inference import ImageSource, Inferred, check_room, infer_images
 from service.http.parameters import CallParameters
-from service.http.responses import JSON, answer_headers, in_thread_if_large
+from service.http.responses import JSON, ModelAnswer, in_thread_if_large
 from service.http.routes.v2 import openapi
 from service.http.routes.v2.coding import IDENTITY, WORTHWHILE_BYTES, answer_coding, compressed
 from service.http.routes.v2.path import resolve_path
@@ -48,7 +48,7 @@ async def infer(
     plan = plan_request(request, service, served)
     context, priority = context_of(request), parameters.engine_priority
     check_room(context, served, priority)
-    call = await plan.read(request)
+    call = await plan.read(request.receive, context.work)
     if call.timeout_s is not None:
         context.answer_within(call.timeout_s * 1000)
     inferred = await infer_images(
@@ -69,14 +69,15 @@ def _response(request: Request, served: Served, call: Call, inferred: Inferred[I
     answers = [inferred.answers[image.index] for image in call.images]
     outputs = {wanted.name: [answer.outputs[wanted.name] for answer in answers] for wanted in call.wanted}
     rendered = render(call, outputs, served.model)
-    coding = answer_coding(request.headers.get("accept-encoding"))
+    coding = answer_coding(context_of(request).headers.get("accept-encoding"))
     coding = IDENTITY if len(rendered.body) < WORTHWHILE_BYTES else coding
     body = rendered.body if coding == IDENTITY else compressed(rendered.body, coding)
     stages = context_of(request).stages
     stages.postprocessed(began_s)
-    headers = {**answer_headers(served, stages), "Vary": "Accept-Encoding"}
+    headers = {"Vary": "Accept-Encoding"}
     if coding != IDENTITY:
         headers["Content-Encoding"] = coding
     if rendered.json_bytes is not None:
         headers[HEADER_LENGTH] = str(rendered.json_bytes)
-    return Response(body, media_type=JSON if rendered.json_bytes is None else RAW, headers=headers)
+    media_type = JSON if rendered.json_bytes is None else RAW
+    return ModelAnswer(body, media_type=media_type, served=served, stages=stages, headers=headers)

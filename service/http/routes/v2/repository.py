@@ -9,6 +9,7 @@ from service.errors import MalformedRequest, NotReady
 from service.http.authorization import authorized, authorized_control
 from service.http.bodies.json_text import parsed_json
 from service.http.bodies.uploads import check_length, read_whole
+from service.http.context import context_of
 from service.http.routes.v2 import openapi
 from service.http.routes.v2.schemas import (
     IndexEntry,
@@ -110,5 +111,6 @@ async def _parameters(request: Request, service: Service) -> ProtocolParameters:
 
 
 async def _body(request: Request, service: Service) -> bytes:
-    check_length(request, service.body_limits)
-    return await read_whole(request, service.body_limits)
+    context = context_of(request)
+    check_length(context.headers, service.body_limits)
+    return await read_whole(request.receive, context.work, service.body_limits)

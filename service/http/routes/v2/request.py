@@ -13,11 +13,13 @@ from typing import Any, Literal, TypeVar
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
+from starlette.types import Receive
 
 from service.engine.types import Priority
 from service.errors import MalformedRequest, UnsupportedMediaType
 from service.http.bodies.json_text import parsed_json
-from service.http.bodies.uploads import Limits, check_length, read_whole
+from service.http.bodies.uploads import Ending, Limits, check_length, read_whole
+from service.http.context import context_of
 from service.http.inference import ImageSource
 from service.http.responses import THREAD_FROM_BYTES
 from service.http.routes.v2.coding import CODINGS, IDENTITY, decompressed, request_coding
@@ -85,12 +87,12 @@ class RequestPlan:
     """Every output that can be asked for, by its name."""
     outputs_by_default: Sequence[str]
 
-    async def read(self, request: Request) -> Call:
+    async def read(self, receive: Receive, work: Ending) -> Call:
         """Read the body, at most as large as the limit before and after it is decompressed, and understand it.
 
-        Raises MalformedRequest, TooLarge, ReceiveTimeout, or Cancelled where the client went away.
+        Raises MalformedRequest, TooLarge, or Cancelled where the client went away; `work` as for `read_whole`.
         """
-        body = await read_whole(request, self.limits)
+        body = await read_whole(receive, work, self.limits)
         if self.coding != IDENTITY:
             body = await asyncio.to_thread(decompressed, body, self.coding, max_bytes=self.limits.max_bytes)
         json_bytes = len(body) if self.header_length is None else self.header_length
@@ -171,20 +173,21 @@ def plan_request(request: Request, service: Service, served: Served) -> RequestP
 
     Raises UnsupportedMediaType, MalformedRequest or TooLarge.
     """
-    content_type, _ = parse_options_header(request.headers.get("content-type"))
+    headers = context_of(request).headers
+    content_type, _ = parse_options_header(headers.get("content-type"))
     media_type = content_type.decode("latin-1")
     if media_type and media_type not in MEDIA_TYPES:  # Triton's client names none
         raise UnsupportedMediaType(
             f"{media_type!r} is not taken; send {' or '.join(MEDIA_TYPES)}.", accept_encoding=", ".join(CODINGS)
         )
     limits = service.body_limits
-    check_length(request, limits)
+    check_length(headers, limits)
     manifest = served.manifest
     return RequestPlan(
         limits=limits,
         image_limits=ImageLimits(served.sizes, limits.max_images),
-        coding=request_coding(request.headers.get("content-encoding")),
-        header_length=_header_length(request.headers.get(HEADER_LENGTH)),
+        coding=request_coding(headers.get("content-encoding")),
+        header_length=_header_length(headers.get(HEADER_LENGTH.lower())),
         files_expected=expects_files(request),
         outputs={record.name: record for record in manifest.outputs},
         outputs_by_default=[record.name for record in outputs_by_default(manifest, served.settings)],
@@ -198,7 +201,7 @@ def outputs_by_default(manifest: Manifest, settings: Settings) -> Sequence[Outpu
 
 def expects_files(request: Request) -> bool:
     """Return whether a header says that `image` is to hold files; raises MalformedRequest for any other type."""
-    datatype = request.headers.get(IMAGE_DATATYPE, "UINT8")
+    datatype = context_of(request).headers.get(IMAGE_DATATYPE.lower(), "UINT8")
     if datatype not in ("UINT8", BYTES):
         raise MalformedRequest(f"{IMAGE_DATATYPE} is UINT8 or {BYTES}, not {datatype!r}.")
     return datatype == BYTES
