@@ -52,7 +52,8 @@ class Reservation:
         with self._lock:
             self._closed = True
             given_back = [self._slots.pop(index) for index in self._slots.keys() - self._being_written]
-        self._release(given_back)
+        if given_back:
+            self._release(given_back)
 
     @contextmanager
     def writing(self, index: int) -> Iterator[Pixels]:

@@ -39,10 +39,10 @@ class Stages:
         decoding, runs = self.decoding, self.runs
         self.postprocessed_s = (began_s, now_s)
         self.durations_s = {
-            "decode": max((image.decode_s for image in decoding), default=0.0),
-            "preprocess": max((image.preprocess_s for image in decoding), default=0.0),
-            "queue": max((run.queue_s for run in runs), default=0.0),
-            "inference": max((run.inference_s for run in runs), default=0.0),
+            "decode": max([image.decode_s for image in decoding], default=0.0),
+            "preprocess": max([image.preprocess_s for image in decoding], default=0.0),
+            "queue": max([run.queue_s for run in runs], default=0.0),
+            "inference": max([run.inference_s for run in runs], default=0.0),
             "postprocess": now_s - began_s,
             "total": now_s - self.started_s,
         }

@@ -22,6 +22,7 @@ import pytest
 from service.engine.types import Answer
 from service.http.connection.server import Server, listen
 from service.model.directory import ModelDirectory
+from service.telemetry.metrics import EndedRequest
 from tests.service.conftest import GatedSession, Parts, make_parts
 from tests.service.conftest import model as model
 from tests.service.conftest import repository as repository
