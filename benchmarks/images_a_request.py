@@ -1,8 +1,8 @@
 """What an image costs by how many of them share a request, in each form that carries several.
 
 The model computes next to nothing, so that it is receiving, decoding, the engine's passes and answering that are seen.
-All rows have as many images in flight: many small requests at a time, or few large ones. In each round, in turn: the
-decoder and the session alone, and every row; one image as a raw body is the first, which the others are held against.
+All rows have as many images in flight: many small requests at a time, or few large ones. Each round begins with another
+row, and each load warms up. Decoding is the same whoever asks: what a request costs is in the other threads.
 """
 
 from __future__ import annotations
@@ -12,42 +12,37 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from benchmarks import null_model
-from benchmarks.limits import Limits
 from benchmarks.processes import RunningServer
 from benchmarks.rounds import rotated
 from benchmarks.scenarios import Bench, Result, median
 from benchmarks.shapes import FORM, JSON, RAW
-from service.model.directory import select_model
 
 IMAGES = (1, 8, 64)
 IN_FLIGHT = 128
 """Images; two requests of the largest, so that one is received while the other is computed."""
-ALONE = (RAW, 1)
-ROWS = {f"{form} {images}": (form, images) for form, images in (ALONE, *((f, n) for f in (FORM, JSON) for n in IMAGES))}
+ALONE = "raw 1"
+"""What the others are held against: one image as a raw body."""
+ROWS = {
+    f"{form} {images}": (form, images) for form, images in ((RAW, 1), *((f, n) for f in (FORM, JSON) for n in IMAGES))
+}
+_DECODING = "decode"
+"""The threads that decode."""
 
 
 def images_a_request(bench: Bench) -> Result:
-    """Return a row for each form and number of images a request, and the floors."""
+    """Return a row for each form and number of images a request."""
     with tempfile.TemporaryDirectory() as folder:
         null_model.write(Path(folder))
         bench = replace(bench, repository=Path(folder), model=null_model.NAME)
-        photos = [path.read_bytes() for path in bench.files]
-        limits = Limits(select_model(bench.repository, name=bench.model), photos, threads=1)
         with bench.serve("--workers", str(bench.workers), "--threads", "1", "--no-explain") as target:
-            rounds = [_round(bench, limits, target, number) for number in range(bench.rounds)]
-    floors = {name: {"cpu_ms": median([one[name] for one in rounds])} for name in ("decoder", "session")}
-    return {"limits": floors, "images_in_flight": IN_FLIGHT, "rows": [_row(name, rounds) for name in ROWS]}
+            rounds = [_round(bench, target, number) for number in range(bench.rounds)]
+    return {"images_in_flight": IN_FLIGHT, "rows": [_row(name, rounds) for name in ROWS]}
 
 
-def _round(bench: Bench, limits: Limits, target: RunningServer, number: int) -> dict[str, Any]:
-    """Return the floors and every row's figures; each round begins with another row, and each load warms up."""
-    measured: dict[str, Any] = {
-        "decoder": limits.decoder(bench.duration_s).cpu_ms,
-        "session": limits.session(bench.duration_s).cpu_ms,
-    }
+def _round(bench: Bench, target: RunningServer, number: int) -> dict[str, Result]:
+    measured = {}
     for name in rotated(list(ROWS), number):
         form, images = ROWS[name]
         options = ("--form", form, "--images", images, "--concurrency", IN_FLIGHT // images)
@@ -62,23 +57,28 @@ def _of_an_image(report: Result, images: int) -> Result:
     worked_on = report["images_worked_on_per_s"] * report["duration_s"]
     cpu_s = {name: share * report["duration_s"] for name, share in report["cpu_share"].items()}
     threads = report["server_threads"]
+    threads_ms = {name: used["cpu_s"] * 1000 / worked_on for name, used in threads.items()}
     return {
         "images_per_s": report["images_worked_on_per_s"],
         "cpu_ms": cpu_s["server"] * 1000 / worked_on,
         "client_cpu_ms": cpu_s["generator"] * 1000 / worked_on,
         "switches": sum(used["switches"] for used in threads.values()) / worked_on,
-        "threads_ms": {name: used["cpu_s"] * 1000 / worked_on for name, used in threads.items()},
+        "threads_ms": threads_ms,
+        "beside_decoding_ms": sum(used_ms for name, used_ms in threads_ms.items() if name != _DECODING),
     }
 
 
-def _row(name: str, rounds: Sequence[dict[str, Any]]) -> Result:
+def _row(name: str, rounds: Sequence[dict[str, Result]]) -> Result:
     """Return the medians of the rounds; ratios are within a round."""
     form, images = ROWS[name]
-    own = [one[name] for one in rounds]
-    alone = [one[" ".join(map(str, ALONE))] for one in rounds]
-    floor_ms = [one["decoder"] + one["session"] for one in rounds]
-    beyond_ms = [each["cpu_ms"] - floor for each, floor in zip(own, floor_ms, strict=True)]
-    beyond_alone_ms = [each["cpu_ms"] - floor for each, floor in zip(alone, floor_ms, strict=True)]
+    own, alone = [one[name] for one in rounds], [one[ALONE] for one in rounds]
+
+    def of(figure: str, digits: int = 3) -> float:
+        return median([each[figure] for each in own], digits)
+
+    def over_alone(figure: str) -> float:
+        return median([each[figure] / other[figure] for each, other in zip(own, alone, strict=True)])
+
     threads: defaultdict[str, list[float]] = defaultdict(list)
     for each in own:
         for thread, used_ms in each["threads_ms"].items():
@@ -87,16 +87,13 @@ def _row(name: str, rounds: Sequence[dict[str, Any]]) -> Result:
         "form": form,
         "images": images,
         "requests_in_flight": IN_FLIGHT // images,
-        "images_per_s": median([each["images_per_s"] for each in own], 1),
-        "rate_over_alone": _ratio([each["images_per_s"] for each in own], [each["images_per_s"] for each in alone]),
-        "cpu_ms": median([each["cpu_ms"] for each in own]),
-        "beyond_ms": median(beyond_ms),
-        "beyond_over_alone": _ratio(beyond_ms, beyond_alone_ms),
-        "client_cpu_ms": median([each["client_cpu_ms"] for each in own]),
-        "switches": median([each["switches"] for each in own], 1),
+        "images_per_s": of("images_per_s", 1),
+        "rate_over_alone": over_alone("images_per_s"),
+        "cpu_ms": of("cpu_ms"),
+        "cpu_over_alone": over_alone("cpu_ms"),
+        "beside_decoding_ms": of("beside_decoding_ms"),
+        "beside_decoding_over_alone": over_alone("beside_decoding_ms"),
+        "client_cpu_ms": of("client_cpu_ms"),
+        "switches": of("switches", 1),
         "threads_ms": {thread: median(figures) for thread, figures in sorted(threads.items())},
     }
-
-
-def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    return median([our / their for our, their in zip(ours, theirs, strict=True)])

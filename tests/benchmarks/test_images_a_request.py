@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 def test_scenario_tells_every_form_and_number_of_images(tmp_path: Path) -> None:
     with socket.socket() as free:
@@ -24,6 +26,8 @@ def test_scenario_tells_every_form_and_number_of_images(tmp_path: Path) -> None:
     for row in result["rows"]:
         assert row["images"] * row["requests_in_flight"] == result["images_in_flight"]
         assert 0 < row["threads_ms"]["main"] < row["cpu_ms"]
+        besides = sum(used_ms for thread, used_ms in row["threads_ms"].items() if thread != "decode")
+        assert row["beside_decoding_ms"] == pytest.approx(besides, abs=0.01)
     raw = result["rows"][0]
-    assert raw["rate_over_alone"] == raw["beyond_over_alone"] == 1
+    assert raw["rate_over_alone"] == raw["beside_decoding_over_alone"] == 1
     assert "images-a-request (dat_null)" in told.stdout
