@@ -27,10 +27,10 @@ PHOTOS = [photo(seed=seed) for seed in range(5)]
 
 @dataclass
 class Network:
-    """The way to an application; answers the next inference calls with what is in `instead`."""
+    """The way to an application; answers the next inference calls with what is in `instead`, where that is not None."""
 
     served: Served
-    instead: list[httpx.Response | Exception] = field(default_factory=list)
+    instead: list[httpx.Response | Exception | None] = field(default_factory=list)
     requests: list[httpx.Request] = field(default_factory=list)
 
     def transport(self) -> httpx.AsyncBaseTransport:
@@ -45,7 +45,8 @@ class Network:
                         answer = self.instead.pop(0)
                         if isinstance(answer, Exception):
                             raise answer
-                        return answer
+                        if answer is not None:
+                            return answer
                 return await inside.handle_async_request(request)
 
         return Through()
@@ -155,6 +156,22 @@ async def test_refusals_and_lost_connections_are_tried_again_when_the_server_say
         assert not isinstance(await predictor.classify(PHOTOS[0]), Fault)
     assert retries.asked == [(1, 7.0), (2, None), (3, 5.0), (4, None)]
     assert len({request.content for request in network.requests}) == 1
+
+
+async def test_a_group_that_is_refused_is_sent_again_whole_and_its_answers_are_in_order(served: Served) -> None:
+    refusals = [refusal(429, "overloaded", **{"Retry-After": "3"}), httpx.ReadError("lost"), refusal(503, "not_ready")]
+    network = Network(served, instead=[None, *refusals])
+    images = [*PHOTOS[:3], b"no image", *PHOTOS[3:]]
+    retries = Recorded()
+    async with open_predictor(URL, transport=network.transport(), retries=retries, concurrency=16) as predictor:
+        answers = await asyncio.gather(*(predictor.classify(image, top_k=1) for image in images))
+    assert [images_of(request) for request in network.requests] == [1, 5, 5, 5, 5]
+    assert retries.asked == [(1, 3.0), (2, None), (3, None)]
+    assert isinstance(answers[3], Fault)
+    assert answers[3].code == "unsupported_format"
+    for image, answer in zip(PHOTOS, (*answers[:3], *answers[4:]), strict=True):
+        assert not isinstance(answer, Fault)
+        assert answer[0].class_id == int(expected(image, "logits").argmax())
 
 
 async def test_a_server_that_goes_on_refusing_is_given_up_with_its_last_word(served: Served) -> None:
