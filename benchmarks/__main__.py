@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks import null_model, scenarios
 from benchmarks.bulk import bulk
 from benchmarks.explaining import explaining
+from benchmarks.images_a_request import images_a_request
 from benchmarks.machine import describe
 from benchmarks.request_cost import request_cost
 from benchmarks.scenarios import Bench, Result, write_photos
@@ -23,9 +24,9 @@ from benchmarks.tables import table
 SCENARIOS = (
     scenarios.SCENARIOS
     | {"explain": explaining, "bulk": bulk, "replacing": replacing, "sharing": sharing}
-    | {"request-cost": request_cost}
+    | {"request-cost": request_cost, "images-a-request": images_a_request}
 )
-_OF_OWN_MODELS = ("null", "null-workers", "request-cost", "replacing", "sharing")
+_OF_OWN_MODELS = ("null", "null-workers", "request-cost", "images-a-request", "replacing", "sharing")
 """Scenarios that make the models which they serve."""
 
 

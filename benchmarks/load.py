@@ -19,7 +19,7 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,40 +28,9 @@ import uvloop
 
 from benchmarks.connections import Clients, Request
 from benchmarks.processes import ThreadUse, cpu_seconds, thread_uses
+from benchmarks.shapes import FORMS, PRIORITIES, RAW, Shape
 
 ANSWERED = 200
-PRIORITIES = ("interactive", "bulk")
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What requests look like: `bulk_share` of them are bulk, `target` is the path and query of every one."""
-
-    host: str
-    files: Sequence[bytes]
-    target: str = "/v1/classify"
-    bulk_share: float = 0.0
-    seed: int = 0
-
-    def requests(self) -> Iterator[tuple[bytes, str]]:
-        """Yield rendered requests and their priorities without end, the same ones for the same seed."""
-        joint = "&" if "?" in self.target else "?"
-        rendered = {
-            priority: [self._rendered(f"{self.target}{joint}priority={priority}", body) for body in self.files]
-            for priority in PRIORITIES
-        }
-        rng = random.Random(self.seed)
-        while True:
-            for index in range(len(self.files)):
-                priority = PRIORITIES[rng.random() < self.bulk_share]
-                yield rendered[priority][index], priority
-
-    def _rendered(self, target: str, body: bytes) -> bytes:
-        head = (
-            f"POST {target} HTTP/1.1\r\nHost: {self.host}\r\n"
-            f"Content-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        return head.encode() + body
 
 
 @dataclass(slots=True)
@@ -176,10 +145,13 @@ def percentiles_ms(latencies_ms: Sequence[float]) -> dict[str, float | int]:
     return {"count": len(ordered), **{name: round(value, 3) for name, value in figures.items()}}
 
 
-def report(window: Window) -> dict[str, Any]:
-    """Return what happened in the window.
+def report(window: Window, *, images: int = 1) -> dict[str, Any]:
+    """Return what happened in the window, in which each request had so many images.
 
-    Rates count the answers that arrived in it; latencies are of the requests that were due in it.
+    Rates count the answers that arrived in it, and goodput their images; latencies are of the requests that were due in
+    it. An answer is a request's: what it costs is what all of its images do. Images that were worked on are those of
+    every answer, by the share of its time that lies in the window: few large requests end in a window, by chance one
+    more or less.
     """
     duration_s = window.ended_s - window.began_s
     arrived = Counter(
@@ -199,25 +171,34 @@ def report(window: Window) -> dict[str, Any]:
         for status in statuses
     }
     answered = arrived[ANSWERED]
+    worked_on = images * sum(_share_in(window, r) for r in window.requests if r.status == ANSWERED)
     return {
         "duration_s": round(duration_s, 3),
         "offered_per_s": round(len(due) / duration_s, 3),
-        "goodput_images_per_s": round(answered / duration_s, 3),
+        "goodput_images_per_s": round(answered * images / duration_s, 3),
+        "images_worked_on_per_s": round(worked_on / duration_s, 3),
         "accepted_ms": {priority: figures for priority, figures in accepted.items() if figures["count"]},
         "refused_ms": refused,
         "cpu_share": {name: round(used_s / duration_s, 4) for name, used_s in window.cpu_s.items()},
         "cpu_ms_per_answer": {
             name: round(used_s * 1000 / answered, 4) for name, used_s in window.cpu_s.items() if answered
         },
-        "server_threads": {
-            name: {
-                "cpu_ms_per_answer": round(use.cpu_s * 1000 / answered, 4),
-                "switches_per_answer": round(use.switches / answered, 2),
-            }
-            for name, use in window.threads.items()
-            if answered and use.cpu_s > 0
-        },
+        "server_threads": {name: _used(use, answered) for name, use in window.threads.items() if use.cpu_s > 0},
     }
+
+
+def _used(use: ThreadUse, answers: int) -> dict[str, float]:
+    """Return what a thread has used in all and, where there were any, by answer."""
+    figures = {"cpu_s": round(use.cpu_s, 6), "switches": use.switches}
+    if not answers:
+        return figures
+    by_answer = {"cpu_ms": round(use.cpu_s * 1000 / answers, 4), "switches": round(use.switches / answers, 2)}
+    return figures | {f"{name}_per_answer": figure for name, figure in by_answer.items()}
+
+
+def _share_in(window: Window, request: Request) -> float:
+    within_s = min(request.ended_s, window.ended_s) - max(request.due_s, window.began_s)
+    return max(within_s, 0.0) / (request.ended_s - request.due_s)
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -228,6 +209,8 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         target=arguments.target,
         bulk_share=arguments.bulk_share,
         seed=arguments.seed,
+        form=arguments.form,
+        images=arguments.images,
     )
     address = (arguments.host, arguments.port)
     began_s = time.monotonic() + arguments.warm_up_s
@@ -237,7 +220,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         load = closed_loop(address, shape, window, concurrency=arguments.concurrency)
     await _unless_a_callback_fails(load)
-    return report(window)
+    return report(window, images=shape.images)
 
 
 async def _unless_a_callback_fails(load: Coroutine[Any, Any, None]) -> None:
@@ -261,7 +244,9 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--target", default="/v1/classify", help="path and query")
-    parser.add_argument("--file", type=Path, nargs="+", required=True, help="images, sent in turn as raw bodies")
+    parser.add_argument("--file", type=Path, nargs="+", required=True, help="images, sent in turn")
+    parser.add_argument("--form", choices=FORMS, default=RAW, help="how images are sent (default: raw, one a request)")
+    parser.add_argument("--images", type=int, default=1, help="images of a request (default: 1)")
     loop = parser.add_mutually_exclusive_group(required=True)
     loop.add_argument("--concurrency", type=int, help="closed loop: requests in flight")
     loop.add_argument("--rate", type=float, help="open loop: requests per second")

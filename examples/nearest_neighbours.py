@@ -7,7 +7,7 @@ Needs: pip install httpx numpy, as in .venv/serve
 
 import argparse
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -15,14 +15,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-IMAGES_A_REQUEST = 32
+MAX_IMAGES, MAX_BYTES, PART_BYTES = 32, 8 * 1024 * 1024, 256
+"""Of a request, unless the service takes less, and what a form adds to an image and its name, about."""
+
+
+def groups(client: httpx.Client, paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield as many images at a time as the service takes in a request."""
+    limits = client.get("/v1/models").raise_for_status().json()["limits"]
+    max_images, max_bytes = min(MAX_IMAGES, limits["max_images"]), min(MAX_BYTES, limits["max_body_bytes"])
+    group: list[Path] = []
+    size_bytes = 0
+    for path in paths:
+        part_bytes = path.stat().st_size + len(path.name) + PART_BYTES
+        if group and (len(group) == max_images or size_bytes + part_bytes > max_bytes):
+            yield group
+            group, size_bytes = [], 0
+        group.append(path)
+        size_bytes += part_bytes
+    yield group
 
 
 def embeddings(client: httpx.Client, paths: Sequence[Path]) -> NDArray[np.float32]:
     """Return an embedding of length 1 for each image: (images, channels)."""
     batches = []
-    for start in range(0, len(paths), IMAGES_A_REQUEST):
-        files = [("image", (path.name, path.read_bytes())) for path in paths[start : start + IMAGES_A_REQUEST]]
+    for group in groups(client, paths):
+        files = [("image", (path.name, path.read_bytes())) for path in group]
         response = client.post(
             "/v1/features?outputs=embedding&normalize=true", files=files, headers={"Accept": "application/x-npz"}
         )

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from service.commands import source
 from service.commands.answers import answers
 from service.commands.files import images_below
+from service.commands.options import given_settings
 from service.commands.reports import Evaluation, as_json, as_text
 from service.commands.terminal import report, report_left_out, say
 from service.errors import SettingsError
 from service.evaluation.classes import Classes
+from service.evaluation.comparison import Comparison
 from service.evaluation.ground_truth import BadGroundTruth, Known, by_file, by_folders
 from service.evaluation.tally import TOP
 from service.images.names import LeftOut
-from service.predictors.types import Fault, Predictor
+from service.predictors.types import Fault, Predictor, Ranking, ScoresByBoth
 from service.settings import Settings
 
+_Answer: TypeAlias = Ranking | ScoresByBoth | Fault
+_Ask: TypeAlias = Callable[[bytes], Awaitable[_Answer]]
 _COUNTED_FROM = {"class-id": 0, "class-number": 1}
 
 
@@ -52,6 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--confusions", type=int, default=10, metavar="N", help="most frequent wrong classes to show (default: 10)"
     )
+    parser.add_argument(
+        "--compare-resize", action="store_true",
+        help="resize every image as `--resize fast` does too, and report what that changes; not with --url",
+    )  # fmt: skip
     source.add_arguments(parser)
 
 
@@ -63,6 +75,10 @@ def run(options: argparse.Namespace) -> int:
     When the work is interrupted, or its source fails, the report is of what was done, and says so.
     """
     settings = source.prepare(options)
+    if options.compare_resize and options.url is not None:
+        raise SettingsError("--compare-resize is for a model in this process: the server at --url resizes in one way")
+    if options.compare_resize and "resize" in given_settings(options):
+        raise SettingsError("--compare-resize is for both ways: leave out --resize")
     if not Path(options.folder).is_dir():
         raise SettingsError(f"there is no folder {options.folder}")
     return asyncio.run(_evaluate(options, settings))
@@ -71,15 +87,18 @@ def run(options: argparse.Namespace) -> int:
 async def _evaluate(options: argparse.Namespace, settings: Settings) -> int:
     if options.ground_truth is None and (options.numbers or options.synset_order):
         raise SettingsError("--numbers and --synset-order are about a --ground-truth")
-    async with source.open_source(options, settings) as predictor:
+    async with _open(options, settings) as (predictor, ask):
         classes = Classes(predictor.model.labels, by=options.class_by)
         known, left_out, unlisted = await asyncio.to_thread(_known_images, options, classes)
         report_left_out(left_out)
         if unlisted:
             say(f"{unlisted} images of the folder are not in the ground truth, and are left out")
         evaluation = Evaluation(predictor.model, planned=len(known), left_out=left_out, unlisted=unlisted)
+        if options.compare_resize:
+            evaluation.model = replace(predictor.model, resize="exact")
+            evaluation.comparison = Comparison("fast")
         try:
-            await _count(evaluation, known, predictor, max_bytes=settings.max_body_bytes)
+            await _count(evaluation, known, ask, concurrency=predictor.concurrency, max_bytes=settings.max_body_bytes)
         finally:
             render = as_json if options.format == "json" else as_text
             print(render(evaluation, confusions=options.confusions, per_class=options.per_class), flush=True)
@@ -110,17 +129,28 @@ def _known_images(options: argparse.Namespace, classes: Classes) -> tuple[list[K
     return known, left_out, len(set(files).difference(image.path for image in known if image.path is not None))
 
 
-async def _count(evaluation: Evaluation, known: list[Known], predictor: Predictor, *, max_bytes: int) -> None:
+@asynccontextmanager
+async def _open(options: argparse.Namespace, settings: Settings) -> AsyncIterator[tuple[Predictor, _Ask]]:
+    """Give who answers, and the question: which classes, by one resize or by both."""
+    if not options.compare_resize:
+        async with source.open_source(options, settings) as predictor:
+            yield predictor, partial(predictor.classify, top_k=TOP)
+        return
+    async with source.open_in_process(options, settings) as local:
+        yield local, local.scores_by_both_resizes
+
+
+async def _count(evaluation: Evaluation, known: list[Known], ask: _Ask, *, concurrency: int, max_bytes: int) -> None:
     there = [(image, image.path) for image in known if image.path is not None]
     for image in known:
         if image.path is None:
             fault = Fault("not_found", "The ground truth names it, and the folder does not hold it.")
             report(image.name, fault)
             evaluation.add(image, fault)
-    under_way = answers(
+    under_way: AsyncGenerator[tuple[str, _Answer], None] = answers(
         [path for _, path in there],
-        lambda data: predictor.classify(data, top_k=TOP),
-        concurrency=predictor.concurrency,
+        ask,
+        concurrency=concurrency,
         max_bytes=max_bytes,
         description="evaluating",
         done=len(known) - len(there),

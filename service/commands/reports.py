@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.commands.terminal import printable
+from service.evaluation.comparison import Comparison
 from service.evaluation.ground_truth import Known
-from service.evaluation.tally import Score, Tally, wilson_interval
+from service.evaluation.tally import TOP, Score, Tally, wilson_interval
 from service.images.names import LeftOut
-from service.predictors.types import Fault, PredictorModel, Ranking
+from service.model.postprocess import top_k
+from service.predictors.types import Fault, PredictorModel, Ranking, ScoresByBoth
 
 
 @dataclass(slots=True)
@@ -26,12 +28,20 @@ class Evaluation:
     tally: Tally = field(default_factory=Tally)
     faults: dict[str, Fault] = field(default_factory=dict)
     """Images that could not be used, by their paths."""
+    comparison: Comparison | None = None
+    """Of the fast resize with the exact one, where both were asked for."""
 
-    def add(self, image: Known, result: Ranking | Fault) -> None:
-        """Count one image."""
+    def add(self, image: Known, result: Ranking | ScoresByBoth | Fault) -> None:
+        """Count one image; the scores by both resizes are for a comparison."""
         if isinstance(result, Fault):
             self.faults[image.name] = result
             self.tally.add(image.class_id, [])
+            if self.comparison is not None:
+                self.comparison.add_unusable(image.class_id)
+        elif isinstance(result, ScoresByBoth):
+            assert self.comparison is not None
+            self.tally.add(image.class_id, [class_id for class_id, _ in top_k(result.exact, TOP)])
+            self.comparison.add(image.name, image.class_id, result.exact, result.fast)
         else:
             self.tally.add(image.class_id, [prediction.class_id for prediction in result])
 
@@ -44,6 +54,7 @@ def as_json(evaluation: Evaluation, *, confusions: int, per_class: bool) -> str:
         "resize": evaluation.model.resize,
         "complete": tally.all.images == evaluation.planned,
         **_counted(tally.all),
+        **({} if evaluation.comparison is None else {"compared": _compared(evaluation.comparison, evaluation.model)}),
         "unusable": [
             {"path": path, "code": fault.code, "detail": fault.detail} for path, fault in evaluation.faults.items()
         ],
@@ -81,6 +92,29 @@ def _counted(score: Score) -> dict[str, Any]:
     return counted
 
 
+def _compared(comparison: Comparison, model: PredictorModel) -> dict[str, Any]:
+    """Return what another resize changes; shares are of 1, and of all images."""
+    images, largest = comparison.tally.all.images, comparison.largest
+    return {
+        "resize": comparison.resize,
+        **_counted(comparison.tally.all),
+        "moved_images": comparison.moved,
+        "changed_top1": {
+            "images": comparison.changed,
+            "share": comparison.changed / images if images else None,
+            "became_right": comparison.righted,
+            "became_wrong": comparison.wronged,
+        },
+        "largest_score_difference": largest
+        and {
+            "difference": largest.difference,
+            "class_id": largest.class_id,
+            "label": model.labels[largest.class_id].name,
+            "path": largest.image,
+        },
+    }
+
+
 def as_text(evaluation: Evaluation, *, confusions: int, per_class: bool) -> str:
     """Return the report for people."""
     tally, model = evaluation.tally, evaluation.model
@@ -98,6 +132,8 @@ def as_text(evaluation: Evaluation, *, confusions: int, per_class: bool) -> str:
         lines.append(f"left out  {printable(evaluation.left_out.describe())}")
     if evaluation.unlisted:
         lines.append(f"unlisted  {evaluation.unlisted} images, which the ground truth does not name")
+    if evaluation.comparison is not None:
+        lines += ["", *_compared_lines(evaluation.comparison, model)]
     shown = tally.most_confused(confusions)
     if shown:
         lines += ["", "images  confused"]
@@ -109,6 +145,25 @@ def as_text(evaluation: Evaluation, *, confusions: int, per_class: bool) -> str:
             first, five = score.top1 / score.images, score.top5 / score.images
             lines.append(f"{score.images:>6}  {first:7.2%}  {five:7.2%}  {_label(model, class_id)}")
     return "\n".join(lines)
+
+
+def _compared_lines(comparison: Comparison, model: PredictorModel) -> list[str]:
+    """Return the figures of another resize under those of the first, and what it changes."""
+    score, largest = comparison.tally.all, comparison.largest
+    lines = [
+        f"resize    {comparison.resize}",
+        f"moved     {comparison.moved} of {score.images} images; the others have the same pixels",
+        f"top-1     {_share(score.top1, score.images)}",
+        f"top-5     {_share(score.top5, score.images)}",
+    ]
+    if score.images:
+        share = f"{comparison.changed / score.images:7.2%}  ({comparison.changed} of {score.images}"
+        turned = f"{comparison.righted} became right, {comparison.wronged} wrong"
+        lines.append(f"changed   {share} have another first class: {turned})")
+    if largest is not None:
+        place = f"{_label(model, largest.class_id)} of {printable(largest.image)}"
+        lines.append(f"score     {largest.difference:.4f} is the largest difference: {place}")
+    return lines
 
 
 def _share(correct: int, images: int) -> str:

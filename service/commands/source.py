@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from service.commands.options import given_settings, settings_from
 from service.errors import SettingsError
@@ -17,6 +18,9 @@ from service.predictors.types import Predictor, PredictorModel
 from service.settings import CLIENT_API_KEY, Settings, add_options, option_of
 from service.telemetry.logs import configure_logging
 from service.text_files import BadTextFile, read_lines
+
+if TYPE_CHECKING:
+    from service.predictors.in_process import InProcessPredictor
 
 _OF_EITHER = frozenset({"settings", "model", "max_body_bytes", "log_level", "log_format"})
 _OF_A_PROCESS = frozenset(
@@ -86,10 +90,7 @@ async def open_source(options: argparse.Namespace, settings: Settings) -> AsyncI
     Raises StartupError where the model cannot be loaded, or the server not reached.
     """
     if options.url is None:
-        from service.predictors import in_process
-
-        settings = of_the_model(options, settings)
-        async with in_process.open_predictor(settings, concurrency=options.concurrency) as local:
+        async with open_in_process(options, settings) as local:
             yield local
     else:
         from service.predictors import over_http
@@ -101,6 +102,16 @@ async def open_source(options: argparse.Namespace, settings: Settings) -> AsyncI
             concurrency=options.concurrency,
         ) as remote:
             yield remote
+
+
+@asynccontextmanager
+async def open_in_process(options: argparse.Namespace, settings: Settings) -> AsyncIterator[InProcessPredictor]:
+    """Give the predictor of the model in this process; raises StartupError where it cannot be loaded."""
+    from service.predictors import in_process
+
+    settings = of_the_model(options, settings)
+    async with in_process.open_predictor(settings, concurrency=options.concurrency) as local:
+        yield local
 
 
 def checked_outputs(text: str, model: PredictorModel) -> tuple[str, ...]:

@@ -9,23 +9,44 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 R = TypeVar("R")
-MAX_IMAGES = 16
-MAX_BYTES = 8 * 1024 * 1024
-"""Most that is gathered; one image alone may have more."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLimits:
+    """The most that is gathered; one image alone may have more bytes.
+
+    By default what costs least: a request's own price is shared by enough images to be small beside theirs, and there
+    is one to compute while another is on its way.
+    """
+
+    images: int = 16
+    size_bytes: int = 8 * 1024 * 1024
+    """Of all images, with `part_bytes` for each."""
+    part_bytes: int = 256
+    """What a form has around an image, at most."""
+
+    def within(self, *, max_images: int, max_body_bytes: int) -> GroupLimits:
+        """Return these, made so small that a request of them is within a server's limits."""
+        return replace(self, images=min(self.images, max_images), size_bytes=min(self.size_bytes, max_body_bytes))
 
 
 class Groups(Generic[R]):
-    """Sends images, at most `requests` groups at a time; `send` gives as many answers as it gets images.
+    """Sends images, at most `requests` groups at a time, each within `limits`.
 
-    What `send` raises is raised to everybody in its group. Belongs to one event loop; `close` it at the end.
+    `send` gives as many answers as it gets images. What `send` raises is raised to everybody in its group.
+    Belongs to one event loop; `close` it at the end.
     """
 
-    def __init__(self, send: Callable[[Sequence[bytes]], Awaitable[Sequence[R]]], *, requests: int) -> None:
+    def __init__(
+        self, send: Callable[[Sequence[bytes]], Awaitable[Sequence[R]]], *, requests: int, limits: GroupLimits
+    ) -> None:
         self._send = send
         self._requests = requests
+        self._limits = limits
         self._waiting: deque[tuple[bytes, asyncio.Future[R]]] = deque()
         self._running: set[asyncio.Task[None]] = set()
 
@@ -52,14 +73,15 @@ class Groups(Generic[R]):
     def _take(self) -> list[tuple[bytes, asyncio.Future[R]]]:
         group: list[tuple[bytes, asyncio.Future[R]]] = []
         size_bytes = 0
-        while self._waiting and len(group) < MAX_IMAGES:
+        while self._waiting and len(group) < self._limits.images:
             image, answered = self._waiting[0]
-            if group and size_bytes + len(image) > MAX_BYTES:
+            part_bytes = len(image) + self._limits.part_bytes
+            if group and size_bytes + part_bytes > self._limits.size_bytes:
                 break
             self._waiting.popleft()
             if not answered.done():
                 group.append((image, answered))
-                size_bytes += len(image)
+                size_bytes += part_bytes
         return group
 
     def _ended(self, task: asyncio.Task[None]) -> None:

@@ -7,24 +7,31 @@ ready, so that as many images under way as fill a few batches keep it busy.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
 
 from service.engine.in_process import InProcessEngine
 from service.engine.reservation import Reservation
 from service.engine.room import Room
 from service.engine.runtime.session import resolve_device
-from service.engine.types import Outputs, Priority
+from service.engine.types import Outputs, Pixels, Priority
 from service.errors import InferenceFailed, ServiceError, SettingsError
 from service.images.limits import UnusableImage
 from service.images.pool import DecodePool
-from service.images.preprocessing import decode_into, prepare_pillow
+from service.images.preprocessing import Preprocessing, decode_into, prepare_pillow
 from service.model.directory import ModelDirectory
 from service.model.loading import SessionLoader, in_process_engine, preprocessing_of
+from service.model.postprocess import softmax
 from service.model.selection import only_model
-from service.predictors.types import Fault, PredictorFailed, PredictorModel, Ranking, ranked
+from service.predictors.types import Fault, PredictorFailed, PredictorModel, Ranking, ScoresByBoth, ranked
 from service.settings import Settings
 
+T = TypeVar("T")
 _BATCHES_UNDER_WAY = 4
 """One that runs, one that waits for the device, and two that are being read and decoded."""
 
@@ -78,9 +85,17 @@ class InProcessPredictor:
 
     async def features(self, image: bytes, outputs: Sequence[str]) -> Outputs | Fault:
         """Return outputs for one image; see `Predictor`."""
+        return await self._answered(partial(self._infer, image, outputs))
+
+    async def scores_by_both_resizes(self, image: bytes) -> ScoresByBoth | Fault:
+        """Return the scores of one image's classes, resized as `--resize exact` does and as `fast` does."""
+        return await self._answered(partial(self._infer_both, image))
+
+    async def _answered(self, infer: Callable[[], Awaitable[T]]) -> T | Fault:
+        """Infer where there is room; what is wrong with one image is its fault."""
         try:
             async with self._room:
-                return await self._infer(image, outputs)
+                return await infer()
         except UnusableImage as error:
             return error.fault
         except InferenceFailed as error:
@@ -93,6 +108,27 @@ class InProcessPredictor:
             await self._pool.run(Priority.BULK, self._decode, image, reservation)
             (answer,) = await reservation.infer([0], frozenset(outputs))
         return answer.outputs
+
+    async def _infer_both(self, image: bytes) -> ScoresByBoth:
+        """Infer one after the other: more images under way keep the engine busy, and each has one place."""
+        name = self._model.class_output
+        outputs = frozenset({name})
+        preprocessing = replace(self._preprocessing, fast=False)
+        with self._engine.reserve(1, priority=Priority.BULK) as reservation:
+            exact = await self._pool.run(Priority.BULK, self._decode_and_copy, image, reservation, preprocessing)
+            (answer,) = await reservation.infer([0], outputs)
+        preprocessing = replace(self._preprocessing, fast=True)
+        with self._engine.reserve(1, priority=Priority.BULK) as reservation:
+            fast = await self._pool.run(Priority.BULK, self._decode_and_copy, image, reservation, preprocessing)
+            if np.array_equal(exact, fast):
+                return ScoresByBoth(softmax(answer.outputs[name]), None)
+            (other,) = await reservation.infer([0], outputs)
+        return ScoresByBoth(softmax(answer.outputs[name]), softmax(other.outputs[name]))
+
+    def _decode_and_copy(self, image: bytes, reservation: Reservation, preprocessing: Preprocessing) -> Pixels:
+        with reservation.writing(0) as pixels:
+            decode_into(image, pixels, preprocessing)
+            return pixels.copy()
 
     def _decode(self, image: bytes, reservation: Reservation) -> None:
         with reservation.writing(0) as pixels:

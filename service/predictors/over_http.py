@@ -1,4 +1,4 @@
-"""A model behind a server, asked over HTTP with as many images a request as wait for one to leave.
+"""A model behind a server, asked over HTTP with as many images a request as wait for one to leave, and it takes.
 
 The version that the server names first is asked to the end, by its number: where another takes its place meanwhile, the
 server refuses, and no answers of two versions mix.
@@ -25,7 +25,7 @@ import numpy as np
 from service.engine.types import Outputs
 from service.errors import BadImages
 from service.model.directory import Label
-from service.predictors.groups import MAX_IMAGES, Groups
+from service.predictors.groups import GroupLimits, Groups
 from service.predictors.retries import RetryPolicy, retry_after_s
 from service.predictors.types import Fault, Prediction, PredictorFailed, PredictorModel, Ranking
 
@@ -46,12 +46,20 @@ class HttpPredictor:
     """Answers by a server; see `open_predictor`."""
 
     def __init__(
-        self, client: httpx.AsyncClient, model: PredictorModel, *, concurrency: int, retries: RetryPolicy
+        self,
+        client: httpx.AsyncClient,
+        model: PredictorModel,
+        *,
+        concurrency: int,
+        retries: RetryPolicy,
+        limits: GroupLimits,
     ) -> None:
         self._client = client
         self._model = model
         self._concurrency = concurrency
         self._retries = retries
+        self._limits = limits
+        self._requests = math.ceil(concurrency / limits.images)
         self._rankings: dict[int | None, Groups[Ranking | Fault]] = {}
         self._features: dict[tuple[str, ...], Groups[Outputs | Fault]] = {}
 
@@ -70,7 +78,7 @@ class HttpPredictor:
         if not image:
             return _EMPTY
         if top_k not in self._rankings:
-            self._rankings[top_k] = Groups(partial(self._classify, top_k), requests=self._requests)
+            self._rankings[top_k] = self._groups(partial(self._classify, top_k))
         return await self._rankings[top_k].ask(image)
 
     async def features(self, image: bytes, outputs: Sequence[str]) -> Outputs | Fault:
@@ -79,7 +87,7 @@ class HttpPredictor:
             return _EMPTY
         names = tuple(outputs)
         if names not in self._features:
-            self._features[names] = Groups(partial(self._extract, names), requests=self._requests)
+            self._features[names] = self._groups(partial(self._extract, names))
         return await self._features[names].ask(image)
 
     async def confirm(self) -> None:
@@ -100,9 +108,8 @@ class HttpPredictor:
         for features in self._features.values():
             await features.close()
 
-    @property
-    def _requests(self) -> int:
-        return math.ceil(self._concurrency / MAX_IMAGES)
+    def _groups(self, send: Callable[[Sequence[bytes]], Awaitable[Sequence[R]]]) -> Groups[R]:
+        return Groups(send, requests=self._requests, limits=self._limits)
 
     async def _classify(self, top_k: int | None, images: Sequence[bytes]) -> list[Ranking | Fault]:
         query = {} if top_k is None else {"top_k": top_k}
@@ -231,10 +238,13 @@ async def open_predictor(
     except (httpx.InvalidURL, ValueError) as error:
         raise PredictorFailed(f"{url!r} is not an address: {error}") from error
     async with client:
-        name, _, version = (model or await _default_model(client)).partition(":")
+        listed = await _get(client, "/v1/models", {})
+        name, _, version = (model or _default_model(client, listed)).partition(":")
         path, query = _address_of(name, version or None)
         described = _model_of(await _get(client, path, query))
-        predictor = HttpPredictor(client, described, concurrency=under_way, retries=retries or RetryPolicy())
+        predictor = HttpPredictor(
+            client, described, concurrency=under_way, retries=retries or RetryPolicy(), limits=_limits_of(listed)
+        )
         try:
             yield predictor
         finally:
@@ -260,8 +270,15 @@ def _model_of(details: Mapping[str, Any]) -> PredictorModel:
     )
 
 
-async def _default_model(client: httpx.AsyncClient) -> str:
-    listed = await _get(client, "/v1/models", {})
+def _limits_of(listed: Mapping[str, Any]) -> GroupLimits:
+    """Return what to send together to a server; one that does not tell its limits is asked within our own."""
+    told = listed.get("limits")
+    if told is None:  # a server before it told
+        return GroupLimits()
+    return GroupLimits().within(max_images=told["max_images"], max_body_bytes=told["max_body_bytes"])
+
+
+def _default_model(client: httpx.AsyncClient, listed: Any) -> str:
     try:
         return str(listed["default"])
     except (KeyError, TypeError) as error:

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.engine.types import Outputs
 from service.errors import ImageFault, StartupError
 from service.model.directory import Label
@@ -49,6 +52,15 @@ class PredictorFailed(StartupError):
 
 
 Ranking: TypeAlias = Sequence[Prediction]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoresByBoth:
+    """An image's scores (classes,), by the exact resize and by the fast one."""
+
+    exact: NDArray[np.float64]
+    fast: NDArray[np.float64] | None
+    """None where the fast resize gives the same pixels."""
 
 
 def ranked(outputs: Outputs, model: PredictorModel, k: int) -> Ranking:

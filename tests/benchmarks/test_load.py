@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from fastapi import Request
 
-from benchmarks.load import Shape, Window, closed_loop, open_loop, percentiles_ms, poisson_times_s, report
+from benchmarks.connections import Request as AskedFor
+from benchmarks.load import Window, closed_loop, open_loop, percentiles_ms, poisson_times_s, report
+from benchmarks.shapes import Shape
+from service.http.bodies.uploads import Limits, plan_body
 
 Answer = Callable[[int], Awaitable[bytes]]
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
@@ -132,6 +136,42 @@ def test_arrivals_are_a_seeded_poisson_process() -> None:
     gaps = [after - before for before, after in itertools.pairwise(times_s)]
     mean = sum(gaps) / len(gaps)
     assert sum((gap - mean) ** 2 for gap in gaps) / len(gaps) == pytest.approx(mean**2, rel=0.1)
+
+
+@pytest.mark.parametrize("form", ["form", "json"])
+async def test_a_request_of_several_images_has_the_files_in_turn(form: str) -> None:
+    (first, _), (second, _) = itertools.islice(Shape(host="h", files=[b"a", b"b"], form=form, images=3).requests(), 2)
+    for request, images in ((first, [b"a", b"b", b"a"]), (second, [b"b", b"a", b"b"])):
+        head, _, body = request.partition(b"\r\n\r\n")
+        fields = dict(line.split(": ") for line in head.decode().split("\r\n")[1:])
+        assert int(fields["Content-Length"]) == len(body)
+        scope = {
+            "type": "http", "method": "POST",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in fields.items()],
+        }  # fmt: skip
+        parts = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive(parts: Iterator[dict[str, Any]] = parts) -> dict[str, Any]:
+            return next(parts)
+
+        taken = Request(scope, receive)
+        uploads = await plan_body(taken, Limits(10_000, max_images=3, receive_timeout_s=30.0)).read(taken)
+        assert [bytes(upload.data) for upload in uploads] == images
+
+
+def test_a_raw_body_is_one_image() -> None:
+    with pytest.raises(ValueError, match="one image, not 2"):
+        next(Shape(host="h", files=[b"a"], images=2).requests())
+
+
+def test_images_are_counted_by_what_of_their_request_lies_in_the_window() -> None:
+    """Of three requests of 8 images, one begins before the window and one ends after it; a fourth was refused."""
+    measured = Window(10.0, 14.0, server_pid=None)
+    for due_s, ended_s, status in ((8.0, 12.0, 200), (12.0, 13.0, 200), (13.0, 17.0, 200), (11.0, 12.0, 429)):
+        measured.requests.append(AskedFor(b"", "bulk", due_s, ended_s, status))
+    figures = report(measured, images=8)
+    assert figures["goodput_images_per_s"] == 2 * 8 / 4
+    assert figures["images_worked_on_per_s"] == (0.5 + 1 + 0.25) * 8 / 4
 
 
 def test_percentiles_are_measured_values_by_the_nearest_rank() -> None:

@@ -72,6 +72,12 @@ FIGURES: dict[tuple[str, str], Callable[[Result], list[str]]] = {
         f"{row(it, server='with explain.onnx')['rate_over_without']:.2f}",
         f"{it['beside_explanations']['classify_p50_ms_beside']:.1f}",
     ],
+    ("tuning", "images-a-request-dat_null"): lambda it: [
+        *(f"{row(it, form='form', images=count)['cpu_over_alone']:.2f}" for count in (8, 64)),
+        *(f"{row(it, form='json', images=count)['cpu_over_alone']:.2f}" for count in (8, 64)),
+        f"{row(it, form='raw', images=1)['beside_decoding_ms']:.2f}",
+        *(f"{row(it, form='form', images=count)['beside_decoding_ms']:.2f}" for count in (8, 64)),
+    ],
     ("operations", "throughput-dat_tiny"): lambda it: [f"{row(it, concurrency=32)['images_per_s']} images/s"],
     ("operations", "model-speed-dat_tiny"): lambda it: [
         f"{row(it, contender='ort-ours', batch=8)['images_per_s']:.1f} images/s"

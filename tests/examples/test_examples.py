@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
+from typing import Any
 
 import httpx
 import pytest
@@ -100,7 +102,7 @@ def test_async_requests_are_answered_in_order(server: str, digits: Path, tmp_pat
 
 
 def test_many_images_are_all_answered(server: str, digits: Path) -> None:
-    ended = python(MANY_IMAGES, digits, "--url", f"http://{server}", "--concurrency", 4)
+    ended = python(MANY_IMAGES, digits, "--url", f"http://{server}", "--concurrency", 2)
     assert ended.returncode == 0, ended.stderr
     answers = [json.loads(line) for line in ended.stdout.splitlines()]
     assert sorted(answer["path"] for answer in answers) == sorted(map(str, digits.rglob("*.png")))
@@ -108,22 +110,72 @@ def test_many_images_are_all_answered(server: str, digits: Path) -> None:
         assert answer["predictions"][0]["label"] == Path(answer["path"]).parent.name
 
 
+def test_many_images_share_requests_and_the_bad_ones_are_named(server: str, digits: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(digits, folder)
+    bad = {"broken.png": (b"no image", "unsupported_format"), "empty.png": (b"", "empty_image")}
+    for name, (data, _) in bad.items():
+        (folder / name).write_bytes(data)
+    before = samples_of(server)
+    ended = python(MANY_IMAGES, folder, "--url", f"http://{server}")
+    assert (ended.returncode, ended.stderr) == (1, "2 images could not be classified\n")
+    answers = {Path(line["path"]): line for line in map(json.loads, ended.stdout.splitlines())}
+    assert len(answers) == 10 * A_CLASS + 2
+    for path, answer in answers.items():
+        if path.name in bad:
+            assert answer["error"]["code"] == bad[path.name][1]
+        else:
+            assert answer["predictions"][0]["label"] == path.parent.name
+    assert samples_of(server) - before == 4  # 62 images, of which 16 share a request
+
+
+def samples_of(server: str) -> float:
+    """How many requests for classes were answered."""
+    text = httpx.get(f"http://{server}/metrics", timeout=PATIENCE_S).text
+    counts = re.findall(r'^dat_requests_total\{[^}]*route="/v1/classify"[^}]*\} (\S+)$', text, re.MULTILINE)
+    return sum(map(float, counts))
+
+
+def test_images_that_fit_no_request_together_are_asked_for_alone(
+    exported: ExportOnce, digits: Path, tmp_path: Path
+) -> None:
+    for number in range(3):
+        shutil.copy(digits / "7" / f"{number}.png", tmp_path / f"{number}.png")
+    (tmp_path / "large.png").write_bytes(b"\x89PNG" + bytes(5000))
+    with service_process(exported("dat_demo"), "--threads", "1", "--max-body-bytes", "2000") as process:
+        ended = python(MANY_IMAGES, tmp_path, "--url", f"http://127.0.0.1:{process.port}")
+    answers = {Path(line["path"]).name: line for line in map(json.loads, ended.stdout.splitlines())}
+    assert answers.pop("large.png")["error"]["code"] == "too_large"
+    assert [answer["predictions"][0]["label"] for answer in answers.values()] == ["7"] * 3
+
+
 class Busy(BaseHTTPRequestHandler):
-    """Refuses the first of every image's requests, and every one of a broken image's."""
+    """Refuses the first of every request, and every one that has a broken image; several at a time where it says so."""
 
     protocol_version = "HTTP/1.1"
-    seen: set[bytes]
+    max_images: int
+    takes: int
+    """Images that it takes in fact."""
+    seen: set[tuple[bytes, ...]]
     counts: list[int]
+    """Images of each request."""
     lock: Lock
 
+    def do_GET(self) -> None:
+        limits = {"max_images": self.max_images, "max_body_bytes": 1 << 25}
+        self._answer(200, "application/json", {"default": "a", "limits": limits, "models": []})
+
     def do_POST(self) -> None:
-        image = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        images = tuple(re.findall(rb"\r\n\r\n(\w+)\r\n--", body))
         with self.lock:
-            is_known = image in self.seen
-            self.seen.add(image)
-            self.counts.append(0)
-        if image != b"never" and is_known:
-            self._answer(200, "application/json", {"results": [{"predictions": [{"label": "7"}]}]})
+            is_known = images in self.seen
+            self.seen.add(images)
+            self.counts.append(len(images))
+        if len(images) > self.takes:
+            self._answer(413, "text/html", "Too large.")
+        elif b"never" not in images and is_known:
+            self._answer(200, "application/json", {"results": [{"predictions": [{"label": "7"}]}] * len(images)})
         else:
             problem = {"code": "overloaded", "detail": "The queue is full."}
             self._answer(429, "application/problem+json", problem, **{"Retry-After": "0"})
@@ -141,22 +193,43 @@ class Busy(BaseHTTPRequestHandler):
 
 
 def test_many_images_come_back_to_a_busy_service_and_give_up_in_the_end(tmp_path: Path) -> None:
-    kind = type("Fresh", (Busy,), {"seen": set(), "counts": [], "lock": Lock()})
-    for name, data in (("a.png", b"a"), ("b.png", b"b"), ("never.png", b"never")):
-        (tmp_path / name).write_bytes(data)
+    answers, ended, counts = many_from_busy(tmp_path, "a", "b", "never", max_images=1, takes=1)
+    assert ended.returncode == 1
+    assert ended.stderr == "1 images could not be classified\n"
+    assert answers["never"]["error"] == {"code": "overloaded", "detail": "The queue is full."}
+    assert [answers[name]["predictions"][0]["label"] for name in ("a", "b")] == ["7", "7"]
+    assert counts == [1] * (2 + 2 + 3)
+
+
+def test_a_request_that_is_refused_to_the_end_takes_its_images_along(tmp_path: Path) -> None:
+    answers, ended, counts = many_from_busy(tmp_path, "a", "b", "never", max_images=8, takes=8)
+    assert (ended.returncode, counts) == (1, [3, 3, 3])
+    assert [answer["error"]["code"] for answer in answers.values()] == ["overloaded"] * 3
+
+
+def test_a_request_that_is_too_large_for_a_proxy_is_sent_in_halves(tmp_path: Path) -> None:
+    answers, ended, counts = many_from_busy(tmp_path, "a", "b", "c", "d", max_images=8, takes=2)
+    assert (ended.returncode, sorted(answers)) == (0, ["a", "b", "c", "d"])
+    assert counts == [4, 2, 2, 2, 2]
+
+
+def many_from_busy(
+    folder: Path, *images: str, max_images: int, takes: int
+) -> tuple[dict[str, Any], subprocess.CompletedProcess[str], list[int]]:
+    """Ask a busy server for images that hold their names; return the answers by them, and images by request."""
+    for name in images:
+        (folder / f"{name}.png").write_text(name)
+    facts = {"max_images": max_images, "takes": takes, "seen": set(), "counts": [], "lock": Lock()}
+    kind = type("Fresh", (Busy,), facts)
     with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        ended = python(MANY_IMAGES, tmp_path, "--url", url, "--tries", 3)
+        ended = python(MANY_IMAGES, folder, "--url", url, "--tries", 3)
         server.shutdown()
         thread.join()
-    answers = {Path(line["path"]).name: line for line in map(json.loads, ended.stdout.splitlines())}
-    assert ended.returncode == 1
-    assert ended.stderr == "1 images could not be classified\n"
-    assert answers["never.png"]["error"] == {"code": "overloaded", "detail": "The queue is full."}
-    assert [answers[name]["predictions"][0]["label"] for name in ("a.png", "b.png")] == ["7", "7"]
-    assert len(kind.counts) == 2 + 2 + 3
+    answers = {Path(line["path"]).stem: line for line in map(json.loads, ended.stdout.splitlines())}
+    return answers, ended, kind.counts
 
 
 def test_nearest_neighbours_of_a_digit_are_the_same_digit(server: str, digits: Path) -> None:

@@ -10,12 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import httpx
 import pytest
 
 from tests.conftest import ExportOnce
 from tests.examples.test_examples import digits as digits
 from tests.generated import EXAMPLE, checkout, run
-from tests.integration.conftest import ROOT, service_process
+from tests.integration.conftest import PATIENCE_S, ROOT, service_process
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,21 @@ def test_images_are_classified_and_compared_by_their_embeddings(program: Path, u
     assert float(other[2]) < float(alike[2]) < 1
 
 
+def test_images_are_sent_in_requests_that_the_service_takes(program: Path, exported: ExportOnce, digits: Path) -> None:
+    images = [digits / str(digit) / "0.png" for digit in (8, 3, 8, 1, 5)]
+    with service_process(exported("dat_demo"), "--threads", "1", "--max-images", "2") as process:
+        address = f"http://127.0.0.1:{process.port}"
+        ended = ask(program, address, *images)
+        metrics = httpx.get(f"{address}/metrics", timeout=PATIENCE_S).text
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert [line.split()[1] for line in lines] == list("83815")
+    assert [line.endswith("similarity 1.0000") for line in lines] == [True, False, True, False, False]
+    for route in ("classify", "features"):
+        counts = re.findall(rf'^dat_requests_total\{{[^}}]*route="/v1/{route}"[^}}]*\}} (\S+)$', metrics, re.MULTILINE)
+        assert sum(map(float, counts)) == 3
+
+
 def test_a_refusal_is_told_by_its_code(program: Path, url: str, digits: Path) -> None:
     ended = ask(program, url, digits / "8" / "0.png", ROOT / "LICENSE")
     assert ended.returncode == 1
@@ -72,7 +88,16 @@ class Busy(BaseHTTPRequestHandler):
     refusals: int
     retry_after: str | None
     seen: list[tuple[str, str | None]]
-    """The bodies and keys of all requests."""
+    """The bodies and keys of all requests for inference."""
+
+    def do_GET(self) -> None:
+        limits = {"max_images": 64, "max_body_bytes": 1 << 25}
+        answer = json.dumps({"default": "a", "limits": limits, "models": []})
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer.encode())
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))

@@ -98,6 +98,62 @@ def test_a_ground_truth_file_gives_the_same_and_unusable_images_count_as_wrong(
     assert f"({RIGHT} of {IMAGES + 2};" in text
 
 
+@pytest.fixture(scope="module")
+def large_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some of the digits, three of each class in large JPEG files, which the fast resize decodes at a fraction."""
+    root = tmp_path_factory.mktemp("large")
+    for folder in sorted(digits.iterdir()):
+        (root / folder.name).mkdir()
+        for number, file in enumerate(sorted(folder.iterdir())[:4]):
+            with Image.open(file) as image:
+                if number == 3:
+                    image.save(root / folder.name / f"{number}.png")
+                else:
+                    image.convert("RGB").resize((700, 700)).save(root / folder.name / f"{number}.jpg", quality=90)
+    (root / "7" / "broken.jpg").write_bytes(b"no image")
+    return root
+
+
+def test_both_resizes_are_evaluated_side_by_side(exported: ExportOnce, large_digits: Path) -> None:
+    answerer = ("--repository", exported("dat_demo"), "--threads", 1)
+    ended = command("evaluate", large_digits, *answerer, "--compare-resize", "--format", "json")
+    assert ended.returncode == 1  # the broken one
+    both = json.loads(ended.stdout)
+    alone = {
+        resize: json.loads(command("evaluate", large_digits, *answerer, "--resize", resize, "--format", "json").stdout)
+        for resize in ("exact", "fast")
+    }
+    compared = both.pop("compared")
+    assert both == alone["exact"]
+    assert {name: compared[name] for name in ("images", "resize", "top1", "top5")} == {
+        name: alone["fast"][name] for name in ("images", "resize", "top1", "top5")
+    }
+    assert (compared["images"], compared["moved_images"]) == (41, 30)
+    changed = compared["changed_top1"]
+    assert changed["became_right"] - changed["became_wrong"] == (
+        alone["fast"]["top1"]["correct"] - alone["exact"]["top1"]["correct"]
+    )
+    assert changed["share"] == changed["images"] / 41
+    largest = compared["largest_score_difference"]
+    assert 0 < largest["difference"] < 0.5
+    assert largest["path"].endswith(".jpg")
+    text = command("evaluate", large_digits, *answerer, "--compare-resize").stdout
+    assert "resize    exact\n" in text
+    assert "resize    fast\nmoved     30 of 41 images; the others have the same pixels\n" in text
+    assert f"score     {largest['difference']:.4f} is the largest difference: " in text
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [(("--url", "http://127.0.0.1:1"), "a model in this process"), (("--resize", "fast"), "leave out --resize")],
+)
+def test_resizes_that_cannot_be_compared_are_a_mistake(
+    options: tuple[str, ...], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(tmp_path), "--compare-resize", *options]) == 2
+    assert reason in capsys.readouterr().err
+
+
 def test_names_of_all_formats_count_and_what_is_left_out_is_said(
     answerer: tuple[object, ...], digits: Path, tmp_path: Path
 ) -> None:

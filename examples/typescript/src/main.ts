@@ -7,15 +7,41 @@
  */
 
 import { openAsBlob } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { parseArgs } from 'node:util';
 
-import { createClient, type Client } from './client/client/index.js';
-import { classify, type ClassifiedImage, type FeaturesErrors, type Problem } from './client/index.js';
+import { createClient, formDataBodySerializer, type Client } from './client/client/index.js';
+import { classify, listModels } from './client/index.js';
+import type { ClassifiedImage, FeaturesErrors, ImageForm, Problem } from './client/index.js';
 import { retrying } from './retries.js';
 
 const TRIES = 5;
+const MAX_IMAGES = 16; // of a request, unless the service takes fewer
+const MAX_BYTES = 8 * 1024 * 1024;
+const PART_BYTES = 256; // around an image in a body, at most
+
+/** Return image files in groups that one request may carry, also as base64; one alone may be too large. */
+async function grouped(client: Client, paths: string[]): Promise<string[][]> {
+  const { data, error } = await listModels({ client });
+  if (!data) throw failure(error);
+  const maxImages = Math.min(MAX_IMAGES, data.limits.max_images);
+  const maxBytes = Math.min(MAX_BYTES, data.limits.max_body_bytes);
+  const groups: string[][] = [];
+  let bytes = Infinity;
+  for (const path of paths) {
+    const own = Math.ceil((await stat(path)).size / 3) * 4 + PART_BYTES;
+    const group = groups.at(-1);
+    if (group && group.length < maxImages && bytes + own <= maxBytes) {
+      group.push(path);
+      bytes += own;
+    } else {
+      groups.push([path]);
+      bytes = own;
+    }
+  }
+  return groups;
+}
 
 /** Return the classes of image files, which one request carries as base64 in JSON; a bad one refuses the request. */
 async function classified(client: Client, paths: string[]): Promise<ClassifiedImage[]> {
@@ -25,18 +51,20 @@ async function classified(client: Client, paths: string[]): Promise<ClassifiedIm
   return data.results.filter((result) => 'predictions' in result);
 }
 
-/** Return the embedding of an image file, of length 1. The file is the body, and the answer the bytes of the numbers. */
-async function embedded(client: Client, path: string): Promise<Float32Array> {
+/** Return the embeddings of image files, of length 1. They are parts of a form; the answer is the numbers' bytes. */
+async function embedded(client: Client, paths: string[]): Promise<Float32Array[]> {
+  const image = await Promise.all(paths.map((path) => openAsBlob(path)));
   const { data, error } = await client.post<{ 200: ArrayBuffer }, FeaturesErrors>({
     url: '/v1/features',
     query: { outputs: ['embedding'], normalize: true },
-    body: await openAsBlob(path),
-    bodySerializer: null,
-    headers: { 'Content-Type': 'application/octet-stream', Accept: 'application/octet-stream' },
+    body: { image } satisfies ImageForm,
+    ...formDataBodySerializer,
+    headers: { 'Content-Type': null, Accept: 'application/octet-stream' },
     parseAs: 'arrayBuffer',
   });
   if (!data) throw failure(error);
-  return new Float32Array(data);
+  const [numbers, rows] = [new Float32Array(data), paths.length];
+  return paths.map((_, row) => numbers.slice((numbers.length / rows) * row, (numbers.length / rows) * (row + 1)));
 }
 
 /** Return what the service, or the way to it, had against a request. */
@@ -55,13 +83,17 @@ async function main(): Promise<void> {
     allowPositionals: true,
   });
   const client = createClient({ baseUrl: values.url, auth: process.env.DAT_CLIENT_API_KEY, fetch: retrying(TRIES) });
-  const results = await classified(client, paths);
-  const embeddings = await Promise.all(paths.map((path) => embedded(client, path)));
-  for (const { index, predictions } of results) {
-    const [path, first, own] = [paths[index], embeddings[0], embeddings[index]];
-    const best = predictions[0];
-    if (!path || !first || !own || !best) throw new Error('the answer does not fit the request');
-    console.log(`${basename(path)}: ${best.label} ${best.score.toFixed(4)}, similarity ${product(first, own).toFixed(4)}`);
+  let first: Float32Array | undefined;
+  for (const group of await grouped(client, paths)) {
+    const results = await classified(client, group);
+    const embeddings = await embedded(client, group);
+    first ??= embeddings[0];
+    for (const { index, predictions } of results) {
+      const [path, own, best] = [group[index], embeddings[index], predictions[0]];
+      if (!path || !first || !own || !best) throw new Error('the answer does not fit the request');
+      const similarity = product(first, own).toFixed(4);
+      console.log(`${basename(path)}: ${best.label} ${best.score.toFixed(4)}, similarity ${similarity}`);
+    }
   }
 }
 

@@ -123,11 +123,22 @@ class ModelSummary(_Shown):
         )
 
 
+class RequestLimits(_Shown):
+    """What one request may have, whichever model answers; beyond it requests get 413."""
+
+    max_images: int
+    """Most images."""
+    max_body_bytes: int
+    """Most bytes of a body, whatever its form."""
+
+
 class ModelList(_Shown):
     """All versions of all models."""
 
     default: str
     """Name of the model that answers where a request names none."""
+    limits: RequestLimits
+    """What one request may have: how many images to send together."""
     models: list[ModelSummary]
     """One entry a version, by name and version; the default model's first."""
 

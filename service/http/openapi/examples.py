@@ -15,7 +15,7 @@ import orjson
 from pydantic import BaseModel
 
 from service.http.answers import schemas as v1
-from service.http.answers.model_schemas import ModelDetails, ModelList, ModelSummary
+from service.http.answers.model_schemas import ModelDetails, ModelList, ModelSummary, RequestLimits
 from service.http.openapi.components import EXAMPLE_REQUEST_ID
 from service.http.routes.v2 import schemas as v2
 from service.http.routes.v2.metadata import EXTENSIONS, NAME, configuration_of, metadata_of
@@ -74,7 +74,9 @@ def example_answers() -> dict[str, Any]:
     summary = ModelSummary.of(status, manifest)
     answers = {
         **_of_images(model),
-        "list_models": ModelList(default=manifest.name, models=[summary]),
+        "list_models": ModelList(
+            default=manifest.name, limits=RequestLimits.model_validate(settings), models=[summary]
+        ),
         "get_model": ModelDetails.of_model(
             replace(model, labels=model.labels[:1]),
             summary,

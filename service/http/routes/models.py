@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from service.http.answers.model_schemas import ModelDetails, ModelList, ModelSummary
+from service.http.answers.model_schemas import ModelDetails, ModelList, ModelSummary, RequestLimits
 from service.http.authorization import authorized
 from service.http.context import context_of
 from service.http.openapi import components as openapi
@@ -20,9 +20,10 @@ router = APIRouter(tags=["models"], dependencies=[Depends(authorized)])
 
 @router.get("/v1/models", operation_id="list_models", summary="List the models", responses=openapi.READING_PROBLEMS)
 async def list_models(service: ServiceDependency) -> ModelList:
-    """Answer with every version of every model that is served, or was to be, and how each is."""
+    """Answer with every version of every model that is served, or was to be, how each is, and requests' limits."""
     models = service.models
-    return ModelList(default=models.default, models=_summaries(models, models.statuses))
+    limits = RequestLimits.model_validate(service.settings)
+    return ModelList(default=models.default, limits=limits, models=_summaries(models, models.statuses))
 
 
 @router.get(

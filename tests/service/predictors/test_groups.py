@@ -3,10 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import pytest
-
-from service.predictors import groups
-from service.predictors.groups import Groups
+from service.predictors.groups import GroupLimits, Groups
 
 
 class Wire:
@@ -34,7 +31,7 @@ async def asked(gathered: Groups[bytes], *images: bytes) -> list[asyncio.Task[by
 
 async def test_requests_leave_at_once_and_later_ones_carry_what_waits() -> None:
     wire = Wire()
-    gathered = Groups(wire.send, requests=2)
+    gathered = Groups(wire.send, requests=2, limits=GroupLimits())
     tasks = await asked(gathered, b"a", b"b", b"c", b"d", b"e")
     assert wire.sent == [[b"a"], [b"b"]]
     wire.gate.set()
@@ -42,11 +39,10 @@ async def test_requests_leave_at_once_and_later_ones_carry_what_waits() -> None:
     assert wire.sent[2] == [b"c", b"d", b"e"]
 
 
-async def test_groups_are_bounded_in_images_and_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(groups, "MAX_IMAGES", 3)
-    monkeypatch.setattr(groups, "MAX_BYTES", 10)
+async def test_groups_are_bounded_in_images_and_in_bytes() -> None:
     wire = Wire()
-    gathered = Groups(wire.send, requests=1)
+    limits = GroupLimits(images=3, size_bytes=15, part_bytes=2)
+    gathered = Groups(wire.send, requests=1, limits=limits)
     tasks = await asked(gathered, b"-", b"a", b"b", b"c", b"d", b"e" * 20, b"f" * 6, b"g" * 6)
     wire.gate.set()
     await asyncio.gather(*tasks)
@@ -54,9 +50,15 @@ async def test_groups_are_bounded_in_images_and_in_bytes(monkeypatch: pytest.Mon
     assert max(len(image) for image in wire.sent[3]) == 20
 
 
+def test_a_server_can_make_groups_smaller_and_not_larger() -> None:
+    ours = GroupLimits(images=16, size_bytes=1000)
+    assert ours.within(max_images=4, max_body_bytes=100) == GroupLimits(images=4, size_bytes=100)
+    assert ours.within(max_images=64, max_body_bytes=10_000) == ours
+
+
 async def test_a_failure_is_raised_to_everybody_in_its_group_alone() -> None:
     wire = Wire()
-    gathered = Groups(wire.send, requests=1)
+    gathered = Groups(wire.send, requests=1, limits=GroupLimits())
     (alone, *together) = await asked(gathered, b"a", b"b", b"c")
     wire.gate.set()
     assert await alone == b"A"
@@ -69,7 +71,7 @@ async def test_a_failure_is_raised_to_everybody_in_its_group_alone() -> None:
 
 async def test_an_image_that_nobody_waits_for_any_more_is_not_sent() -> None:
     wire = Wire()
-    gathered = Groups(wire.send, requests=1)
+    gathered = Groups(wire.send, requests=1, limits=GroupLimits())
     first, second, third = await asked(gathered, b"a", b"b", b"c")
     second.cancel()
     wire.gate.set()
@@ -79,7 +81,7 @@ async def test_an_image_that_nobody_waits_for_any_more_is_not_sent() -> None:
 
 async def test_closing_cancels_what_is_under_way() -> None:
     wire = Wire()
-    gathered = Groups(wire.send, requests=1)
+    gathered = Groups(wire.send, requests=1, limits=GroupLimits())
     (task,) = await asked(gathered, b"a")
     task.cancel()
     await gathered.close()

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from service.errors import RepositoryError, SettingsError
+from service.model.postprocess import softmax
 from service.predictors import over_http
 from service.predictors.in_process import open_predictor
 from service.predictors.ordered import in_order
-from service.predictors.types import Fault, PredictorFailed
+from service.predictors.types import Fault, PredictorFailed, ScoresByBoth
 from service.settings import Settings, load_settings
 from tests.service import tiny_model
 from tests.service.conftest import Served
@@ -52,6 +53,30 @@ async def test_predictions_are_exactly_the_servers(repository: Path, served: Ser
         assert local.model == remote.model
         for image in images:
             assert await local.classify(image) == await remote.classify(image)
+
+
+async def test_scores_by_both_resizes_are_those_of_either_setting(repository: Path) -> None:
+    """A large JPEG file is decoded at a fraction; a small one and a PNG file have the same pixels either way."""
+    large, small, other = (
+        photo("JPEG", width=400, height=300, quality=90), photo("JPEG", quality=90), photo(width=400, height=300),
+    )  # fmt: skip
+    alone = {}
+    for resize in ("exact", "fast"):
+        async with open_predictor(settings_of(repository, resize=resize)) as predictor:
+            outputs = await predictor.features(large, ["logits"])
+            assert not isinstance(outputs, Fault)
+            alone[resize] = softmax(outputs["logits"])
+    async with open_predictor(settings_of(repository, resize="fast"), concurrency=2) as predictor:
+        images = (large, small, other, b"no image", large)
+        answers = await asyncio.gather(*map(predictor.scores_by_both_resizes, images))
+    for both in (answers[0], answers[4]):
+        assert isinstance(both, ScoresByBoth)
+        assert both.fast is not None
+        np.testing.assert_allclose(both.exact, alone["exact"], atol=1e-6)
+        np.testing.assert_allclose(both.fast, alone["fast"], atol=1e-6)
+    assert np.abs(alone["exact"] - alone["fast"]).max() > 1e-5
+    assert [isinstance(each, ScoresByBoth) and each.fast is None for each in answers[1:3]] == [True, True]
+    assert isinstance(answers[3], Fault)
 
 
 async def test_more_images_than_there_is_room_for_wait_their_turn(repository: Path) -> None:

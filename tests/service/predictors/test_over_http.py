@@ -27,10 +27,10 @@ PHOTOS = [photo(seed=seed) for seed in range(5)]
 
 @dataclass
 class Network:
-    """The way to an application; answers the next inference calls with what is in `instead`."""
+    """The way to an application; answers the next inference calls with what is in `instead`, where that is not None."""
 
     served: Served
-    instead: list[httpx.Response | Exception] = field(default_factory=list)
+    instead: list[httpx.Response | Exception | None] = field(default_factory=list)
     requests: list[httpx.Request] = field(default_factory=list)
 
     def transport(self) -> httpx.AsyncBaseTransport:
@@ -39,12 +39,14 @@ class Network:
         class Through(httpx.AsyncBaseTransport):
             async def handle_async_request(_, request: httpx.Request) -> httpx.Response:  # noqa: N805
                 if request.method == "POST":
+                    await request.aread()
                     self.requests.append(request)
                     if self.instead:
                         answer = self.instead.pop(0)
                         if isinstance(answer, Exception):
                             raise answer
-                        return answer
+                        if answer is not None:
+                            return answer
                 return await inside.handle_async_request(request)
 
         return Through()
@@ -60,6 +62,11 @@ class Recorded(RetryPolicy):
     def wait_s(self, tries: int, *, elapsed_s: float, retry_after_s: float | None) -> float | None:
         self.asked.append((tries, retry_after_s))
         return 0.0 if tries < self.tries else None
+
+
+def images_of(request: httpx.Request) -> int:
+    """How many images a request carries, in a form or raw."""
+    return max(request.content.count(b'; name="image"'), 1)
 
 
 def refusal(status: int, code: str, **headers: str) -> httpx.Response:
@@ -100,12 +107,40 @@ async def test_a_bad_image_is_named_and_harms_no_other_of_its_request(
     assert faults == {2: "unsupported_format", 4: "empty_image"}
 
 
-async def test_a_server_that_takes_fewer_images_a_request_is_asked_for_each(model: ModelDirectory) -> None:
-    async with serving(model, max_images=2) as served:
-        network = Network(served)
-        async with open_predictor(URL, transport=network.transport(), concurrency=16) as predictor:
-            answers = await asyncio.gather(*(predictor.classify(image) for image in PHOTOS))
-    assert not any(isinstance(answer, Fault) for answer in answers)
+async def test_a_server_is_asked_within_the_limits_that_it_tells(model: ModelDirectory) -> None:
+    largest_bytes = max(map(len, PHOTOS))
+    for limits, most in (
+        ({"max_images": 2}, 2),
+        ({"max_body_bytes": 3 * (largest_bytes + 300)}, 3),
+        ({"max_body_bytes": largest_bytes}, 1),
+    ):
+        async with serving(model, **limits) as served:
+            network = Network(served)
+            async with open_predictor(URL, transport=network.transport(), concurrency=8) as predictor:
+                answers = await asyncio.gather(*(predictor.classify(image) for image in PHOTOS * 4))
+        assert not any(isinstance(answer, Fault) for answer in answers)
+        sizes = [images_of(request) for request in network.requests]
+        assert max(sizes) == most, limits
+        assert sum(sizes) == len(PHOTOS) * 4, limits  # none was sent twice
+
+
+@pytest.mark.parametrize("told", [None, 64], ids=["limits that are not told", "limits that it does not keep"])
+async def test_a_server_that_refuses_several_images_is_asked_for_each(told: int | None) -> None:
+    """One of before it told its limits, or one behind a proxy with limits of its own."""
+    several = Several({("a", 1): "x"}, told=told)
+    sent: list[int] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            sent.append(images_of(request))
+            if sent[-1] > 1:
+                return httpx.Response(413, text="<html>Too large</html>")
+        return several.answer(request)
+
+    async with open_predictor(URL, transport=httpx.MockTransport(answer), concurrency=16) as predictor:
+        answers = await asyncio.gather(*(predictor.classify(image) for image in PHOTOS))
+    assert not any(isinstance(each, Fault) for each in answers)
+    assert sent == [1, 4, 1, 1, 1, 1]
 
 
 async def test_refusals_and_lost_connections_are_tried_again_when_the_server_says(served: Served) -> None:
@@ -121,6 +156,22 @@ async def test_refusals_and_lost_connections_are_tried_again_when_the_server_say
         assert not isinstance(await predictor.classify(PHOTOS[0]), Fault)
     assert retries.asked == [(1, 7.0), (2, None), (3, 5.0), (4, None)]
     assert len({request.content for request in network.requests}) == 1
+
+
+async def test_a_group_that_is_refused_is_sent_again_whole_and_its_answers_are_in_order(served: Served) -> None:
+    refusals = [refusal(429, "overloaded", **{"Retry-After": "3"}), httpx.ReadError("lost"), refusal(503, "not_ready")]
+    network = Network(served, instead=[None, *refusals])
+    images = [*PHOTOS[:3], b"no image", *PHOTOS[3:]]
+    retries = Recorded()
+    async with open_predictor(URL, transport=network.transport(), retries=retries, concurrency=16) as predictor:
+        answers = await asyncio.gather(*(predictor.classify(image, top_k=1) for image in images))
+    assert [images_of(request) for request in network.requests] == [1, 5, 5, 5, 5]
+    assert retries.asked == [(1, 3.0), (2, None), (3, None)]
+    assert isinstance(answers[3], Fault)
+    assert answers[3].code == "unsupported_format"
+    for image, answer in zip(PHOTOS, (*answers[:3], *answers[4:]), strict=True):
+        assert not isinstance(answer, Fault)
+        assert answer[0].class_id == int(expected(image, "logits").argmax())
 
 
 async def test_a_server_that_goes_on_refusing_is_given_up_with_its_last_word(served: Served) -> None:
@@ -181,11 +232,14 @@ class Several:
     weights: dict[tuple[str, int], str]
     asked: list[str | None] = field(default_factory=list)
     refused_details: int = 0
+    told: int | None = None
+    """Images that it says a request may have; servers before the choice say nothing."""
 
     def answer(self, request: httpx.Request) -> httpx.Response:
         query = request.url.params
         if request.url.path == "/v1/models":
-            return httpx.Response(200, json={"default": "a", "models": []})
+            limits = {"max_images": self.told, "max_body_bytes": 1 << 25}
+            return httpx.Response(200, json={"default": "a", "models": []} | ({"limits": limits} if self.told else {}))
         if request.method == "GET":
             if self.refused_details:
                 self.refused_details -= 1
@@ -198,7 +252,7 @@ class Several:
         if (name, int(number)) not in self.weights:
             return refusal(404, "unknown_model")
         ranking = {"predictions": [{"class_id": 0, "label": "zero", "score": 1.0}]}
-        return httpx.Response(200, json={"results": [ranking] * max(request.content.count(b'name="image"'), 1)})
+        return httpx.Response(200, json={"results": [ranking] * images_of(request)})
 
     def _details(self, name: str, version: int) -> httpx.Response:
         if (name, version) not in self.weights:
