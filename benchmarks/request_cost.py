@@ -8,6 +8,7 @@ depend on what else the machine does far less than rates do.
 from __future__ import annotations
 
 import http.client
+import os
 import sys
 import tempfile
 from collections import defaultdict
@@ -80,6 +81,8 @@ def _row(count: int, rounds: Sequence[dict[str, Any]]) -> Result:
         "share_of_decoder": median(
             [one["http"][count]["goodput_images_per_s"] / one["decoder"].images_per_s for one in rounds]
         ),
+        "share_of_decoder_left": median([_share_of_what_is_left(one["http"][count], one["decoder"]) for one in rounds]),
+        "generator_ms": median([one["http"][count]["cpu_ms_per_answer"]["generator"] for one in rounds]),
         "cpu_ms": median(cpu),
         "beyond_ms": median(beyond),
         "bare_ms": median(bare),
@@ -88,6 +91,13 @@ def _row(count: int, rounds: Sequence[dict[str, Any]]) -> Result:
         "bare_switches": median([_switches(one["bare"][count]) for one in rounds], 1),
         "threads_ms": {name: median(figures) for name, figures in sorted(threads.items())},
     }
+
+
+def _share_of_what_is_left(report: Result, decoder: Measured) -> float:
+    """Return the rate over what the decoder alone would do on the processor time that the load generator leaves."""
+    cores = len(os.sched_getaffinity(0))
+    left = 1 - report["cpu_share"]["generator"] / cores
+    return float(report["goodput_images_per_s"] / (decoder.images_per_s * left))
 
 
 def _switches(report: Result) -> float:

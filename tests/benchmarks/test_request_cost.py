@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from benchmarks.processes import ThreadUse, thread_uses
 from service.engine.named_thread import NamedThread
 
@@ -56,5 +58,6 @@ def test_scenario_tells_the_threads_and_the_floors(tmp_path: Path) -> None:
     assert {"main", "decode", "engine"} <= row["threads_ms"].keys()
     assert 0 < row["threads_ms"]["main"] < row["cpu_ms"]
     assert row["bare_ms"] > 0
-    assert abs(row["beyond_over_bare"] - row["beyond_ms"] / row["bare_ms"]) < 0.05
+    assert row["beyond_over_bare"] == pytest.approx(row["beyond_ms"] / row["bare_ms"], rel=0.02)
+    assert row["share_of_decoder"] < row["share_of_decoder_left"]
     assert "request-cost (dat_null)" in told.stdout
