@@ -2,13 +2,15 @@
 
 What a layer multiplies by or adds that is known beforehand moves into weights beside it: the scale of attention
 scores into the keys, the factors of residual branches into the projections that end them, the skips around depthwise
-convolutions into their kernels. Every step is exact but for the rounding of the weights it changes.
+convolutions into their kernels. Keys are hidden from queries by a finite bias, `HIDDEN`. Every step is exact but for
+rounding.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from typing import Final
 
 import torch
 from torch import nn
@@ -22,6 +24,14 @@ from models.layers import MLP, ConvMLP, LayerScale, ResidualDepthwiseConv
 from models.neighborhood_attention import NeighborhoodAttention
 from models.sampling import BilinearSampling
 from models.window_attention import WindowAttention
+
+HIDDEN: Final = -50.0
+"""What the scores of keys that a query must not see get added.
+
+A softmax weights such a key by e^-50, 2e-22, which no float32 sum of values shows, unless its score lies 33 above those
+that the query sees. By -100 or -inf the weights were denormal numbers, which ONNX Runtime's exponential gives on
+processors with AVX-512 instead of zeros, and in which each operation takes some of them over a hundred cycles.
+"""
 
 
 def inference_form(
@@ -45,7 +55,10 @@ def inference_form(
             case WindowAttention():
                 scale_rows(module.proj_qkv, module.scale, module.proj_qkv.in_features)
                 module.scale = 1.0
+                if module.mask is not None:
+                    module.mask.clamp_(min=HIDDEN)
             case NeighborhoodAttention():
+                module.hide_by(HIDDEN)
                 scale_rows(module.qkv, module.scale, module.qkv.in_features)
                 module.scale = 1.0
             case MLP() | ConvMLP():

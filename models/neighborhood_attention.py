@@ -2,8 +2,8 @@
 
 It is computed without a custom operator and without a copy of the window per query. Queries are cut into tiles; the
 windows of a tile's queries lie within the tile and a halo of k // 2 on either side, so that one gather along each axis
-gives every tile its keys, and a bias of -inf hides the keys that lie outside a query's own window. A map of at most
-`DENSE_SIDE` is one tile without any gather.
+gives every tile its keys, and a bias of -inf hides the keys that lie outside a query's own window, unless an export
+chooses a finite one (`hide_by`). A map of at most `DENSE_SIDE` is one tile without any gather.
 
 Invariants: along an axis of length L the window of query i starts at clamp(i - k // 2, 0, L - k). A map smaller than k
 is zero-padded on the right and bottom before `qkv`, and cropped after.
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _larger = cast(Callable[[int, int], int], torch.sym_max)  # which also takes the sizes of a trace
+HIDDEN = float("-inf")
+"""What the scores of keys outside a query's window get added."""
 DENSE_SIDE = 16
 LARGEST_TILE = 8
 
@@ -27,7 +29,8 @@ class AxisTiles(NamedTuple):
     """How one axis is cut: `tiles` tiles of `queries` queries, each with `keys` candidate keys.
 
     `key_index` (tiles * keys,) says where they lie on the axis, `bias_index` (tiles * queries * keys,) which
-    displacement they stand for, and `mask` (tiles, queries, keys) is 0 where the query sees the key, else -inf.
+    displacement they stand for, and `mask` (tiles, queries, keys) is 0 where the query sees the key, else `HIDDEN` or
+    what was given for it.
     """
 
     tiles: int
@@ -38,7 +41,7 @@ class AxisTiles(NamedTuple):
     mask: Tensor
 
 
-def axis_tiles(length: int, kernel: int, tile: int) -> AxisTiles:
+def axis_tiles(length: int, kernel: int, tile: int, hidden: float = HIDDEN) -> AxisTiles:
     """Cut an axis of `length` >= `kernel` into tiles of `tile` queries; the last may reach beyond the axis.
 
     Under torch.export `length` may be symbolic.
@@ -58,7 +61,7 @@ def axis_tiles(length: int, kernel: int, tile: int) -> AxisTiles:
     start = torch.minimum(start, torch.full_like(start, length - kernel))
     from_start = key[:, None, :] - start[:, :, None]
     visible = (from_start >= 0) & (from_start < kernel)
-    mask = torch.where(visible, 0.0, float("-inf"))
+    mask = torch.where(visible, 0.0, hidden)
     displacement = (key[:, None, :] - query[:, :, None] + kernel - 1).clamp(0, 2 * kernel - 2)
     # beyond a short axis there are no keys: repeat the last one, which the mask hides there
     key = torch.minimum(key, torch.full_like(key, length - 1))
@@ -96,15 +99,22 @@ class NeighborhoodAttention(nn.Module):
         self.rpb = nn.Parameter(torch.zeros(heads, 2 * kernel - 1, 2 * kernel - 1))
         self.proj = nn.Linear(dim, dim)
         self.map_size = map_size
+        self.hidden = HIDDEN
         self._static: list[tuple[int, int, int]] | None = None
         if map_size is not None:
             self._keep(map_size)
+
+    def hide_by(self, hidden: float) -> None:
+        """Have keys outside a query's window hidden by another bias than -inf."""
+        self.hidden = hidden
+        if self.map_size is not None:
+            self._keep(self.map_size)
 
     def _keep(self, map_size: tuple[int, int]) -> None:
         self._static = []
         for axis, side in zip("yx", map_size, strict=True):
             length = max(side, self.kernel)
-            tiles = axis_tiles(length, self.kernel, best_tile(length))
+            tiles = axis_tiles(length, self.kernel, best_tile(length), self.hidden)
             self._static.append((tiles.tiles, tiles.queries, tiles.keys))
             for name in ("key_index", "bias_index", "mask"):
                 self.register_buffer(f"{name}_{axis}", getattr(tiles, name), persistent=False)
@@ -117,7 +127,8 @@ class NeighborhoodAttention(nn.Module):
     def tiles(self, height: int, width: int) -> tuple[AxisTiles, AxisTiles]:
         """Return how the rows and the columns of a map are cut."""
         if self._static is None:
-            return axis_tiles(height, self.kernel, LARGEST_TILE), axis_tiles(width, self.kernel, LARGEST_TILE)
+            first, second = (axis_tiles(side, self.kernel, LARGEST_TILE, self.hidden) for side in (height, width))
+            return first, second
         kept = (
             AxisTiles(*sides, *(getattr(self, f"{name}_{axis}") for name in ("key_index", "bias_index", "mask")))
             for axis, sides in zip("yx", self._static, strict=True)
@@ -176,12 +187,13 @@ class NeighborhoodAttention(nn.Module):
         return key, value
 
     def bias(self, rows: AxisTiles, columns: AxisTiles) -> Tensor:
-        """Return what is added to the scores: (tiles, heads, queries, keys), -inf outside the windows."""
+        """Return what is added to the scores: (tiles, heads, queries, keys), with `hidden` outside the windows."""
         bias = self.rpb.index_select(1, rows.bias_index).index_select(2, columns.bias_index)
         bias = bias.reshape(
             self.heads, rows.tiles, rows.queries, rows.keys, columns.tiles, columns.queries, columns.keys
         ).permute(1, 4, 0, 2, 5, 3, 6)
-        mask = rows.mask[:, None, None, :, None, :, None] + columns.mask[None, :, None, None, :, None, :]
+        # not their sum: a key outside along both axes is hidden no deeper
+        mask = torch.minimum(rows.mask[:, None, None, :, None, :, None], columns.mask[None, :, None, None, :, None, :])
         return (bias + mask).reshape(
             rows.tiles * columns.tiles, self.heads, rows.queries * columns.queries, rows.keys * columns.keys
         )

@@ -10,10 +10,10 @@ import onnx
 import pytest
 import torch
 
-from export.graph import OUTPUT_NAMES, export_graph
+from export.graph import INPUT_NAME, OUTPUT_NAMES, export_graph
 from export.sampling import STRATEGY_NAMES, select_strategy
 from export.source import from_seed
-from export.verify import verify
+from export.verify import open_session, sample_images, verify
 from models.config import SizeError
 from models.dat import DAT
 from tests.export.conftest import NORMALISATION, Exported, ExportNetwork
@@ -53,6 +53,17 @@ def exported(
 
 def axes(value: onnx.ValueInfoProto) -> list[int | str]:
     return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+
+
+@pytest.mark.parametrize("name", ["first_generation", "second_generation"])
+def test_no_score_underflows_to_a_denormal_weight(exported_network: ExportNetwork, name: str) -> None:
+    graph = exported_network(name).graph
+    scores = [node.input[0] for node in graph.graph.node if node.op_type == "Softmax"]
+    graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(each) for each in scores)
+    computed = open_session(graph.SerializeToString()).run(scores, {INPUT_NAME: sample_images(2, 2, *SIZE)})
+    below = [(each.max(-1, keepdims=True) - each).max() for each in computed]
+    assert max(below) > 40  # keys are hidden
+    assert np.exp(-max(below)) / 49 > np.finfo(np.float32).tiny
 
 
 @pytest.mark.parametrize(

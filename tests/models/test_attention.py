@@ -68,6 +68,20 @@ def test_neighborhood_attention_without_a_fixed_size_agrees_with_the_fixed_one(h
         torch.testing.assert_close(free(maps(height, width)), fixed(maps(height, width)), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("fixed", [True, False])
+def test_finite_bias_hides_keys_as_infinity_does(fixed: bool) -> None:
+    height, width = 17, 18
+    layer = with_weights(NeighborhoodAttention(DIM, HEADS, kernel=3, map_size=(height, width) if fixed else None))
+    with torch.inference_mode():
+        expected = layer(maps(height, width))
+        layer.hide_by(-50.0)
+        torch.testing.assert_close(layer(maps(height, width)), expected, atol=1e-6, rtol=0)
+        bias = layer.bias(*layer.tiles(height, width))
+    position_bias = layer.rpb.abs().max()
+    assert bias.min() >= -50 - position_bias  # keys outside along both axes as well
+    assert (bias <= -50 + position_bias).any()
+
+
 @settings(deadline=None)
 @given(length=st.integers(3, 60), kernel=st.sampled_from([3, 5, 7, 9]), tile=st.integers(1, 60))
 def test_every_query_sees_exactly_its_window_once(length: int, kernel: int, tile: int) -> None:
