@@ -4,7 +4,7 @@ The loop owns the free slots, the calls that wait for answers, and the engine's 
 exchange records: commands go in under a condition that wakes the thread, and completions come back with one
 `call_soon_threadsafe` a step. Neither side polls.
 
-Invariants: those of `client`; a DEAD engine stays so.
+Invariants: those of `client`; a DEAD engine stays so: whoever serves with it puts another in its place.
 """
 
 from __future__ import annotations
@@ -76,6 +76,8 @@ class InProcessEngine(EngineClient):
             on_end=partial(self._post, self._thread_ended),
         )
         self._watchdog: asyncio.TimerHandle | None = None
+        self._died = asyncio.Event()
+        """Set when the engine is DEAD."""
         self._ended = asyncio.Event()
         """Set when the thread has ended."""
 
@@ -83,6 +85,15 @@ class InProcessEngine(EngineClient):
     def states(self) -> Sequence[EngineState]:
         """The state of the one engine."""
         return (self._state,)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it is DEAD although its thread has not ended, which nothing ends but its process's end."""
+        return self._died.is_set() and not self._ended.is_set()
+
+    async def wait_dead(self) -> None:
+        """Return when the engine is DEAD."""
+        await self._died.wait()
 
     async def start(self) -> None:
         """Begin to load in the engine's thread, and return at once."""
@@ -154,6 +165,7 @@ class InProcessEngine(EngineClient):
             self._watchdog.cancel()
         self._fail_calls(list(self._calls))
         self._loaded.set()
+        self._died.set()
 
     def _watch(self) -> None:
         """Have the engine looked at when a step that begins now would have lasted too long."""

@@ -35,7 +35,7 @@ from service.telemetry.collectors import (
     process_metrics,
     version_gauges,
 )
-from service.telemetry.series import Batches, Images, Loads, Requests
+from service.telemetry.series import Batches, Images, Loads, Requests, Restarts
 
 LoadOutcome = Literal["loaded", "failed", "unloaded"]
 
@@ -145,6 +145,7 @@ class Metrics:
         self._images = Images(self.registry)
         self._batches = Batches(self.registry)
         self._loads = Loads(self.registry)
+        self._restarts = Restarts(self.registry)
         self._leaving: set[tuple[str, int]] = set()
         self._removing = threading.Lock()
         self._to_no_model = _EndedRequests(self._requests, "", "")
@@ -218,6 +219,15 @@ class Metrics:
         if outcome == "loaded":
             self._loads.duration_s.of(model).observe(duration_s)
             self._loads.last.of(model).set(time.time())
+
+    def may_restart(self, *names: str) -> None:
+        """Show that nothing of these names was started again yet: Prometheus sees no rise in what begins at 1."""
+        for name in names:
+            self._restarts.ended.of(name)
+
+    def restarted(self, name: str, times: int = 1) -> None:
+        """Count that what has this name was started again; of several processes in one alone, as `load_ended`."""
+        self._restarts.ended.of(name).inc(times)
 
     def decodes_abandoned(self, count: int) -> None:
         """Record how many decodings go on for nobody; any thread."""
