@@ -133,12 +133,13 @@ class Fields(BaseModel):
     """Longest time to finish what is in flight after SIGTERM."""
     hang_timeout_ms: Milliseconds = 60_000
     """A single run of the model that takes longer counts as hung, and the engine as dead; so does an engine process
-    that computes nothing for so long while it loads."""
+    that computes nothing for so long while it loads. Its process is started again."""
     heartbeat_timeout_ms: Milliseconds = 10_000
     """With several processes: one that is neither loading nor running the model and is not heard of for so long is
     replaced."""
     max_restart_delay_ms: Milliseconds = 5_000
-    """With several processes: longest wait before one that keeps ending is started again; the first waits 0.1 s."""
+    """Longest wait before an engine, or with several processes any of them, that keeps ending is started again; the
+    first wait is 0.1 s."""
     exif_orientation: bool = False
     """Turn images as their EXIF orientation says. Off: the published accuracies were measured without."""
     resize: Literal["exact", "fast"] = "exact"
