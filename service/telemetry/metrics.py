@@ -37,6 +37,9 @@ from service.telemetry.collectors import (
 )
 from service.telemetry.series import Batches, Images, Loads, Requests, Restarts
 
+_FAILED = "failed"
+"""The reason of images that left the queue for a run that failed."""
+
 LoadOutcome = Literal["loaded", "failed", "unloaded"]
 
 
@@ -84,7 +87,10 @@ class ModelMetrics:
         self._runs_ended = batches.ended.under(*labels)
         self._run_s = batches.run_s.under(*labels)
         self._dropped = batches.dropped.under(*labels)
-        # There from the start: what has never run is not what nobody knows of.
+        # There from the start: what has never run is not what nobody knows of, and Prometheus sees no rise in what
+        # begins at 1.
+        for reason in (*DropReason, _FAILED):
+            self._dropped.of(str(reason))
         self._size = batches.size.metric.labels(*labels)
         self._last_run = batches.last_run.metric.labels(*labels)
 
@@ -116,7 +122,7 @@ class ModelMetrics:
     def batch_failed(self, *, bucket: int, images: int) -> None:
         """Record a run that failed and took its images with it."""
         self._runs_ended.of(str(bucket), "failed").inc()
-        self._dropped.of("failed").inc(images)
+        self._dropped.of(_FAILED).inc(images)
 
     def dropped(self, reason: DropReason, images: int) -> None:
         """Record images that left the queue unanswered."""
