@@ -17,7 +17,8 @@ from tests.integration.conftest import PATIENCE_S, Process, service_process
 from tests.service import tiny_model
 from tests.service.conftest import repository as repository
 
-ALONE = ("--device", "cpu", "--threads", "1", "--hang-timeout-ms", "300")
+ALONE = ("--device", "cpu", "--threads", "1")
+QUICK_TO_NOTICE = ("--hang-timeout-ms", "1000")
 
 Fault = Callable[[str], None]
 
@@ -102,7 +103,7 @@ def test_a_model_whose_files_are_gone_when_its_engine_breaks_is_served_again_whe
 def test_an_engine_that_hangs_has_the_process_begin_anew_with_its_id_and_its_port(
     repository: Path, fault: Fault
 ) -> None:
-    with service_process(repository, *ALONE, module=MODULE) as process:
+    with service_process(repository, *ALONE, *QUICK_TO_NOTICE, module=MODULE) as process:
         held = []
         for hangs in (1, 2):
             fault("hang")
@@ -123,7 +124,10 @@ def test_an_engine_that_hangs_has_the_process_begin_anew_with_its_id_and_its_por
 
 
 def test_clients_of_an_engine_that_breaks_and_hangs_meet_503_and_no_refusal(repository: Path, fault: Fault) -> None:
-    with service_process(repository, *ALONE, module=MODULE) as process, Load.on(process.port, clients=3) as load:
+    with (
+        service_process(repository, *ALONE, *QUICK_TO_NOTICE, module=MODULE) as process,
+        Load.on(process.port, clients=3) as load,
+    ):
         for kind, line in (("break", "engine ready"), ("hang", "ready"), ("break", "engine ready")):
             load.wait_for_more()
             fault(kind)
@@ -135,7 +139,7 @@ def test_clients_of_an_engine_that_breaks_and_hangs_meet_503_and_no_refusal(repo
 
 
 def test_a_signal_that_comes_while_an_engine_hangs_ends_the_process(repository: Path, fault: Fault) -> None:
-    with service_process(repository, *ALONE, module=MODULE) as process:
+    with service_process(repository, *ALONE, *QUICK_TO_NOTICE, module=MODULE) as process:
         fault("hang")
         with (
             httpx.Client() as client,
