@@ -10,7 +10,6 @@ An engine that dies has a successor, which loads the version anew:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
@@ -119,14 +118,19 @@ class InProcessHost:
             _log.error("an engine has ended, and is loaded again", extra={"fields": fields})
             await engine.stop(_STOP_S)
             await asyncio.sleep(delay_s)
-            engine, loader = self._make_engine(candidate, device, served.metrics)
-            served.engine = engine
             self._metrics.restarted(ENGINE)
-            await engine.start()
-            with contextlib.suppress(StartupError):  # then it is dead, as above
+            try:
+                fresh, loader = self._make_engine(candidate, device, served.metrics)
+                await fresh.start()
+                engine = served.engine = fresh
                 await engine.wait_ready()
-                _log.info("engine ready", extra={"fields": {"model": served.name, "version": served.version}})
-                on_reloaded(_loaded(device, loader))
+            except StartupError:
+                continue  # it is dead, and says why
+            except Exception:
+                _log.exception("no engine could be made, as nobody expected")
+                continue
+            _log.info("engine ready", extra={"fields": {"model": served.name, "version": served.version}})
+            on_reloaded(_loaded(device, loader))
 
     async def publish(self, statuses: Sequence[VersionStatus], serials: Sequence[int]) -> None:
         """Give requests to these versions alone; see `registry.Host`."""

@@ -157,6 +157,26 @@ async def test_an_engine_that_cannot_be_loaded_again_is_tried_until_it_can(
         assert (host.restarts, loads.failures) == (3, [])
 
 
+async def test_an_engine_that_cannot_even_be_made_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, failures = Loads(), [OSError(24, "Too many open files"), RuntimeError("can't start new thread")]
+
+    def loader(*_: object, **__: object) -> Loads:
+        if failures:
+            raise failures.pop(0)
+        return loads
+
+    async with hosted(tmp_path, monkeypatch, loads) as host:
+        monkeypatch.setattr(in_process, "SessionLoader", loader)
+        loads.have_the_next_run_break()
+        with pytest.raises(NotReady):
+            await host.ask()
+        await host.until_ready()
+        await host.ask()
+        assert host.restarts == 3
+
+
 async def test_a_model_is_unloaded_and_loaded_though_its_engine_never_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
