@@ -76,6 +76,7 @@ class InProcessEngine(EngineClient):
             on_end=partial(self._post, self._thread_ended),
         )
         self._watchdog: asyncio.TimerHandle | None = None
+        self._hangs = False
         self._died = asyncio.Event()
         """Set when the engine is DEAD."""
         self._ended = asyncio.Event()
@@ -88,8 +89,8 @@ class InProcessEngine(EngineClient):
 
     @property
     def hangs(self) -> bool:
-        """Whether it is DEAD although its thread has not ended, which nothing ends but its process's end."""
-        return self._died.is_set() and not self._ended.is_set()
+        """Whether it is DEAD because a step does not end: then nothing ends its thread but the end of its process."""
+        return self._hangs
 
     async def wait_dead(self) -> None:
         """Return when the engine is DEAD."""
@@ -178,6 +179,7 @@ class InProcessEngine(EngineClient):
         busy_s = self._clock() - since_s if since_s else 0.0
         if busy_s >= self._hang_after_s:
             _log.error("the engine's step has lasted %.1f s: it is taken for dead", busy_s)
+            self._hangs = True
             self._contender.leave()  # others need not wait for what never ends
             self._die(f"The engine hangs: one step has lasted more than {self._hang_after_s:g} s.")
             self._give_up()

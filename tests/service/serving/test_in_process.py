@@ -157,6 +157,15 @@ async def test_an_engine_that_cannot_be_loaded_again_is_tried_until_it_can(
         assert (host.restarts, loads.failures) == (3, [])
 
 
+async def test_an_engine_that_was_ended_is_replaced_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with hosted(tmp_path, monkeypatch, Loads()) as host:
+        await host.served.engine.stop(0)
+        await until(lambda: host.restarts)
+        await host.until_ready()
+        await host.ask()
+        assert host.hung == []
+
+
 async def test_an_engine_that_cannot_even_be_made_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
