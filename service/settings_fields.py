@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -81,9 +82,11 @@ class Fields(BaseModel):
     """HTTP processes, which decode and respond. With 1 (and no `devices`) the engine is a thread of the same process;
     with more each device has an engine process of its own."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads that the runtime computes one batch with on the CPU; 0 takes every core."""
+    """Threads that the runtime computes one batch with on the CPU; 0 takes every core. A part of one, as in a limit of
+    1.5 processors, is one more."""
     decode_threads: Annotated[int, Field(ge=0)] = 0
-    """Threads that decode and resize images, in each worker; 0 shares the cores out among the workers."""
+    """Threads that decode and resize images, in each worker; 0 shares the cores out among the workers. A part of one is
+    one more."""
     strict_device: bool = False
     """Refuse a model of which the device leaves some computing to the CPU, or cannot run the fused graph, in place of
     naming it in a warning."""
@@ -133,12 +136,13 @@ class Fields(BaseModel):
     """Longest time to finish what is in flight after SIGTERM."""
     hang_timeout_ms: Milliseconds = 60_000
     """A single run of the model that takes longer counts as hung, and the engine as dead; so does an engine process
-    that computes nothing for so long while it loads."""
+    that computes nothing for so long while it loads. Its process is started again."""
     heartbeat_timeout_ms: Milliseconds = 10_000
     """With several processes: one that is neither loading nor running the model and is not heard of for so long is
     replaced."""
     max_restart_delay_ms: Milliseconds = 5_000
-    """With several processes: longest wait before one that keeps ending is started again; the first waits 0.1 s."""
+    """Longest wait before an engine, or with several processes any of them, that keeps ending is started again; the
+    first wait is 0.1 s."""
     exif_orientation: bool = False
     """Turn images as their EXIF orientation says. Off: the published accuracies were measured without."""
     resize: Literal["exact", "fast"] = "exact"
@@ -177,6 +181,16 @@ class Fields(BaseModel):
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("threads", "decode_threads", mode="before")
+    @classmethod
+    def _rounded_up(cls, value: Any) -> Any:
+        """Return a number of processors, which may be a part of one, as that of threads; anything else as it is."""
+        try:
+            processors = float(value) if isinstance(value, str | float) else math.nan
+        except ValueError:
+            return value
+        return math.ceil(processors) if 0 < processors < math.inf else value
 
     @field_validator("model", mode="before")
     @classmethod

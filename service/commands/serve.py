@@ -1,4 +1,8 @@
-"""`serve`: load the models and answer over HTTP until told to end."""
+"""`serve`: load the models and answer over HTTP until told to end.
+
+A service of several processes has a supervisor. One of a single process, of which an engine hangs, ends as at a
+signal and begins anew in its own place (`processes.anew`).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,12 @@ from multiprocessing import get_context
 
 from service.commands.options import settings_from
 from service.engine.runtime.session import resolve_device
+from service.errors import StartupError
 from service.http.app import create_app
+from service.http.connection.leaving import leave_threads_behind
 from service.http.connection.server import Server, listen
 from service.http.connection.tls import tls_context
+from service.processes.anew import Life
 from service.processes.plan import Plan
 from service.processes.supervisor import Supervisor
 from service.processes.trial import try_candidate
@@ -28,6 +35,13 @@ from service.telemetry.metrics_directory import metrics_directory
 from service.telemetry.tracing import require_tracing
 
 _log = logging.getLogger("service")
+
+_SERVICE = "service"
+"""What the whole of a single process is called in the metrics."""
+
+
+class _EngineHangs(StartupError):
+    """Why a server ends whose process is to begin anew."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,13 +68,25 @@ def run(options: argparse.Namespace) -> int:
 def _serve_alone(settings: Settings, candidates: Sequence[Candidate], repository: ModelRepository) -> int:
     """Serve from this process, with each engine as a thread of it."""
     tls = tls_context(settings)
-    listener = listen(settings.host, settings.port)
-    metrics = Metrics()
-    hosting = InProcessHosting(settings, candidates, repository, metrics=metrics, prove=try_candidate)
+    life, metrics = Life(), Metrics()
+    listener = life.listener or listen(settings.host, settings.port)
+    metrics.restarted(_SERVICE, life.times)
+
+    def on_hung(sentence: str) -> None:
+        if not server.should_exit:
+            life.keep(listener)
+            server.fail(_EngineHangs(sentence))
+
+    hosting = InProcessHosting(settings, candidates, repository, metrics=metrics, prove=try_candidate, on_hung=on_hung)
     app = create_app(settings, hosting, metrics=metrics, on_failed_start=lambda error: server.fail(error))
     server = Server(app, settings, give_up=app.state.service.in_flight.give_up, tls=tls)
     _log_listening(settings, listener, candidates)
-    server.serve_on(listener)
+    try:
+        server.serve_on(listener)
+    except _EngineHangs as error:
+        if not server.force_exit:  # no signal has come meanwhile
+            life.begin_anew(str(error))
+        leave_threads_behind()
     return 0
 
 

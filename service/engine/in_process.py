@@ -4,7 +4,7 @@ The loop owns the free slots, the calls that wait for answers, and the engine's 
 exchange records: commands go in under a condition that wakes the thread, and completions come back with one
 `call_soon_threadsafe` a step. Neither side polls.
 
-Invariants: those of `client`; a DEAD engine stays so.
+Invariants: those of `client`; a DEAD engine stays so: whoever serves with it puts another in its place.
 """
 
 from __future__ import annotations
@@ -76,6 +76,9 @@ class InProcessEngine(EngineClient):
             on_end=partial(self._post, self._thread_ended),
         )
         self._watchdog: asyncio.TimerHandle | None = None
+        self._hangs = False
+        self._died = asyncio.Event()
+        """Set when the engine is DEAD."""
         self._ended = asyncio.Event()
         """Set when the thread has ended."""
 
@@ -83,6 +86,15 @@ class InProcessEngine(EngineClient):
     def states(self) -> Sequence[EngineState]:
         """The state of the one engine."""
         return (self._state,)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it is DEAD because a step does not end: then nothing ends its thread but the end of its process."""
+        return self._hangs
+
+    async def wait_dead(self) -> None:
+        """Return when the engine is DEAD."""
+        await self._died.wait()
 
     async def start(self) -> None:
         """Begin to load in the engine's thread, and return at once."""
@@ -154,6 +166,7 @@ class InProcessEngine(EngineClient):
             self._watchdog.cancel()
         self._fail_calls(list(self._calls))
         self._loaded.set()
+        self._died.set()
 
     def _watch(self) -> None:
         """Have the engine looked at when a step that begins now would have lasted too long."""
@@ -166,6 +179,7 @@ class InProcessEngine(EngineClient):
         busy_s = self._clock() - since_s if since_s else 0.0
         if busy_s >= self._hang_after_s:
             _log.error("the engine's step has lasted %.1f s: it is taken for dead", busy_s)
+            self._hangs = True
             self._contender.leave()  # others need not wait for what never ends
             self._die(f"The engine hangs: one step has lasted more than {self._hang_after_s:g} s.")
             self._give_up()

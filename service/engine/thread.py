@@ -77,8 +77,8 @@ class EngineThread:
             self._on_ready()
             self._drive(core)
         except BaseException as error:  # whatever it is, those who wait must hear that nobody works for them any more
-            cause = error
             _log.exception("the engine's thread has failed")
+            cause = error.with_traceback(None)  # its frames hold the core, and so the model's memory
         finally:
             self._on_end(cause)
 

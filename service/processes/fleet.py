@@ -39,8 +39,11 @@ _RELOAD_S = 1.0
 class _Version:
     """A version that is brought to processes."""
 
-    def __init__(self, plan: VersionPlan, board: Board, descriptor: int) -> None:
+    def __init__(
+        self, plan: VersionPlan, board: Board, descriptor: int, *, on_reloaded: Callable[[registry.Loaded], None]
+    ) -> None:
         self.plan = plan
+        self.on_reloaded = on_reloaded
         self.board = board
         self.descriptor = descriptor
         self.memories: dict[int, int] = {}
@@ -59,6 +62,14 @@ class _Version:
     def was_loaded(self) -> bool:
         """Whether every engine has taken work at some time."""
         return len(self.facts) == len(self.plan.engines)
+
+    @property
+    def loaded(self) -> registry.Loaded:
+        """What the latest loads have shown, one of each engine."""
+        facts = [self.facts[number] for number in self.plan.engines]
+        return registry.Loaded(
+            self.plan.devices, tuple(each.form for each in facts), worst(each.parity for each in facts)
+        )
 
     def close(self) -> None:
         """Let go of the descriptors."""
@@ -95,7 +106,9 @@ class Fleet:
 
     # What the registry asks.
 
-    async def load(self, serial: int, candidate: Candidate) -> registry.Loaded:
+    async def load(
+        self, serial: int, candidate: Candidate, *, on_reloaded: Callable[[registry.Loaded], None]
+    ) -> registry.Loaded:
         """Bring a version to its devices and to all workers; see `serving.registry.Host`."""
         settings = candidate.settings
         devices = settings.devices or (await in_daemon_thread(self._resolve, settings.device),)
@@ -103,7 +116,7 @@ class Fleet:
         roles = self._engines_on(devices)
         plan = VersionPlan(candidate.model, settings, devices, tuple(role.number for role in roles))
         _ = plan.geometry  # raises where it has none
-        version = self._versions[serial] = _Version(plan, *plan.create_board())
+        version = self._versions[serial] = _Version(plan, *plan.create_board(), on_reloaded=on_reloaded)
         self._engines |= {role.number: role for role in roles}
         try:
             for role in roles:
@@ -119,8 +132,7 @@ class Fleet:
                 await self.unload(serial)
         if version.failure is not None:
             raise StartupError(version.failure)
-        facts = [version.facts[role.number] for role in roles]
-        return registry.Loaded(devices, tuple(each.form for each in facts), worst(each.parity for each in facts))
+        return version.loaded
 
     async def publish(self, statuses: Sequence[VersionStatus], serials: Sequence[int]) -> None:
         """Give requests to these versions alone, in every worker; see `serving.registry.Host`."""
@@ -179,7 +191,11 @@ class Fleet:
         """Take in what a process says of versions."""
         match message:
             case Loaded(serial, facts) if serial in self._versions:
-                self._versions[serial].facts[role.number] = facts
+                version = self._versions[serial]
+                is_reloaded = version.was_loaded
+                version.facts[role.number] = facts
+                if is_reloaded:
+                    version.on_reloaded(version.loaded)
             case NotLoaded(serial, sentence) if serial in self._versions:
                 version = self._versions[serial]
                 if version.was_loaded:

@@ -119,6 +119,13 @@ class LoadEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class Restarted:
+    """To a worker: count that a process was started again."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """From a worker: load or unload a model; answered by Changed."""
 

@@ -34,10 +34,11 @@ from service.access.key_limits import KeyLimits
 from service.engine.control import End, Ping, Pong, Ready
 from service.errors import NotReady, ServiceError, StartupError
 from service.processes.fleet import Fleet
-from service.processes.plan import Change, Changed, LoadEnded, Plan, Processes
+from service.processes.plan import Change, Changed, LoadEnded, Plan, Processes, Restarted
 from service.processes.roles import Child, EngineRole, Role, WorkerRole, living
 from service.processes.spawning import how_it_ended, spawn
 from service.serving.registry import Candidate, Registry, Repository
+from service.serving.restart_delay import RestartDelay
 from service.serving.states import ModelState, VersionStatus
 from service.serving.watch import RepositoryWatch
 from service.telemetry.metrics import LoadOutcome
@@ -46,8 +47,6 @@ from service.telemetry.metrics_directory import VARIABLE
 _log = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 1.0
-_FIRST_DELAY_S = 0.1
-_HEALTHY_S = 60.0
 _DRAINED_S = 4.25
 """After the drain time, for workers and engines together."""
 _LEAVING_S = 0.5
@@ -179,9 +178,11 @@ class Supervisor:
     async def _keep(self, role: Role) -> None:
         """Have a process in its role for ever; raises StartupError where, at the start, none was ever ready there."""
         loop = asyncio.get_running_loop()
-        delay_s = _FIRST_DELAY_S
-        while True:
+        delay = RestartDelay(self._settings.max_restart_delay_ms / 1000)
+        for start in itertools.count():
             child = await self._start(role)
+            if start > 0:
+                _have_counted(self._workers, Restarted(role.name))
             started_s = loop.time()
             status = await self._watch(role, child)
             self._forget(role, child)
@@ -191,14 +192,12 @@ class Supervisor:
             if isinstance(role, EngineRole) and not role.was_ready and not self._fleet.uses(role):
                 self._engines.remove(role)  # it was for a version that could not be loaded
                 return
-            if loop.time() - started_s >= _HEALTHY_S:
-                delay_s = _FIRST_DELAY_S
+            delay_s = delay.after(loop.time() - started_s)
             _log.error(
                 "a process has ended, and is started again",
                 extra={"fields": {"name": role.name, "how": how, "delay_s": delay_s}},
             )
             await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, max(self._settings.max_restart_delay_ms / 1000, _FIRST_DELAY_S))
 
     async def _start(self, role: Role) -> Child:
         process, ours = await spawn({VARIABLE: str(self._plan.metrics_directory)})
@@ -320,5 +319,9 @@ class _ByWorkers:
         self._workers = workers
 
     def load_ended(self, *, model: str, outcome: LoadOutcome, duration_s: float = 0.0) -> None:
-        for child in living(self._workers)[:1]:
-            child.control.send(LoadEnded(model, outcome, duration_s))
+        _have_counted(self._workers, LoadEnded(model, outcome, duration_s))
+
+
+def _have_counted(workers: Sequence[WorkerRole], message: object) -> None:
+    for child in living(workers)[:1]:
+        child.control.send(message)

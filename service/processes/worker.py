@@ -17,7 +17,7 @@ from service.engine.control import ControlSocket, End, Ping, Pong, Ready
 from service.http.app import create_app
 from service.http.connection.server import Server
 from service.http.connection.tls import tls_context
-from service.processes.plan import LoadEnded, Plan, Processes, Publish
+from service.processes.plan import LoadEnded, Plan, Processes, Publish, Restarted
 from service.processes.worker_hosting import WorkerHosting
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -98,6 +98,9 @@ class _WorkerServer(Server):
             case Processes(pids):
                 self._pids.clear()
                 self._pids.update(pids)
+                self._metrics.may_restart(*pids)
+            case Restarted(name):
+                self._metrics.restarted(name)
             case LoadEnded(model, outcome, duration_s):
                 self._metrics.load_ended(model=model, outcome=outcome, duration_s=duration_s)
             case End():

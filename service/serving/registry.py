@@ -18,6 +18,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -64,8 +65,12 @@ class Loaded:
 class Host(Protocol):
     """What loads versions, gives requests to them, and lets go of them; a serial names one load of a version."""
 
-    async def load(self, serial: int, candidate: Candidate) -> Loaded:
-        """Load a version and warm it up, beside all others; raises StartupError, having let go of it, if it cannot."""
+    async def load(self, serial: int, candidate: Candidate, *, on_reloaded: Callable[[Loaded], None]) -> Loaded:
+        """Load a version and warm it up, beside all others; raises StartupError, having let go of it, if it cannot.
+
+        `on_reloaded` is told of each later load of it, in the place of an engine that has died, and what that has
+        shown.
+        """
         ...
 
     async def publish(self, statuses: Sequence[VersionStatus], serials: Sequence[int]) -> None:
@@ -105,7 +110,7 @@ class Repository(Protocol):
         ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Version:
     """A version that is served, or was asked for."""
 
@@ -177,10 +182,13 @@ class Registry:
         await asyncio.gather(*self._changes, return_exceptions=True)
 
     async def _change(self, change: Coroutine[object, object, None]) -> None:
+        await asyncio.shield(self._begin(change))
+
+    def _begin(self, change: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(change)
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
-        await asyncio.shield(task)
+        return task
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._changing.setdefault(name, asyncio.Lock())
@@ -246,18 +254,24 @@ class Registry:
         began_s = time.monotonic()
         self._serials += 1
         serial = self._serials
-        loaded = await self._host.load(serial, candidate)
         name, version = candidate.name, candidate.version
+        fresh = _Version(VersionStatus(name, version, ModelState.READY), serial, _content(candidate))
+        loaded = await self._host.load(serial, candidate, on_reloaded=partial(self._reloaded, fresh))
+        _show(fresh, loaded)
         self._observer.load_ended(model=name, outcome="loaded", duration_s=time.monotonic() - began_s)
         fields = {"model": name, "version": version, "devices": ",".join(loaded.devices)}
         fields["graphs"] = ",".join(loaded.graphs)
         if loaded.parity is not None:
             fields["parity_error"] = f"{loaded.parity.error:.2g}"
         _log.info("model loaded", extra={"fields": fields})
-        status = VersionStatus(
-            name, version, ModelState.READY, devices=loaded.devices, graphs=loaded.graphs, parity=loaded.parity
-        )
-        return _Version(status, serial, _content(candidate))
+        return fresh
+
+    def _reloaded(self, version: _Version, loaded: Loaded) -> None:
+        """Show what a load in the place of an engine that had died has come to, which may be another form of graph."""
+        before = version.status
+        _show(version, loaded)
+        if version.status != before and version in self._versions.values():
+            self._begin(self._publish())
 
     def _put(self, fresh: _Version) -> int | None:
         """Have a loaded version be served from the next publishing on; return the serial of the load it replaces."""
@@ -338,6 +352,11 @@ class Registry:
             taking = [each for each in self._versions.values() if each.status.state is ModelState.READY]
             statuses = [each.status for each in self._versions.values()]
             await self._host.publish(statuses, [each.serial for each in taking if each.serial is not None])
+
+
+def _show(version: _Version, loaded: Loaded) -> None:
+    """Have a version's status say what its load has shown."""
+    version.status = replace(version.status, devices=loaded.devices, graphs=loaded.graphs, parity=loaded.parity)
 
 
 def _sentence(reason: str) -> str:

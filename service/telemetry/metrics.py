@@ -39,7 +39,10 @@ from service.telemetry.collectors import (
     process_metrics,
     version_gauges,
 )
-from service.telemetry.series import Batches, Images, Loads, Requests
+from service.telemetry.series import Batches, Images, Loads, Requests, Restarts
+
+_FAILED = "failed"
+"""The reason of images that left the queue for a run that failed."""
 
 _SETTLED_REQUESTS = 64
 """How many are counted together at most."""
@@ -108,7 +111,10 @@ class ModelMetrics:
         self._runs_ended = batches.ended.under(*labels)
         self._run_s = batches.run_s.under(*labels)
         self._dropped = batches.dropped.under(*labels)
-        # There from the start: what has never run is not what nobody knows of.
+        # There from the start: what has never run is not what nobody knows of, and Prometheus sees no rise in what
+        # begins at 1.
+        for reason in (*DropReason, _FAILED):
+            self._dropped.of(str(reason))
         self._size = batches.size.metric.labels(*labels)
         self._last_run = batches.last_run.metric.labels(*labels)
 
@@ -140,7 +146,7 @@ class ModelMetrics:
     def batch_failed(self, *, bucket: int, images: int) -> None:
         """Record a run that failed and took its images with it."""
         self._runs_ended.of(str(bucket), "failed").inc()
-        self._dropped.of("failed").inc(images)
+        self._dropped.of(_FAILED).inc(images)
 
     def dropped(self, reason: DropReason, images: int) -> None:
         """Record images that left the queue unanswered."""
@@ -169,6 +175,7 @@ class Metrics:
         self._images = Images(self.registry)
         self._batches = Batches(self.registry)
         self._loads = Loads(self.registry)
+        self._restarts = Restarts(self.registry)
         self._leaving: set[tuple[str, int]] = set()
         self._removing = threading.Lock()
         self._to_no_model = _EndedRequests(self._requests, "", "")
@@ -269,6 +276,15 @@ class Metrics:
         if outcome == "loaded":
             self._loads.duration_s.of(model).observe(duration_s)
             self._loads.last.of(model).set(time.time())
+
+    def may_restart(self, *names: str) -> None:
+        """Show that nothing of these names was started again yet: Prometheus sees no rise in what begins at 1."""
+        for name in names:
+            self._restarts.ended.of(name)
+
+    def restarted(self, name: str, times: int = 1) -> None:
+        """Count that what has this name was started again; of several processes in one alone, as `load_ended`."""
+        self._restarts.ended.of(name).inc(times)
 
     def decodes_abandoned(self, count: int) -> None:
         """Record how many decodings go on for nobody; any thread."""

@@ -159,6 +159,18 @@ class Batches(_Group):
         )
 
 
+class Restarts(_Group):
+    """What is counted of ends that were not asked for."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)
+        self.ended = self._counter(
+            "dat_restarts",
+            "Processes, and engines of a service of one process, that were started again because they broke or hung.",
+            "process",
+        )
+
+
 class Loads(_Group):
     """What is counted of the loading of models, and of letting go of them."""
 

@@ -15,6 +15,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,16 @@ REQUEST_TIMEOUT_S = 35
 
 
 class Breakable(Replica):
-    """A replica whose engine can be ended."""
+    """A replica whose engine can be ended, or made to hang."""
 
     async def break_engine(self) -> None:
         await self._service.models.resolve().engine.stop(0)
+
+    async def hang_engine(self) -> None:
+        engine: Any = self._service.models.resolve().engine
+        engine._thread.send(lambda _: threading.Event().wait())
+        engine._engine.busy_since_s = time.monotonic() - 3600  # as in a step that began an hour ago
+        engine._look()
 
 
 class RayCluster:
@@ -75,7 +83,7 @@ class RayCluster:
         raise AssertionError("the application has been deployed")
 
     def deploy_breakable(self, name: str) -> int:
-        """Deploy the service so that its engine can be ended."""
+        """Deploy the service so that its engine can be ended, or made to hang."""
         placement, settings = read_arguments({"repository": self._repository})
         deployment = serve.deployment(**deployment_options(placement, settings))(serve.ingress()(Breakable))
         serve.run(deployment.bind(settings), name=name, route_prefix=f"/{name}")
@@ -84,6 +92,10 @@ class RayCluster:
     def break_engine(self, name: str) -> None:
         """End the engine of a replica."""
         serve.get_app_handle(name).break_engine.remote().result(timeout_s=30)
+
+    def hang_engine(self, name: str) -> None:
+        """Have the engine of a replica hang, as its watchdog finds it."""
+        serve.get_app_handle(name).hang_engine.remote().result(timeout_s=30)
 
     def delete(self, name: str) -> None:
         """Begin to end an application."""

@@ -124,6 +124,15 @@ def test_a_limit_of_processors_is_the_number_of_threads(name: str) -> None:
 
 
 @ours
+@pytest.mark.parametrize(("processors", "threads"), [("1.5", 2), ("0.25", 1), ("2.0", 2)])
+def test_a_limit_of_a_part_of_a_processor_is_a_thread_of_its_own(
+    name: str, processors: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAT_THREADS", environment(name, SERVE_CPUS=processors)["DAT_THREADS"])
+    assert load_settings().threads == threads
+
+
+@ours
 def test_a_repository_of_ones_own_is_mounted_and_served_in_place_of_the_images(name: str) -> None:
     mount, _ = SERVICES[name]["volumes"]
     assert mount["read_only"] is True

@@ -263,6 +263,43 @@ def test_threads_follow_the_limit_unless_they_are_set() -> None:
     assert environment_of(set_to)["DAT_THREADS"] == "3"
 
 
+def test_a_part_of_a_processor_is_a_thread_of_its_own() -> None:
+    settings = settings_of(environment_of(rendered({"settings": {"threads": 1.5, "decode_threads": 0.5}})))
+    assert (settings.threads, settings.decode_threads) == (2, 1)
+
+
+def test_resources_may_be_left_to_the_namespace() -> None:
+    ran = helm("template", "dat", str(CHART), "--set", "resources=null")
+    assert ran.returncode == 0, ran.stderr
+    manifests = [each for each in yaml.safe_load_all(ran.stdout) if each]
+    assert not any(container_of(manifests)["resources"].values())
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, VERSIONS[-1], strict=True)
+    for key in ("requests", "limits"):
+        assert helm("template", "dat", str(CHART), "--set", f"resources.{key}=null").returncode == 0
+    scaled = helm("template", "dat", str(CHART), "--set", "resources=null,autoscaling.enabled=true")
+    assert "resources.requests.cpu" in scaled.stderr
+
+
+def tolerated(values: dict[str, Any]) -> list[str]:
+    """Return the keys of the taints that pods tolerate, which keep others off nodes with GPUs."""
+    tolerations = pod_of(rendered(values)).get("tolerations", [])
+    assert all((each["operator"], each["effect"]) == ("Exists", "NoSchedule") for each in tolerations)
+    return [each["key"] for each in tolerations]
+
+
+def test_nodes_are_tainted_by_their_gpus_or_by_slices_of_these() -> None:
+    slice_of_one = "nvidia.com/mig-1g.10gb"
+    assert tolerated({}) == []
+    assert tolerated({"gpu": {"count": 1}}) == ["nvidia.com/gpu"]
+    mig = {"gpu": {"count": 1, "resource": slice_of_one}}
+    assert tolerated(mig) == [slice_of_one, "nvidia.com/gpu"]
+    assert container_of(rendered(mig))["resources"]["limits"][slice_of_one] == 1
+    assert tolerated({"gpu": {"count": 1, "resource": "amd.com/gpu"}}) == ["amd.com/gpu"]
+    for part in ("limits", "requests"):
+        assert tolerated({"resources": {part: {slice_of_one: 1}}}) == [slice_of_one, "nvidia.com/gpu"]
+
+
 def test_a_gpu_is_asked_for_only_where_it_is_wanted() -> None:
     plain, one, two = (rendered({"gpu": {"count": count}}) for count in (0, 1, 2))
     assert "nvidia.com/gpu" not in container_of(plain)["resources"]["limits"]

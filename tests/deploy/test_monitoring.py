@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from tests.service.pictures import photo
 
 OF_TARGETS = {"job", "instance", "service"}
 """Labels that Prometheus adds to all that it scrapes."""
+OF_RAY = {"replica"}
+"""Labels that series have on Ray alone (`deploy.ray_metrics`)."""
 OF_PROMETHEUS = {"up": set[str](), "ALERTS": {"alertname", "alertstate", "severity", "model"}}
 """Metrics that are Prometheus's own, and their labels."""
 
@@ -56,15 +58,13 @@ def samples_of(text: str) -> Samples:
 
 
 @pytest.fixture(scope="module")
-def told(repository: Path) -> Iterator[Samples]:
-    """What a server of several processes tells after answers and refusals of each kind, and after failures.
-
-    Failures are counted here, by the object that counts them there: no server fails on demand.
-    """
+def scrapes(repository: Path) -> tuple[str, str]:
+    """What a server of several processes tells at its start, and after answers and refusals of each kind."""
     entry = entry_of("secret", "shop") + ":rate=0.001:burst=3"
     with service_process(repository, "--workers", "2", "--threads", "1", "--api-keys", entry) as process:
         url = f"http://127.0.0.1:{process.port}"
         with httpx.Client(base_url=url, headers={"Authorization": "Bearer secret"}) as client:
+            first = client.get("/metrics").raise_for_status().text
             statuses = [
                 client.post(path, content=content, headers={"Content-Type": "image/png"}).status_code
                 for path, content in (
@@ -75,7 +75,16 @@ def told(repository: Path) -> Iterator[Samples]:
                 )
             ]
             assert statuses == [200, 200, 422, 429]
-            live = samples_of(client.get("/metrics").raise_for_status().text)
+            return first, client.get("/metrics").raise_for_status().text
+
+
+@pytest.fixture(scope="module")
+def told(scrapes: tuple[str, str]) -> Samples:
+    """What a server tells after all that, and after failures.
+
+    Failures are counted here, by the object that counts them there: no server fails on demand.
+    """
+    live = samples_of(scrapes[1])
     failing = Metrics()
     model = failing.of_model("tiny", 1)
     model.batch_failed(bucket=1, images=1)
@@ -141,7 +150,7 @@ def test_the_dashboards_expressions_are_valid(tmp_path: Path) -> None:
 def test_what_an_expression_names_is_what_a_server_tells(expression: monitoring.Expression, told: Samples) -> None:
     query = promql.read(expression.text)
     assert query.selectors
-    known = set(OF_TARGETS)
+    known = OF_TARGETS | OF_RAY
     for selector in query.selectors:
         metric = selector.metric
         assert metric in told or metric in OF_PROMETHEUS, f"there is no metric {metric}"
@@ -153,6 +162,28 @@ def test_what_an_expression_names_is_what_a_server_tells(expression: monitoring.
                 assert set(matcher.alternatives()) <= values_of(matcher.label, told[metric]), matcher
     assert query.grouping <= known
     assert expression.shown <= (query.grouping or known) | OF_TARGETS
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [each for each in monitoring.rule_expressions() if "increase(" in each.text],
+    ids=lambda expression: expression.place,
+)
+def test_what_an_alert_looks_for_a_rise_in_is_told_as_0_at_the_start(
+    expression: monitoring.Expression, scrapes: tuple[str, str]
+) -> None:
+    increasing = re.findall(r"increase\((\w+(?:{[^}]*})?)\[", expression.text)
+    assert increasing
+    for (selector,) in (promql.read(each).selectors for each in increasing):
+        wanted = {m.label: m.alternatives() for m in selector.matchers}
+        shown = [
+            sample.value
+            for family in text_string_to_metric_families(scrapes[0])
+            for sample in family.samples
+            if sample.name == selector.metric and all(sample.labels[label] in wanted[label] for label in wanted)
+        ]
+        assert shown
+        assert set(shown) == {0}
 
 
 def values_of(label: str, seen: Mapping[str, set[str]]) -> set[str]:

@@ -192,10 +192,13 @@ def test_a_replica_that_is_told_to_end_finishes_what_it_has(small: RayService) -
 
 
 @pytest.mark.full
-def test_a_replica_whose_engine_has_ended_is_replaced(service: RayService) -> None:
+def test_an_engine_that_has_ended_comes_back_and_a_replica_in_which_one_hangs_is_replaced(service: RayService) -> None:
     service.ask("deploy_breakable", "breakable")
     (before,) = service.replicas(app="/breakable")
     service.ask("break_engine", "breakable")
+    until(lambda: service.classify(PHOTOS[0], app="/breakable").status_code == 200)
+    assert service.replicas(app="/breakable") == {before}
+    service.ask("hang_engine", "breakable")
     assert_problem(service.classify(PHOTOS[0], app="/breakable"), 503, "not_ready")
     until(lambda: len(now := service.replicas(app="/breakable")) == 1 and now != {before})
     assert service.classify(PHOTOS[0], app="/breakable").status_code == 200

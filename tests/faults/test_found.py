@@ -114,7 +114,8 @@ async def test_a_version_is_let_go_of_though_a_worker_was_started_anew_while_ano
     children = [Answering(fleet, role, drains=True) for role in workers]
     for role, child in zip([*workers, engine], [*children, Answering(fleet, engine)], strict=True):
         role.child, role.was_ready = cast("Any", child), True
-    await fleet.load(1, Candidate(open_model(tiny_model.write(tmp_path, explain=False)), settings))
+    candidate = Candidate(open_model(tiny_model.write(tmp_path, explain=False)), settings)
+    await fleet.load(1, candidate, on_reloaded=lambda _: None)
     unloading = asyncio.create_task(fleet.unload(1))
     await until(lambda: all(child.left for child in children))
     workers[1].child = None
@@ -125,6 +126,24 @@ async def test_a_version_is_let_go_of_though_a_worker_was_started_anew_while_ano
     fleet.hear(workers[0], Unloaded(1))
     async with asyncio.timeout(1.0):
         await unloading
+
+
+async def test_a_fleet_tells_what_an_engine_that_was_lost_runs_when_it_is_back(tmp_path: Path) -> None:
+    settings = Settings(device="cpu", workers=1, devices=("cpu", "cpu"), batch_buckets=(1,))
+    plan = Plan(settings, "tiny", tmp_path)
+    worker = WorkerRole(plan, 0, listener=cast("Any", None), key_limits=0)
+    engines = [EngineRole(plan, number, "cpu") for number in range(2)]
+    fleet = Fleet([worker], lambda _: engines, resolve=lambda device: device, statuses=())
+    for role in (worker, *engines):
+        role.child, role.was_ready = cast("Any", Answering(fleet, role)), True
+    told: list[Any] = []
+    candidate = Candidate(open_model(tiny_model.write(tmp_path, explain=False)), settings)
+    first = await fleet.load(1, candidate, on_reloaded=told.append)
+    assert (first.graphs, told) == ((GraphForm.STANDARD, GraphForm.STANDARD), [])
+    fleet.lost(engines[1], "was killed")
+    fleet.hear(engines[1], Loaded(1, LoadFacts(GraphForm.FUSED, None)))
+    assert [each.graphs for each in told] == [(GraphForm.STANDARD, GraphForm.FUSED)]
+    await fleet.unload(1)
 
 
 def test_the_end_of_a_worker_that_has_had_a_model_loaded_does_not_end_the_service(tmp_path: Path) -> None:

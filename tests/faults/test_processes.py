@@ -106,6 +106,8 @@ def test_process_that_hangs_is_replaced(repository: Path, name: str) -> None:
         os.close(stopped)
         wait_for_process(process, name)
         until(lambda: classify(process.port).status_code == 200)
+        until(lambda: metric(process.port, "dat_restarts_total", process=name) == 1)
+        assert metric(process.port, "dat_restarts_total") == 1
 
 
 def test_engine_that_is_stopped_while_it_loads_is_replaced(repository: Path) -> None:

@@ -78,12 +78,17 @@ class Process:
 
 
 @contextlib.contextmanager
-def service_process(repository: Path, *options: str, prefix: tuple[str, ...] = ()) -> Iterator[Process]:
-    """Run `python -m service` on a free port until it is ready; killed at the end if it still runs."""
+def service_process(
+    repository: Path, *options: str, prefix: tuple[str, ...] = (), module: str = "service"
+) -> Iterator[Process]:
+    """Run `python -m service` on a free port until it is ready; killed at the end if it still runs.
+
+    `module` may be another that does as it does, but for a fault.
+    """
     arguments = ["--repository", str(repository), "--port", "0", "--log-format", "json", *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DAT_")}
     popen = subprocess.Popen(
-        [*prefix, sys.executable, "-m", "service", *arguments],
+        [*prefix, sys.executable, "-m", module, *arguments],
         cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     process = Process(popen)

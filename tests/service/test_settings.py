@@ -68,6 +68,15 @@ def test_every_field_is_an_option_and_a_variable_and_is_described(
     assert f"| `{option_of(name)}` | `{variable_of(name)}` |" in markdown_table()
 
 
+@pytest.mark.parametrize("name", ["threads", "decode_threads"])
+def test_a_part_of_a_processor_is_a_thread_more(name: str) -> None:
+    for given, threads in (("1.5", 2), ("0.1", 1), ("3", 3), ("0", 0), (2.5, 3), (4, 4)):
+        assert getattr(load_settings({name: given}, environment={}), name) == threads
+    for given in ("-0.5", "nan", "inf", "many", "0x2", "1,5"):
+        with pytest.raises(SettingsError, match=option_of(name)):
+            load_settings({name: given}, environment={})
+
+
 @pytest.mark.parametrize("given", ["use_tf32", "=1", "use_tf32=1,", "use_tf32:1"])
 def test_provider_options_without_a_name_or_value_are_refused(given: str) -> None:
     with pytest.raises(SettingsError, match="--provider-options: options are written name=value"):

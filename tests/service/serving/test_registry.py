@@ -60,17 +60,19 @@ class FakeHost:
         self.statuses: list[VersionStatus] = []
         self.failure: str | None = None
         self.dead: set[int] = set()
+        self.reload: dict[int, Callable[[Loaded], None]] = {}
         self.may_load = asyncio.Event()
         self.may_unload = asyncio.Event()
         self.may_load.set()
         self.may_unload.set()
 
-    async def load(self, serial: int, candidate: Candidate) -> Loaded:
+    async def load(self, serial: int, candidate: Candidate, *, on_reloaded: Callable[[Loaded], None]) -> Loaded:
         self.asked.append(f"load {_name(candidate)}")
         await self.may_load.wait()
         if self.failure is not None:
             raise StartupError(self.failure)
         self.loaded[serial] = candidate
+        self.reload[serial] = on_reloaded
         return Loaded(("cuda",), (GraphForm.FUSED,), Parity(1e-4, 5e-3))
 
     async def publish(self, statuses: Sequence[VersionStatus], serials: Sequence[int]) -> None:
@@ -136,6 +138,35 @@ async def test_models_of_the_start_are_served_in_order_and_shown_loading_before(
     status = host.status(3)
     assert (status.is_default, status.devices, status.graphs) == (True, ("cuda",), ("fused",))
     assert status.parity == Parity(1e-4, 5e-3)
+
+
+async def test_an_engine_that_was_loaded_again_is_shown_with_the_graph_that_it_runs_now(
+    repository: FakeRepository,
+) -> None:
+    host = FakeHost()
+    registry = registry_of(repository, host)
+    await registry.start([repository.add("a", 1)])
+    asked = len(host.asked)
+    host.reload[1](Loaded(("cuda",), (GraphForm.FUSED,), Parity(1e-4, 5e-3)))
+    host.reload[1](Loaded(("cuda",), (GraphForm.STANDARD,), Parity(2e-4, 5e-3)))
+    await until(lambda: len(host.asked) > asked)
+    status = host.status(1)
+    assert (status.state, status.is_default, status.graphs) == (READY, True, ("standard",))
+    assert status.parity == Parity(2e-4, 5e-3)
+    await registry.stop()
+    assert host.asked[asked:] == ["publish a:1"]  # and nothing where all was as before
+
+
+async def test_a_load_that_another_has_replaced_says_nothing_of_it_any_more(repository: FakeRepository) -> None:
+    host = FakeHost()
+    registry = registry_of(repository, host)
+    await registry.start([repository.add("a", 1)])
+    host.dead.add(1)  # so that the same files are loaded again
+    await registry.load("a")
+    host.reload[1](Loaded(("cuda",), (GraphForm.STANDARD,), None))
+    await asyncio.sleep(0)
+    (status,) = registry.statuses
+    assert status.graphs == ("fused",)
 
 
 async def test_a_model_of_the_start_that_cannot_be_served_ends_it(repository: FakeRepository) -> None:
@@ -331,7 +362,7 @@ async def test_a_load_that_fails_as_nobody_expected_says_so_and_is_over(reposito
     """No descriptors, no processes: the system says OSError."""
     host = FakeHost()
 
-    async def cannot(*_: object) -> None:
+    async def cannot(*_: object, **__: object) -> None:
         if armed:
             raise OSError(24, "Too many open files")
 

@@ -55,6 +55,17 @@ def test_a_model_that_never_ran_says_so_from_its_start() -> None:
     metrics.of_model("tiny", 1)
     assert metrics.registry.get_sample_value("dat_last_run_timestamp_seconds", TINY) == 0
     assert set(shown(metrics, "dat_model_loads_total").values()) == {0}
+    assert shown(metrics, "dat_dropped_images_total") == {
+        ("tiny", reason, "1"): 0 for reason in ("deadline", "cancelled", "failed")
+    }
+
+
+def test_restarts_are_counted_by_what_was_started_again_from_0_on() -> None:
+    metrics = Metrics()
+    metrics.may_restart("engine-0", "worker-0")
+    metrics.restarted("worker-0")
+    metrics.restarted("service", 2)
+    assert shown(metrics, "dat_restarts_total") == {("engine-0",): 0, ("worker-0",): 1, ("service",): 2}
 
 
 def test_versions_are_counted_apart_and_requests_to_none_without_either_label() -> None:

@@ -46,6 +46,26 @@ runAsGroup: 10001
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
+{{/* What a pod asks for and is limited to, without its GPUs, as JSON. */}}
+{{- define "dat-serve.resources" -}}
+{{- $resources := .Values.resources | default dict -}}
+{{ dict "requests" ($resources.requests | default dict) "limits" ($resources.limits | default dict) | toJson }}
+{{- end }}
+
+{{/* The taints of nodes with the GPUs that a pod is given, as JSON: by their resource, and those of NVIDIA's slices (MIG) by
+that of whole GPUs besides, which is what most clusters taint such nodes by. */}}
+{{- define "dat-serve.gpuTaints" -}}
+{{- $resources := include "dat-serve.resources" . | fromJson -}}
+{{- $taints := gt (int .Values.gpu.count) 0 | ternary (list .Values.gpu.resource) (list) -}}
+{{- range $resource := concat (keys $resources.requests) (keys $resources.limits) | sortAlpha -}}
+{{- if hasPrefix "nvidia.com/" $resource }}{{ $taints = append $taints $resource }}{{ end -}}
+{{- end -}}
+{{- range $resource := $taints -}}
+{{- if hasPrefix "nvidia.com/" $resource }}{{ $taints = append $taints "nvidia.com/gpu" }}{{ end -}}
+{{- end -}}
+{{ $taints | uniq | toJson }}
+{{- end }}
+
 {{/* The pod that asks; not one of those that serve. */}}
 {{- define "dat-serve.testSelector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}-test
