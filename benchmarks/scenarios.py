@@ -22,7 +22,7 @@ from benchmarks.limits import Limits, photos
 from benchmarks.processes import RunningServer, server
 from service.model.directory import select_model
 
-LOADS = (0.3, 0.5, 0.7, 0.8, 0.9)
+LOADS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 """Offered load as a share of the capacity."""
 OVERLOADS = (0.5, 0.9, 1.0, 3.0)
 SATURATING_CONCURRENCY = 32
