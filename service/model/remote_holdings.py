@@ -255,6 +255,8 @@ def _index_of(content: bytes, place: str) -> dict[str, tuple[int, ...]]:
     """Return the models and versions that an index lists; raises RepositoryError where it is none."""
     try:
         index = json.loads(content)
+        if not isinstance(index, dict):
+            raise TypeError("it is no object")
         models = {name: tuple(sorted({int(version) for version in index[name]})) for name in sorted(index)}
     except (ValueError, TypeError) as error:
         raise RepositoryError(f"{place} is no index, which is {{'MODEL': [VERSION, ...]}}: {error}") from error

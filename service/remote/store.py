@@ -14,7 +14,7 @@ from datetime import timedelta
 from types import ModuleType
 from typing import Any
 
-from service.errors import RemoteFailed, StartupError
+from service.errors import RemoteFailed, RepositoryError, StartupError
 from service.remote.address import RemoteAddress
 
 _log = logging.getLogger(__name__)
@@ -27,6 +27,9 @@ _CONNECT_S = 10
 _RETRIES = 2
 """Of one request, by obstore itself; whoever asks may come back with another."""
 _LONGEST_REASON = 300
+_TIMES = re.compile(r" in [0-9.]+[nµm]?s(, after [0-9]+ retries, max_retries: [0-9]+, retry_timeout: \w+)?")
+_CAUSE = re.compile(r'(?:message|error): "([A-Za-z0-9 :]+)"|(InvalidCertificate\(\s*\w+)')
+"""Why nothing could be sent, in what the library prints for its makers."""
 
 
 class RangesUnsupported(RemoteFailed):
@@ -56,7 +59,10 @@ def require_obstore(what: str) -> ModuleType:
 
 
 class RemoteStore:
-    """The files below an address; every method raises RemoteFailed where that cannot be asked, or breaks off."""
+    """The files below an address; every method raises RemoteFailed where that cannot be asked, or breaks off.
+
+    Those that must find a file raise RepositoryError where there is none.
+    """
 
     def __init__(self, address: RemoteAddress) -> None:
         self._address = address
@@ -81,7 +87,7 @@ class RemoteStore:
         except FileNotFoundError:
             return None
         except Exception as error:
-            raise self._failed(error) from None
+            raise self._failed(error, path) from None
 
     def read(self, path: str, *, max_bytes: int) -> bytes | None:
         """Return a small file, None where there is none; raises RemoteFailed too where it is larger."""
@@ -94,7 +100,7 @@ class RemoteStore:
         except FileNotFoundError:
             return None
         except Exception as error:
-            raise self._failed(error) from None
+            raise self._failed(error, path) from None
         if len(content) > max_bytes:
             raise RemoteFailed(f"{self._address}/{path} has more than {max_bytes} bytes")
         return bytes(content)
@@ -106,7 +112,7 @@ class RemoteStore:
         except self._obstore.exceptions.NotSupportedError:
             raise RangesUnsupported(f"{self._address} sends no parts of files") from None
         except Exception as error:
-            raise self._failed(error) from None
+            raise self._failed(error, path) from None
 
     def read_whole(self, path: str) -> Iterator[bytes]:
         """Yield a file from its beginning."""
@@ -114,7 +120,7 @@ class RemoteStore:
             for part in self._obstore.get(self._opened(_WHOLE_FILE_S), path).stream():
                 yield bytes(part)
         except Exception as error:
-            raise self._failed(error) from None
+            raise self._failed(error, path) from None
 
     def _opened(self, timeout_s: int) -> Any:
         from obstore.store import from_url
@@ -133,22 +139,26 @@ class RemoteStore:
         except Exception as error:
             raise self._failed(error) from None
 
-    def _failed(self, error: Exception) -> RemoteFailed:
-        return RemoteFailed(f"{self._address} cannot be read: {reason_of(error)}")
+    def _failed(self, error: Exception, path: str = "") -> RepositoryError:
+        """Return what is to be raised: RemoteFailed, unless the store has answered that there is no such file."""
+        kind = RepositoryError if isinstance(error, FileNotFoundError) else RemoteFailed
+        return kind(f"{self._address}{path and '/'}{path} cannot be read: {reason_of(error)}")
 
 
 def reason_of(error: Exception) -> str:
     """Return what an error of the library says, as one line without what could be a secret."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    text = str(error).partition("\n\nDebug source")[0]
+    text, _, innermost = str(error).partition("\n\nDebug source")
     text, _, body = text.partition("Server returned non-2xx status code: ")
     if body:
         status = re.match(r"[0-9]{3}[A-Za-z ]*", body)
         code = re.search(r"<Code>([A-Za-z]+)</Code>", body)
         text = f"{text}{status[0].strip() if status else 'no success'}{f' ({code[1]})' if code else ''}"
     text = re.sub(r"\?[^\s)\"']*", "", " ".join(text.split()))
-    return text[:_LONGEST_REASON]
+    text = _TIMES.sub("", text)  # else the same trouble would read otherwise each time
+    cause = _CAUSE.search(innermost)
+    return text[:_LONGEST_REASON] + (f" ({cause[1] or 'the certificate: ' + cause[2].split()[-1]})" if cause else "")
 
 
 def _file(meta: Any) -> RemoteFile:

@@ -39,7 +39,8 @@ class ModelRepository:
 
     def open(self, name: str, version: int) -> Candidate:
         """Read and check a version, with the settings that are the model's at present; raises StartupError."""
+        survey = self._holdings.survey()  # first, for it has the model's own settings come with it
         settings = self._settings.of_model(name)
-        model = open_version(self._holdings.survey(), settings, name, version)
+        model = open_version(survey, settings, name, version)
         check_settings(model.manifest, settings)
         return Candidate(model, settings)
