@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.errors import SettingsError
 from service.images.limits import DecodeLimits
 from service.remote.address import RemoteAddress
+from service.remote.user_cache import user_cache
 from service.settings_fields import ALL_MODELS, Fields, parted
 from service.settings_file import MODELS_TABLE, SETTINGS_FOLDER, SettingsFile, read_model_file, read_settings_file
 
@@ -169,10 +170,10 @@ class Settings(Fields, BaseSettings):
     @property
     def kept_repository(self) -> Path:
         """Where copies are kept of a repository elsewhere; raises SettingsError where there is no such place."""
-        if self.repository_cache is None and not os.environ.get("HOME") and not os.environ.get("XDG_CACHE_HOME"):
+        cache = self.repository_cache or user_cache()
+        if cache is None:
             raise SettingsError(f"name a {option_of('repository_cache')}: this user has no directory of its own")
-        own = Path(os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", "/"), ".cache"), "dat-serve")
-        return (self.repository_cache or own) / RemoteAddress(str(self.repository)).folder_name
+        return cache / RemoteAddress(str(self.repository)).folder_name
 
     @property
     def local_repository(self) -> Path:

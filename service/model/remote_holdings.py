@@ -23,7 +23,7 @@ from service.model.holdings import Stamp, Survey
 from service.model.manifest import MANIFEST_FILE, NAME_PATTERN, Manifest
 from service.model.version_cache import Kept, VersionCache
 from service.remote.address import RemoteAddress
-from service.remote.download import LoggedProgress, download, out_of_space
+from service.remote.download import TimedProgress, download, out_of_space
 from service.remote.store import RemoteFile, RemoteStore
 from service.settings_file import MODEL_SETTINGS_FILE
 
@@ -139,7 +139,11 @@ class RemoteHoldings:
         self._cache.require_room(total_bytes - sum(each.stat().st_size for each in place.iterdir()))
         _log.info("downloading", extra={"fields": {**fields, "from": str(self._address), "total_bytes": total_bytes}})
         began_s = time.monotonic()
-        progress = LoggedProgress(total_bytes, fields=fields)
+
+        def say(done_bytes: int) -> None:
+            _log.info("downloading", extra={"fields": {**fields, "done_bytes": done_bytes, "total_bytes": total_bytes}})
+
+        progress = TimedProgress(say)
         try:
             for file, record in manifest.files.items():
                 download(
@@ -254,9 +258,7 @@ def _models_of(files: Mapping[str, RemoteFile]) -> dict[str, tuple[int, ...]]:
 def _index_of(content: bytes, place: str) -> dict[str, tuple[int, ...]]:
     """Return the models and versions that an index lists; raises RepositoryError where it is none."""
     try:
-        index = json.loads(content)
-        if not isinstance(index, dict):
-            raise TypeError("it is no object")
+        index = dict(json.loads(content))
         models = {name: tuple(sorted({int(version) for version in index[name]})) for name in sorted(index)}
     except (ValueError, TypeError) as error:
         raise RepositoryError(f"{place} is no index, which is {{'MODEL': [VERSION, ...]}}: {error}") from error

@@ -33,14 +33,11 @@ class Progress(Protocol):
     def __call__(self, count: int, /) -> None: ...  # noqa: D102
 
 
-class LoggedProgress:
-    """Says in the log every few seconds how far a copy is; `fields` say what it is of."""
+class TimedProgress:
+    """Has `say` tell every few seconds how many bytes there are."""
 
-    def __init__(
-        self, total_bytes: int, *, fields: dict[str, object], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._total_bytes = total_bytes
-        self._fields = fields
+    def __init__(self, say: Callable[[int], None], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._say = say
         self._clock = clock
         self._done_bytes = 0
         self._said_s = clock()
@@ -50,8 +47,7 @@ class LoggedProgress:
         self._done_bytes += count
         if self._clock() - self._said_s >= _REPORT_S:
             self._said_s = self._clock()
-            numbers = {"done_bytes": self._done_bytes, "total_bytes": self._total_bytes}
-            _log.info("downloading", extra={"fields": {**self._fields, **numbers}})
+            self._say(self._done_bytes)
 
 
 def download(
@@ -59,30 +55,32 @@ def download(
     path: str,
     target: Path,
     *,
-    sha256: str,
+    sha256: str | None,
     size_bytes: int,
     progress: Progress,
     pause: Callable[[float], None] = time.sleep,
-) -> None:
-    """Copy a file of `size_bytes` to `target`, going on with what is there of it.
+) -> str:
+    """Copy a file of `size_bytes` to `target`, going on with what is there of it, and return its sha256.
 
+    Without a digest to tell by whether what is there is of the same file, it begins anew.
     Raises RemoteFailed where it cannot be read to its end, and keeps what came; RepositoryError, and keeps nothing,
     where its content is not that of the digest; OSError where it cannot be written.
     """
     began_bytes = target.stat().st_size if target.exists() else 0
-    if began_bytes > size_bytes:
-        target.unlink()
+    if began_bytes > size_bytes or sha256 is None:
+        target.unlink(missing_ok=True)
         began_bytes = 0
     _complete(store, path, target, size_bytes=size_bytes, progress=progress, pause=pause)
     digest = _sha256_of(target)
-    if digest != sha256 and began_bytes:  # what was there may have been of another file, or damaged
+    if sha256 not in (None, digest) and began_bytes:  # what was there may have been of another file, or damaged
         _log.warning("a download begins anew, since what was kept of it is not right", extra={"fields": {"file": path}})
         target.unlink()
         _complete(store, path, target, size_bytes=size_bytes, progress=progress, pause=pause)
         digest = _sha256_of(target)
-    if digest != sha256:
+    if sha256 not in (None, digest):
         target.unlink()
         raise RepositoryError(f"{store}/{path} has sha256 {digest}, expected {sha256}")
+    return digest
 
 
 def out_of_space(error: OSError) -> bool:

@@ -83,7 +83,9 @@ def test_a_copy_that_is_not_what_its_manifest_says_is_not_kept(source: Path, dig
 
 def test_a_place_that_cannot_be_written_is_named(source: Path, digest: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RepositoryError, match=rf"the cache of models {tmp_path}/file/a cannot be used: Not a directory"):
+    with pytest.raises(
+        RepositoryError, match=rf"the cache of models {tmp_path}/file/a cannot be used: Not a directory"
+    ):
         VersionCache(tmp_path / "file" / "a").bring("a", 1, digest, copy_of(source))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from service.errors import RemoteFailed, RepositoryError, StartupError
 from service.remote import download as module
 from service.remote import store as store_module
 from service.remote.address import RemoteAddress
-from service.remote.download import LoggedProgress, download
+from service.remote.download import TimedProgress, download
 from service.remote.store import RemoteStore
 from tests.web_server import WebServer, web_server
 
@@ -132,18 +132,16 @@ def test_a_file_that_goes_on_for_ever_is_not_read_on(server: WebServer, copy: Co
     assert copy.pauses_s == []
 
 
-def test_progress_is_in_the_log_every_few_seconds(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    now_s = [0.0]
-    progress = LoggedProgress(100, fields={"model": "a"}, clock=lambda: now_s[0])
+def test_progress_is_told_every_few_seconds() -> None:
+    now_s, said = [0.0], list[int]()
+    progress = TimedProgress(said.append, clock=lambda: now_s[0])
     for _ in range(10):
         now_s[0] += 2
         progress(10)
-    said = [vars(record)["fields"] for record in caplog.records]
-    assert said == [{"model": "a", "done_bytes": done, "total_bytes": 100} for done in (30, 60, 90)]
+    assert said == [30, 60, 90]
 
 
 def test_without_the_library_it_is_said_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "obstore", None)
+    monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(StartupError, match=r"s3://b: obstore is not installed; requirements/remote.txt has"):
         RemoteStore(RemoteAddress("s3://b"))
