@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 
 @dataclass
@@ -61,7 +62,7 @@ def web_server(certificate: Path | None = None, key: Path | None = None) -> Iter
             pass
 
         def _answer(self, *, with_body: bool) -> None:
-            path, part = self.path.lstrip("/"), self.headers.get("Range")
+            path, part = unquote(self.path.lstrip("/").partition("?")[0]), self.headers.get("Range")
             state.requests.append((self.command, path, part))
             content = state.files.get(path)
             if state.status is not None or content is None:

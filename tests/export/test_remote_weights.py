@@ -71,7 +71,7 @@ def test_what_is_not_there_is_named(server: WebServer, tmp_path: Path) -> None:
 
 
 def test_names_with_coded_characters_are_those_of_the_server(server: WebServer, tmp_path: Path) -> None:
-    server.files["pub/a%20b.pth"] = CONTENT
+    server.files["pub/a b.pth"] = CONTENT
     assert fetched(server, tmp_path, DIGEST, "pub/a%20b.pth").name == "a b.pth"
 
 

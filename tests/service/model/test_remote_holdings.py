@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.errors import RemoteFailed, RepositoryError, UnknownModel
+from service.model import remote_holdings
 from service.model.holdings import holdings_of
 from service.model.selection import only_model, select_models
 from service.remote import store as store_module
+from service.remote.store import RemoteStore
 from service.serving.repository import ModelRepository
 from service.settings import Settings, load_settings
 from tests.certificates import Certificate, make_certificate
@@ -305,3 +311,64 @@ def test_a_broken_copy_goes_on_in_the_next_start(https: WebServer, models: Path,
     https.requests.clear()
     only_model(settings)
     assert (len(https.gets("b/1/labels.tsv")), https.gets("b/1/model.onnx")) == (1, [])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_in_the_midst_of_a_copy_is_said_and_given_back(
+    bucket: Bucket, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    bucket.add(models)
+    settings = settings_of(bucket.url, tmp_path, model="b")
+    download = remote_holdings.download
+
+    def until_full(store: RemoteStore, path: str, target: Path, **rest: Any) -> str:
+        if path.endswith("labels.tsv"):
+            raise OSError(number, os.strerror(number))
+        return download(store, path, target, **rest)
+
+    monkeypatch.setattr(remote_holdings, "download", until_full)
+    with pytest.raises(RepositoryError, match=rf"the cache of models .* cannot be used: {os.strerror(number)}"):
+        only_model(settings)
+    assert list((tmp_path / "cache").rglob("model.onnx")) == []
+    monkeypatch.setattr(remote_holdings, "download", download)
+    only_model(settings)
+
+
+LISTINGS = {
+    "gs": """<ListBucketResult><Name>b</Name><Prefix>of/</Prefix>{}</ListBucketResult>""",
+    "az": """<EnumerationResults><Prefix>of/</Prefix><Blobs>{}</Blobs><NextMarker/></EnumerationResults>""",
+}
+ENTRIES = {
+    "gs": "<Contents><Key>of/{}</Key><LastModified>2026-11-28T10:00:00.000Z</LastModified><ETag>&quot;{}&quot;</ETag>"
+    "<Size>{}</Size></Contents>",
+    "az": "<Blob><Name>of/{0}</Name><Properties><Last-Modified>Sat, 28 Nov 2026 10:00:00 GMT</Last-Modified>"
+    "<Content-Length>{2}</Content-Length><Content-Type>text/plain</Content-Type><Etag>{1}</Etag></Properties></Blob>",
+}
+
+
+@pytest.mark.parametrize("scheme", ["gs", "az"])
+def test_other_clouds_are_read_by_their_own_protocols(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """Against what a stand-in answers; signatures are not looked at."""
+    with web_server() as server:
+        server.add(models / "b")
+        files = {f"b/{path}": content for path, content in server.files.items()}
+        root = {"gs": "bucket", "az": "somebody/bucket"}[scheme]
+        server.files = {f"{root}/of/{path}": content for path, content in files.items()}
+        entries = [ENTRIES[scheme].format(path, len(path), len(content)) for path, content in files.items()]
+        server.files[root] = LISTINGS[scheme].format("".join(entries)).encode()
+        if scheme == "gs":
+            account = {"gcs_base_url": server.url, "disable_oauth": True, "client_email": "", "private_key": ""}
+            account["private_key_id"] = ""
+            monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(account))
+        else:
+            monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "somebody")
+            monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", base64.b64encode(SECRET.encode()).decode())
+            monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"{server.url}/somebody")
+        settings = settings_of(f"{scheme}://bucket/of", tmp_path)
+        assert opened(settings) == [("b", 1)]
+        server.status = 403
+        with pytest.raises(RemoteFailed, match=f"{scheme}://bucket/of cannot be read: .* 403 Forbidden") as raised:
+            ModelRepository(settings).listed()
+        assert "?" not in str(raised.value)
