@@ -263,6 +263,6 @@ def _index_of(content: bytes, place: str) -> dict[str, tuple[int, ...]]:
     except (ValueError, TypeError) as error:
         raise RepositoryError(f"{place} is no index, which is {{'MODEL': [VERSION, ...]}}: {error}") from error
     for name, versions in models.items():
-        if not re.match(NAME_PATTERN, name) or any(version < 1 for version in versions):
+        if not re.fullmatch(NAME_PATTERN, name) or any(version < 1 for version in versions):
             raise RepositoryError(f"{place}: {name!r} is no model's name, or a version of it no number from 1 on")
     return {name: versions for name, versions in models.items() if versions}

@@ -100,7 +100,7 @@ def test_a_start_with_the_store_gone_serves_what_is_kept(
     with service_process(Path(), *options(bucket, tmp_path)) as process:
         assert answered_by(process) == "1"
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with service_process(Path(), *options(bucket, tmp_path, "--workers", "2")) as process:
+    with service_process(Path(), *options(bucket, tmp_path)) as process:
         assert answered_by(process) == "1"
         warning = next(line for line in process.lines if line["message"].startswith("the repository cannot be read"))
         assert "Connection refused" in warning["reason"]
