@@ -28,9 +28,11 @@ class WebServer:
     """Methods, paths and ranges."""
     url: str = ""
     arrived: threading.Event = field(default_factory=threading.Event)
-    """Set by each request for content."""
+    """Set by each request for content that the gate is for."""
     gate: threading.Event = field(default_factory=threading.Event)
     """Content is sent while it is set, as it is at first."""
+    gated: str = ""
+    """The one file that the gate is for; empty, all are."""
 
     def add(self, folder: Path) -> None:
         """Have every file below a folder."""
@@ -70,7 +72,7 @@ def web_server(certificate: Path | None = None, key: Path | None = None) -> Iter
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            if with_body:
+            if with_body and state.gated in ("", path):
                 state.arrived.set()
                 state.gate.wait(60)
             self._send(content, part, with_body=with_body)
