@@ -19,6 +19,7 @@ from export.errors import ExportError
 from export.job import ExportJob
 from export.pipeline import run
 from export.progress import Progress
+from export.remote_weights import checked_weights
 from export.sampling import MAX_OPSET, MIN_OPSET, STRATEGY_NAMES
 from export.steps import ALL, STEPS
 from export.targets import TARGETS, find_target
@@ -26,7 +27,8 @@ from models.checkpoint import CheckpointError
 from models.config import ConfigError, SizeError
 from models.dat import DAT
 from models.variants import VARIANTS, Variant, find_variant
-from service.errors import RepositoryError
+from service.errors import StartupError
+from service.remote.address import BadAddress, RemoteAddress, is_remote
 
 _INTERRUPTED = 130
 
@@ -38,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(variants_table())
         return 0
     try:
-        path = run(_job(arguments), Progress(sys.stderr))
-    except (ExportError, CheckpointError, ConfigError, SizeError, RepositoryError, OSError) as error:
+        progress = Progress(sys.stderr)
+        path = run(_job(arguments, progress), progress)
+    except (ExportError, CheckpointError, ConfigError, SizeError, StartupError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -57,9 +60,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="show the variants and where their weights are found")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
-        "--weights", type=Path, metavar="FILE", help="published weights, as torch, NumPy or safetensors files"
+        "--weights",
+        type=_place,
+        metavar="FILE",
+        help="published weights, as torch, NumPy or safetensors files; or the address of one, as https://... or s3://...",
     )
     weights.add_argument("--random-weights", type=int, metavar="SEED", help="random weights instead, for trials")
+    parser.add_argument(
+        "--sha256", type=_digest, metavar="DIGEST", help="digest of --weights, which an address must have"
+    )
+    parser.add_argument(
+        "--download-cache",
+        type=Path,
+        metavar="DIR",
+        help="where weights from an address are kept (default: dat-serve in the user's cache directory)",
+    )
     parser.add_argument(
         "--weights-key",
         metavar="KEY",
@@ -107,6 +122,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _place(text: str) -> Path | RemoteAddress:
+    try:
+        return RemoteAddress(text) if is_remote(text) else Path(text)
+    except BadAddress as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _digest(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise argparse.ArgumentTypeError("a sha256 of 64 digits from 0 to f is wanted")
+    return text
+
+
 def _image_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9][0-9]*)(?:x([1-9][0-9]*))?", text)
     if match is None:
@@ -114,7 +142,7 @@ def _image_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def _job(arguments: argparse.Namespace) -> ExportJob:
+def _job(arguments: argparse.Namespace, progress: Progress) -> ExportJob:
     if arguments.variant is None:
         raise ExportError(f"name a variant; known are: {', '.join(VARIANTS)}")
     try:
@@ -126,10 +154,15 @@ def _job(arguments: argparse.Namespace) -> ExportJob:
             f"give the weights of {arguments.variant} with --weights FILE "
             f"({variant.weights}), or --random-weights SEED for a trial"
         )
+    weights = arguments.weights
+    if weights is not None:
+        weights = checked_weights(weights, arguments.sha256, arguments.download_cache, progress)
+    elif arguments.sha256 is not None:
+        raise ExportError("--sha256 is of --weights")
     return ExportJob(
         variant=variant,
         repository=arguments.repository,
-        weights=arguments.weights,
+        weights=weights,
         weights_key=arguments.weights_key,
         seed=arguments.random_weights,
         name=arguments.name,

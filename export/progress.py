@@ -26,6 +26,10 @@ class Progress:
             raise
         self._write(f" {time.perf_counter() - start_s:.1f} s\n")
 
+    def more(self, text: str) -> None:
+        """Say something in the line of a step that goes on."""
+        self._write(f" {text}")
+
     def note(self, text: str) -> None:
         """Say something beside the steps."""
         self._write(f"{text}\n")

@@ -24,7 +24,8 @@
     └── StartupError              the service cannot start as asked
         ├── SettingsError         an unknown or bad setting
         ├── RepositoryError       no usable model directory
-        │   └── IncompleteModel   files of it are missing or short, as while they are copied
+        │   ├── IncompleteModel   files of it are missing or short, as while they are copied
+        │   └── RemoteFailed      what lies elsewhere cannot be read, for now or for good
         └── DeviceUnavailable     the device asked for cannot be had
 
 `code` is the stable machine-readable name that users see; `service.http.problems` alone maps the tree to HTTP.
@@ -202,6 +203,10 @@ class RepositoryError(StartupError):
 
 class IncompleteModel(RepositoryError):
     """Files of a model directory are missing or shorter than its manifest says, as while they are being copied."""
+
+
+class RemoteFailed(RepositoryError):
+    """What lies elsewhere cannot be read: it is not reached, refuses, or breaks off."""
 
 
 class DeviceUnavailable(StartupError):

@@ -24,8 +24,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import SettingsError
 from service.images.limits import DecodeLimits
+from service.remote.address import RemoteAddress
+from service.remote.user_cache import user_cache
 from service.settings_fields import ALL_MODELS, Fields, parted
-from service.settings_file import MODELS_TABLE, SettingsFile, read_model_file, read_settings_file
+from service.settings_file import MODELS_TABLE, SETTINGS_FOLDER, SettingsFile, read_model_file, read_settings_file
 
 ENV_PREFIX = "DAT_"
 CLIENT_API_KEY = "DAT_CLIENT_API_KEY"
@@ -41,8 +43,8 @@ OF_ONE_MODEL = (
 _REPEATED = frozenset({"model"})
 """Options that may be given several times."""
 _METAVARS = {"settings": "FILE"}
-_SECRET_FIELDS = ("api_keys", "tls_key_password")
-"""Their values are not repeated where they are wrong."""
+_SECRET_FIELDS = ("api_keys", "tls_key_password", "repository")
+"""Their values, in which secrets may be, are not repeated where they are wrong."""
 
 
 class Settings(Fields, BaseSettings):
@@ -105,7 +107,7 @@ class Settings(Fields, BaseSettings):
         """
         if self._of == name:
             return self
-        own = read_model_file(self.repository, name)
+        own = read_model_file(self.local_repository, name)
         of_own = {} if own is None else _checked_table(own.values, place=f"{own.path}: ")
         return self._with(of_own, self._tables.get(name, {}), of=name)
 
@@ -157,6 +159,31 @@ class Settings(Fields, BaseSettings):
         if self.model_version is not None and self.model_names in ((), (name,)):
             return (self.model_version,)
         return tuple(sorted(version for each, version in map(parted, self.model) if each == name and version))
+
+    def digest_of(self, name: str, version: int) -> str | None:
+        """Return the sha256 that the manifest of a version must have; None where any will do."""
+        for model in self.model:
+            if parted(model) == (name, version):
+                return model.partition("@sha256:")[2] or None
+        return None
+
+    @property
+    def kept_repository(self) -> Path:
+        """Where copies are kept of a repository elsewhere; raises SettingsError where there is no such place."""
+        cache = self.repository_cache or user_cache()
+        if cache is None:
+            raise SettingsError(f"name a {option_of('repository_cache')}: this user has no directory of its own")
+        return cache / RemoteAddress(str(self.repository)).folder_name
+
+    @property
+    def local_repository(self) -> Path:
+        """Where the models' own settings lie: in the repository, or in what is kept here of one elsewhere."""
+        return self.repository if isinstance(self.repository, Path) else self.kept_repository / SETTINGS_FOLDER
+
+    @property
+    def repository_anywhere(self) -> Path | RemoteAddress:
+        """The repository as any process finds it, wherever that was started."""
+        return self.repository.absolute() if isinstance(self.repository, Path) else self.repository
 
     @property
     def latest_versions(self) -> int:

@@ -12,12 +12,22 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    SecretStr,
+    field_serializer,
+    field_validator,
+)
 from pydantic_settings import NoDecode
 
 from service.access.keys import ApiKey, parse_entries
 from service.engine.runtime.options import Device
 from service.images.limits import MAX_PIXELS, MAX_SCAN_PIXELS, MAX_SEGMENTS
+from service.remote.address import RemoteAddress, is_remote
 
 OWN_PLACES = frozenset({"docs", "health", "metrics", "openapi.json", "page", "problems", "v1", "v2"})
 """What the service's own paths begin with; behind a prefix that begins so, a path could mean two things."""
@@ -26,8 +36,8 @@ ALL_MODELS = "all"
 
 Count = Annotated[int, Field(gt=0)]
 Milliseconds = Annotated[int, Field(gt=0)]
-_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(:[1-9][0-9]{0,8})?")
-"""A model's name, as manifests have it, and maybe a version."""
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(:[1-9][0-9]{0,8}(@sha256:[0-9a-f]{64})?)?")
+"""A model's name, as manifests have it, and maybe a version, and of that maybe the digest of its manifest."""
 
 
 class Fields(BaseModel):
@@ -35,15 +45,22 @@ class Fields(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    repository: Path = Path("model-repository")
-    """Directory that holds the models, as `<model>/<version>/`."""
+    repository: Annotated[Path | InstanceOf[RemoteAddress], NoDecode, PlainSerializer(str, when_used="json")] = Path(
+        "model-repository"
+    )
+    """Directory that holds the models, as `<model>/<version>/`, or the address of one elsewhere: s3://BUCKET/PREFIX,
+    gs://, az:// or https://. From there, which wants the packages of requirements/remote.txt, what is served is copied
+    first."""
+    repository_cache: Path | None = None
+    """Directory for copies of models from elsewhere, which several processes may share; left out, `dat-serve` in the
+    user's cache directory."""
     settings: Path | None = None
     """TOML file of settings by their fields' names, `max_images = 8`; options and variables win over it. Its tables
     `[models.NAME]` are for one model alone."""
     model: Annotated[tuple[str, ...], NoDecode] = ()
     """Models to serve, as NAME or NAME:VERSION, separated by commas or each by an option of its own; `all`, which may
     follow others, for every one in the repository. The first answers where a request names none. May be left out
-    where the repository holds only one."""
+    where the repository holds only one. NAME:VERSION@sha256:DIGEST wants a manifest.json of that digest."""
     model_version: Annotated[int, Field(gt=0)] | None = None
     """Version of the model, where there is only one; the highest by default."""
     version_policy: str = "latest"
@@ -177,6 +194,11 @@ class Fields(BaseModel):
     tls_ca_certificates: Path | None = None
     """Certificates in PEM of which one must have signed a client's own; left out, clients need none."""
 
+    @field_validator("repository", mode="before")
+    @classmethod
+    def _address_or_path(cls, value: Any) -> Any:
+        return RemoteAddress(value) if is_remote(value) else value
+
     @field_validator("batch_buckets", "devices", "cors_origins", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
@@ -206,7 +228,8 @@ class Fields(BaseModel):
         for model in models:
             if not _MODEL.fullmatch(model):
                 raise ValueError(f"{model!r} is not a model, which is NAME, NAME:VERSION or {ALL_MODELS}")
-        twice = sorted({model for model in models if models.count(model) > 1})
+        each = [model.partition("@")[0] for model in models]
+        twice = sorted({model for model in each if each.count(model) > 1})
         if twice:
             raise ValueError(f"{', '.join(twice)} is named more than once")
         both = sorted({name for name, version in map(parted, models) if version and name in models})
@@ -307,6 +330,6 @@ class Fields(BaseModel):
 
 
 def parted(model: str) -> tuple[str, int | None]:
-    """Return the name and the version, if there is one, of NAME or NAME:VERSION."""
-    name, _, version = model.partition(":")
+    """Return the name and the version, if there is one, of NAME, NAME:VERSION or that with a digest."""
+    name, _, version = model.partition("@")[0].partition(":")
     return name, int(version) if version else None

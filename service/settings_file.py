@@ -15,6 +15,8 @@ from service.errors import SettingsError
 
 MODEL_SETTINGS_FILE = "settings.toml"
 """A model's own file, `<repository>/<model>/settings.toml`: what a table for that model would hold."""
+SETTINGS_FOLDER = "models"
+"""In what is kept of a repository elsewhere: the folder that holds the models' own files as the repository does."""
 MODELS_TABLE = "models"
 
 

@@ -137,7 +137,7 @@ async def open_cluster(
 
     Raises StartupError where the cluster cannot be reached, or the model cannot be loaded on a device.
     """
-    settings = settings.model_copy(update={"repository": settings.repository.absolute()})
+    settings = settings.model_copy(update={"repository": settings.repository_anywhere})
     try:
         ray.init(address, logging_level="warning", log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:

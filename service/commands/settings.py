@@ -34,9 +34,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _models(settings: Settings) -> list[str]:
-    """Return the models that may have settings of their own: in the file, or in the repository if it can be read."""
+    """Return the models that may have settings of their own: in the file, or in what is here of the repository."""
     try:
-        held = find_models(settings.repository)
+        held = find_models(settings.local_repository)
     except RepositoryError:
         held = {}
     return list(dict.fromkeys((*settings.model_names, *settings.models_with_tables, *held)))

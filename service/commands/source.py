@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 _OF_EITHER = frozenset({"settings", "model", "max_body_bytes", "log_level", "log_format"})
 _OF_A_PROCESS = frozenset(
     {
-        "repository", "model_version", "device", "threads", "decode_threads", "strict_device", "fused", "cuda_graphs",
-        "self_check", "shrink_arena_above", "provider_options", "batch_buckets", "max_delay_ms", "hang_timeout_ms",
-        "max_image_pixels", "max_image_scan_pixels", "max_image_segments", "exif_orientation", "resize",
+        "repository", "repository_cache", "model_version", "device", "threads", "decode_threads", "strict_device",
+        "fused", "cuda_graphs", "self_check", "shrink_arena_above", "provider_options", "batch_buckets", "max_delay_ms",
+        "hang_timeout_ms", "max_image_pixels", "max_image_scan_pixels", "max_image_segments", "exif_orientation",
+        "resize",
     }
 )  # fmt: skip
 """Settings that a server has chosen for itself."""
@@ -64,6 +65,8 @@ def prepare(options: argparse.Namespace) -> Settings:
         raise SettingsError("--api-key-file is for a server: give its --url")
     if len(settings.model) > 1 or settings.serves_all:
         raise SettingsError(f"{option_of('model')}: one model is asked here (given {','.join(settings.model)!r})")
+    if options.url is not None and "@" in "".join(settings.model):
+        raise SettingsError(f"{option_of('model')}: the server at --url has checked the model's digest itself")
     meant_for_process = sorted(_OF_A_PROCESS & given_settings(options).keys()) if options.url is not None else []
     if meant_for_process:
         raise SettingsError(

@@ -1,4 +1,4 @@
-"""What is served: the manifest and directory of a model, loading it as the settings say, postprocessing.
+"""What is served: what a repository holds, the manifest and directory of a model, loading it, postprocessing.
 
-Imports: `engine`, `errors`, `images`, `settings`, `text_files`.
+Imports: `engine`, `errors`, `images`, `remote`, `settings`, `settings_file`, `text_files`.
 """

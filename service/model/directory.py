@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -48,6 +48,8 @@ class ModelDirectory:
     path: Path
     manifest: Manifest
     labels: tuple[Label, ...]
+    lease: object = field(default=None, compare=False, repr=False)
+    """What keeps the directory from being removed while somebody holds this; None where nobody would."""
 
     @property
     def model_path(self) -> Path:
@@ -103,13 +105,13 @@ def labels_of_rows(path: Path, rows: Iterator[tuple[int, list[str]]], num_classe
     return tuple(labels)
 
 
-def open_model(path: Path) -> ModelDirectory:
-    """Read and check one model directory `<repository>/<model>/<version>`.
+def open_model(path: Path, *, manifest_sha256: str | None = None) -> ModelDirectory:
+    """Read and check a model directory `<repository>/<model>/<version>`, and its manifest by a digest if one is given.
 
     Raises RepositoryError that names the file and what is wrong with it: IncompleteModel where files are missing or
     too short, which may be for now.
     """
-    manifest = _whole_manifest(path)
+    manifest = _whole_manifest(path, manifest_sha256)
     for name, record in manifest.files.items():
         _check_digest(path / name, record)
     return ModelDirectory(path, manifest, read_labels(path / LABELS_FILE, manifest.num_classes))
@@ -128,15 +130,16 @@ def check_whole(path: Path) -> None:
         return
 
 
-def _whole_manifest(path: Path) -> Manifest:
-    """Return the manifest of a directory whose files have the sizes that it says; raises RepositoryError."""
-    manifest_path = path / MANIFEST_FILE
+def parse_manifest(content: bytes, place: str, *, folder: tuple[str, str], sha256: str | None = None) -> Manifest:
+    """Return the manifest in a file that lies at `place`, in a folder of the model's name with one of its version.
+
+    Raises RepositoryError that names it where it is no manifest, of another model or version, or not of the digest:
+    IncompleteModel where it is cut off.
+    """
+    if sha256 is not None and (digest := hashlib.sha256(content).hexdigest()) != sha256:
+        raise RepositoryError(f"{place} has sha256 {digest}, and {sha256} is wanted")
     try:
-        manifest = Manifest.model_validate_json(manifest_path.read_bytes())
-    except FileNotFoundError as error:
-        raise IncompleteModel(f"{manifest_path} cannot be read: {error.strerror}") from error
-    except OSError as error:
-        raise RepositoryError(f"{manifest_path} cannot be read: {error.strerror}") from error
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc'])) or 'manifest'}: {problem['msg']}" for problem in error.errors()
@@ -144,12 +147,24 @@ def _whole_manifest(path: Path) -> Manifest:
         # A file that is cut off is no JSON; one that is JSON is all there.
         is_cut_off = any(problem["type"] == "json_invalid" for problem in error.errors())
         kind = IncompleteModel if is_cut_off else RepositoryError
-        raise kind(f"{manifest_path} is not a valid manifest: {problems}") from error
-    if (manifest.name, str(manifest.version)) != (path.parent.name, path.name):
+        raise kind(f"{place} is not a valid manifest: {problems}") from error
+    if (manifest.name, str(manifest.version)) != folder:
         raise RepositoryError(
-            f"{manifest_path} is of {manifest.name} version {manifest.version}, "
-            f"but lies in {path.parent.name}/{path.name}"
+            f"{place} is of {manifest.name} version {manifest.version}, but lies in {'/'.join(folder)}"
         )
+    return manifest
+
+
+def _whole_manifest(path: Path, sha256: str | None = None) -> Manifest:
+    """Return the manifest of a directory whose files have the sizes that it says; raises RepositoryError."""
+    manifest_path = path / MANIFEST_FILE
+    try:
+        content = manifest_path.read_bytes()
+    except FileNotFoundError as error:
+        raise IncompleteModel(f"{manifest_path} cannot be read: {error.strerror}") from error
+    except OSError as error:
+        raise RepositoryError(f"{manifest_path} cannot be read: {error.strerror}") from error
+    manifest = parse_manifest(content, str(manifest_path), folder=(path.parent.name, path.name), sha256=sha256)
     for name, record in manifest.files.items():
         _check_size(path / name, record)
     return manifest
@@ -197,12 +212,17 @@ def _versions_in(directory: Path) -> tuple[int, ...]:
 def held_models(repository: Path) -> dict[str, tuple[int, ...]]:
     """Return what `find_models` does; raises RepositoryError where that is nothing."""
     found = find_models(repository)
-    if not found:
-        raise RepositoryError(f"the model repository {repository} holds no model; make one with: python -m export")
+    check_any(repository, found)
     return found
 
 
-def check_held(repository: Path, found: Mapping[str, Sequence[int]], name: str, version: int | None = None) -> None:
+def check_any(repository: object, found: Mapping[str, Sequence[int]]) -> None:
+    """Raise RepositoryError unless a repository, named as it prints, holds a model."""
+    if not found:
+        raise RepositoryError(f"the model repository {repository} holds no model; make one with: python -m export")
+
+
+def check_held(repository: object, found: Mapping[str, Sequence[int]], name: str, version: int | None = None) -> None:
     """Raise RepositoryError that says what there is unless a repository holds a model and, if given, its version."""
     if name not in found:
         raise RepositoryError(f"{repository} holds no model {name!r}; it holds: {', '.join(found)}")

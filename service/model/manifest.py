@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import enum
 import math
+import re
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -229,7 +229,7 @@ class Manifest(Record):
         if missing:
             raise ValueError(f"no record of {', '.join(sorted(missing))}")
         for name in files:
-            if Path(name).name != name or name == MANIFEST_FILE:
+            if not re.fullmatch(NAME_PATTERN, name) or name == MANIFEST_FILE:
                 raise ValueError(f"{name!r} is not the name of a file in a model directory")
         return files
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from service.errors import RepositoryError, SettingsError
-from service.model.directory import ModelDirectory, check_held, held_models, open_model
+from service.model.directory import ModelDirectory, check_any, check_held
+from service.model.holdings import Holdings, Survey, holdings_of
 from service.settings import Settings, option_of
 
 
@@ -24,21 +25,28 @@ def wanted_versions(settings: Settings, name: str, available: Sequence[int]) -> 
     return named or tuple(available[-settings.latest_versions :])
 
 
-def select_models(settings: Settings) -> list[tuple[ModelDirectory, Settings]]:
+def select_models(settings: Settings, holdings: Holdings | None = None) -> list[tuple[ModelDirectory, Settings]]:
     """Open every version to serve from the start, each with the settings of its model.
+
+    `holdings` is the repository of the settings, where somebody has it already.
 
     The models come in the order of the settings, those of `all` that are not named by their names, and the versions
     ascending. Raises RepositoryError, or SettingsError of a model's own settings, that names the first one at fault.
     """
-    found = held_models(settings.repository)
-    names = _names(settings, found)
+    survey = _held(settings, holdings)
+    names = _names(settings, survey.models)
     if not settings.model_control:
         _check_tables(settings, names)
     return [
-        (open_model(settings.repository / name / str(version)), of_model)
+        (open_version(survey, of_model, name, version), of_model)
         for name, of_model in ((name, settings.of_model(name)) for name in names)
-        for version in wanted_versions(of_model, name, found[name])
+        for version in wanted_versions(of_model, name, survey.models[name])
     ]
+
+
+def open_version(survey: Survey, settings: Settings, name: str, version: int) -> ModelDirectory:
+    """Open a version, by the digest that the settings give for it if they do; raises RepositoryError."""
+    return survey.open(name, version, manifest_sha256=settings.digest_of(name, version))
 
 
 def only_model(settings: Settings) -> tuple[ModelDirectory, Settings]:
@@ -47,16 +55,23 @@ def only_model(settings: Settings) -> tuple[ModelDirectory, Settings]:
     For what asks one model: a command, or a replica beside others. Raises RepositoryError, or SettingsError where the
     settings choose several.
     """
-    found = held_models(settings.repository)
-    name = _only_name(settings, found)
+    survey = _held(settings)
+    name = _only_name(settings, survey.models)
     of_model = settings.of_model(name)
-    version = wanted_versions(of_model, name, found[name])[-1]
-    return open_model(settings.repository / name / str(version)), of_model
+    version = wanted_versions(of_model, name, survey.models[name])[-1]
+    return open_version(survey, of_model, name, version), of_model
 
 
 def settings_of_only_model(settings: Settings) -> Settings:
     """Return the settings of the one model that they choose, without opening it; raises as `only_model` does."""
-    return settings.of_model(_only_name(settings, held_models(settings.repository)))
+    return settings.of_model(_only_name(settings, _held(settings).models))
+
+
+def _held(settings: Settings, holdings: Holdings | None = None) -> Survey:
+    """Return what the repository holds, or what is kept of one that is not reached; RepositoryError for nothing."""
+    survey = (holdings or holdings_of(settings)).survey(or_kept=True)
+    check_any(settings.repository, survey.models)
+    return survey
 
 
 def _only_name(settings: Settings, found: Mapping[str, Sequence[int]]) -> str:

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from service.errors import IncompleteModel, RepositoryError, ServiceError
-from service.model.directory import check_whole, find_models
+from service.errors import RepositoryError, ServiceError
+from service.model.holdings import Holdings, Stamp, Survey, holdings_of
 from service.model.selection import wanted_versions
 from service.serving.reading import in_daemon_thread
 from service.serving.states import ModelState, VersionStatus
@@ -30,8 +28,6 @@ _log = logging.getLogger(__name__)
 
 INCOMPLETE_S = 60.0
 """How long files may be missing, and nothing change, before that counts as broken."""
-Stamp = tuple[tuple[str, int, int], ...]
-"""Names, sizes and times of change (ns) of files; equal while none of them has changed."""
 
 
 class Watched(Protocol):
@@ -76,6 +72,7 @@ class RepositoryWatch:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
+        self._holdings = holdings_of(settings)
         self._models = models
         self._load = load
         self._clock = clock
@@ -94,7 +91,7 @@ class RepositoryWatch:
     async def look(self) -> None:
         """Look once, and return when what has to be loaded now is loaded, or has failed to be."""
         try:
-            looks = await in_daemon_thread(_look_at, self._settings)
+            looks = await in_daemon_thread(_look_at, self._settings, self._holdings)
         except RepositoryError as error:
             self._say_once(str(error))
             return
@@ -143,35 +140,17 @@ def _warn(name: str, reason: str) -> None:
     _log.warning("model not loaded from the watched repository", extra={"fields": {"model": name, "reason": reason}})
 
 
-def _look_at(settings: Settings) -> dict[str, _Look]:
+def _look_at(settings: Settings, holdings: Holdings) -> dict[str, _Look]:
     """Return what there is of each model; raises RepositoryError where the repository cannot be read."""
-    return {
-        name: _look_at_model(settings, name, available) for name, available in find_models(settings.repository).items()
-    }
+    survey = holdings.survey()
+    return {name: _look_at_model(settings, survey, name) for name in survey.models}
 
 
-def _look_at_model(settings: Settings, name: str, available: Sequence[int]) -> _Look:
-    directory = settings.repository / name
-    stamp = _stamp(directory)
+def _look_at_model(settings: Settings, survey: Survey, name: str) -> _Look:
+    available = survey.models[name]
     try:
         wanted = wanted_versions(settings.of_model(name), name, available)
     except ServiceError as error:
-        return _Look(tuple(available), stamp, trouble=str(error))
-    missing = ""
-    for version in wanted:
-        stamp += _stamp(directory / str(version))
-        try:
-            check_whole(directory / str(version))
-        except IncompleteModel as error:
-            missing = missing or str(error)
-    return _Look(wanted, stamp, missing=missing)
-
-
-def _stamp(directory: Path) -> Stamp:
-    """Return the stamp of a directory's own files; empty where it has just gone."""
-    try:
-        with os.scandir(directory) as entries:
-            files = [(entry.path, entry.stat()) for entry in entries if entry.is_file()]
-    except OSError:
-        return ()
-    return tuple(sorted((path, status.st_size, status.st_mtime_ns) for path, status in files))
+        return _Look(available, survey.stamp(name, ()), trouble=str(error))
+    missing = (survey.missing(name, version) for version in wanted)
+    return _Look(wanted, survey.stamp(name, wanted), missing=next(filter(None, missing), ""))

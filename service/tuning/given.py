@@ -58,14 +58,16 @@ class Given:
         """Return the settings that are given for a model, or for all."""
         if model is None:
             return frozenset(self.values)
-        own = read_model_file(self.settings.repository, model)
+        own = read_model_file(self.settings.local_repository, model)
         return frozenset({*self.values, *self.tables.get(model, {}), *(() if own is None else own.values)})
 
     def for_server(self, choice: Choice, models: Sequence[str]) -> str:
         """Return the settings file of a server that serves these models alone."""
         entries = [entry for name in models for entry in self._entries(name)]
+        cache = self.settings.repository_cache
         values: Values = {
-            "repository": str(self.settings.repository.resolve()),
+            "repository": str(self.settings.repository_anywhere),
+            **({} if cache is None else {"repository_cache": str(cache.absolute())}),
             **self.values,
             "model": entries,
             **choice.common,

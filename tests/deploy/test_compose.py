@@ -23,7 +23,7 @@ PAGE = ROOT / "docs" / "deploy" / "compose.md"
 COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ("serve", "serve-cuda")
-_VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<how>[-+])(?P<word>[^}]*))?\}")
+_VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<how>[-+])(?P<word>(?:[^{}]|\$\{[^{}]*\})*))?\}")
 
 services = pytest.mark.parametrize("name", SERVICES)
 ours = pytest.mark.parametrize("name", OURS)
@@ -34,12 +34,14 @@ def interpolated(text: str, variables: Mapping[str, str] | None = None) -> str:
 
     def value(match: re.Match[str]) -> str:
         given = (variables or {}).get(match["name"], "")
+        word = _VARIABLE.sub(value, match["word"] or "")
         if match["how"] == "+":
-            return match["word"] if given else ""
-        return given or match["word"]
+            return word if given else ""
+        return given or word
 
-    assert text.count("$") == len(_VARIABLE.findall(text))
-    return _VARIABLE.sub(value, text)
+    made = _VARIABLE.sub(value, text)
+    assert "$" not in made
+    return made
 
 
 def environment(name: str, **variables: str) -> dict[str, str]:
@@ -134,7 +136,7 @@ def test_a_limit_of_a_part_of_a_processor_is_a_thread_of_its_own(
 
 @ours
 def test_a_repository_of_ones_own_is_mounted_and_served_in_place_of_the_images(name: str) -> None:
-    mount, _ = SERVICES[name]["volumes"]
+    mount = SERVICES[name]["volumes"][0]
     assert mount["read_only"] is True
     assert interpolated(mount["source"]) == "/dev/null"
     assert interpolated(mount["source"], {"SERVE_MODELS": "/srv/models"}) == "/srv/models"
@@ -142,8 +144,19 @@ def test_a_repository_of_ones_own_is_mounted_and_served_in_place_of_the_images(n
 
 
 @ours
+def test_a_repository_elsewhere_is_copied_to_the_folder_that_is_named(name: str) -> None:
+    mount = SERVICES[name]["volumes"][2]
+    given = {"SERVE_REPOSITORY": "s3://models/dat", "SERVE_CACHE": "/srv/copies", "SERVE_MODELS": "/srv/models"}
+    assert interpolated(mount["source"], given) == "/srv/copies"
+    assert environment(name, **given)["DAT_REPOSITORY"] == "s3://models/dat"
+    assert environment(name, **given)["DAT_REPOSITORY_CACHE"] == mount["target"]
+    assert not mount.get("read_only")
+    assert environment(name)["DAT_REPOSITORY_CACHE"] == ""
+
+
+@ours
 def test_a_settings_file_is_mounted_and_read_where_there_is_one(name: str) -> None:
-    _, mount = SERVICES[name]["volumes"]
+    mount = SERVICES[name]["volumes"][1]
     assert mount["read_only"] is True
     assert interpolated(mount["source"]) == "/dev/null"
     assert interpolated(mount["source"], {"SERVE_SETTINGS": "./settings.toml"}) == "./settings.toml"
@@ -211,7 +224,7 @@ def test_grafana_has_no_account_with_a_known_password() -> None:
 def test_the_page_explains_every_variable_and_its_default() -> None:
     used = {(m["name"], m["word"]) for m in _VARIABLE.finditer(FILE.read_text(encoding="utf-8")) if m["how"] == "-"}
     explained = {(name.strip("`"), default.strip("`")) for name, default in rows_of(PAGE, "Variable", "Default")}
-    assert explained == {(name, "" if word == "/dev/null" else word) for name, word in used}
+    assert explained == {(name, "" if word == "/dev/null" or "$" in word else word) for name, word in used}
 
 
 def test_the_pages_commands_name_profiles_and_services_that_there_are() -> None:

@@ -26,6 +26,7 @@ HELM = Path(sys.executable).parent / "helm"
 VERSIONS = ("1.29", "1.37")
 CHARTS_OWN = {
     "repository",
+    "repository_cache",
     "device",
     "devices",
     "host",
@@ -56,10 +57,22 @@ SEVERAL_MODELS: dict[str, Any] = {
         "watch": True,
     }
 }
+ELSEWHERE: dict[str, Any] = {
+    "models": {
+        "address": "s3://models/dat",
+        "names": [f"dat_tiny:3@sha256:{'0' * 64}"],
+        "credentialsSecret": "bucket",
+        "watch": True,
+        "cache": {"persistentVolumeClaim": {"claimName": "copies"}},
+    },
+    "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/dat"}},
+    "networkPolicy": {"egress": [{"ports": [{"port": 443}, {"port": 53, "protocol": "UDP"}]}]},
+}
 CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "several models": SEVERAL_MODELS,
     "the page's example": EXAMPLE,
+    "models from elsewhere": ELSEWHERE,
     "several GPUs": {"gpu": {"count": 2, "runtimeClassName": "nvidia"}, "tolerations": [{"operator": "Exists"}]},
     "everything off": {
         "podDisruptionBudget": {"enabled": False},
@@ -347,6 +360,40 @@ def test_models_come_from_the_volume_where_there_is_one() -> None:
     (mount,) = [each for each in container_of(mounted)["volumeMounts"] if each["name"] == "models"]
     assert mount == {"name": "models", "mountPath": "/mnt/models", "readOnly": True}
     assert "DAT_REPOSITORY" not in environment_of(rendered({}))
+
+
+def test_models_come_from_an_address_where_there_is_one() -> None:
+    pods = rendered(ELSEWHERE)
+    settings = settings_of(environment_of(pods))
+    assert (str(settings.repository), str(settings.repository_cache)) == ("s3://models/dat", "/mnt/model-cache")
+    assert settings.digest_of("dat_tiny", 3) == "0" * 64
+    (mount,) = [each for each in container_of(pods)["volumeMounts"] if each["name"] == "model-cache"]
+    assert mount == {"name": "model-cache", "mountPath": "/mnt/model-cache"}
+    (volume,) = [each for each in pod_of(pods)["volumes"] if each["name"] == "model-cache"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "copies"}
+    assert container_of(pods)["envFrom"] == [{"secretRef": {"name": "bucket"}}]
+    assert of_kind(pods, "ServiceAccount")["metadata"]["annotations"] == ELSEWHERE["serviceAccount"]["annotations"]
+    own = rendered({**ELSEWHERE, "models": {"address": "https://models.example.org"}})
+    (volume,) = [each for each in pod_of(own)["volumes"] if each["name"] == "model-cache"]
+    assert volume["emptyDir"] == {"sizeLimit": "8Gi"}
+    assert "model-cache" not in str(rendered({}))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"models": {"address": "s3://b"}}, "models.address wants networkPolicy.egress"),
+        (
+            {**ELSEWHERE, "models": {"address": "s3://b", "volume": {"emptyDir": {}}}},
+            "takes the place of models.volume",
+        ),
+        ({**ELSEWHERE, "models": {"address": "s3://b?key=secret"}}, "address"),
+    ],
+)
+def test_an_address_that_could_not_be_read_is_refused(values: dict[str, Any], reason: str) -> None:
+    ran = helm("template", "dat", str(CHART), values=values)
+    assert ran.returncode != 0
+    assert reason in ran.stderr
 
 
 def models_of(**models: Any) -> dict[str, str]:

@@ -104,7 +104,7 @@ def test_options_that_are_named_exist(page: Path) -> None:
     """Those of commands that run this project's programs, and where other programs are not the matter, in prose."""
     named = set()
     if "deploy" not in page.parts:
-        named |= set(re.findall(r"`(--[a-z][a-z-]+)", prose_of(page)))
+        named |= set(re.findall(r"`(--[a-z][a-z0-9-]+)", prose_of(page)))
     lines = [line for block in BLOCKS if block.page == page and block.language == "sh" for line in commands_of(block)]
     lines += [text.split() for text in code_of(prose_of(page))]
     for words in lines:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import SettingsError
+from service.remote.address import RemoteAddress
 from service.settings import Settings, add_options, load_settings, markdown_table, option_of, variable_of
 
 
@@ -194,3 +195,58 @@ def test_settings_know_devices_without_the_runtime() -> None:
 def test_options_of_what_is_no_field_are_a_mistake() -> None:
     with pytest.raises(ValueError, match="no settings: max_pixels"):
         add_options(argparse.ArgumentParser(), only=("top_k", "max_pixels"))
+
+
+class TestRepositoriesElsewhere:
+    ADDRESS = "s3://models/dat"
+
+    def test_an_address_is_one_and_a_path_is_a_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert load_settings({"repository": self.ADDRESS}).repository == RemoteAddress(self.ADDRESS)
+        assert load_settings({"repository": "s3:/models"}).repository == Path("s3:/models")
+        monkeypatch.setenv("DAT_REPOSITORY", self.ADDRESS)
+        settings = load_settings({"repository_cache": str(tmp_path)})
+        assert settings.repository == settings.repository_anywhere == RemoteAddress(self.ADDRESS)
+        assert settings.model_dump(mode="json")["repository"] == self.ADDRESS
+        assert settings.local_repository.is_relative_to(tmp_path)
+        assert settings.of_model("a").with_options({"top_k": 2}).repository == settings.repository
+
+    def test_a_file_names_an_address_and_a_place_for_copies_beside_it(self, tmp_path: Path) -> None:
+        (tmp_path / "settings.toml").write_text(f'repository = "{self.ADDRESS}"\nrepository_cache = "copies"\n')
+        settings = load_settings({"settings": str(tmp_path / "settings.toml")})
+        assert str(settings.repository) == self.ADDRESS
+        assert settings.kept_repository.parent == tmp_path / "copies"
+
+    def test_copies_are_in_the_users_cache_if_nobody_says_where(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = load_settings({"repository": self.ADDRESS})
+        monkeypatch.setenv("XDG_CACHE_HOME", "/of/xdg")
+        assert settings.kept_repository.parent == Path("/of/xdg/dat-serve")
+        monkeypatch.setenv("XDG_CACHE_HOME", "")
+        monkeypatch.setenv("HOME", "/home/me")
+        assert settings.kept_repository.parent == Path("/home/me/.cache/dat-serve")
+        monkeypatch.delenv("HOME")
+        with pytest.raises(SettingsError, match="name a --repository-cache: this user has no directory of its own"):
+            _ = settings.kept_repository
+
+    @pytest.mark.parametrize("address", ["https://me:secret@host/", "https://host/?sig=secret", "ftp://secret/"])
+    def test_a_secret_in_an_address_is_not_repeated(self, address: str) -> None:
+        with pytest.raises(SettingsError, match="--repository: ") as raised:
+            load_settings({"repository": address})
+        assert "secret" not in str(raised.value)
+
+    def test_a_version_may_be_pinned(self) -> None:
+        digest = "0123456789abcdef" * 4
+        settings = load_settings({"model": f"a:2@sha256:{digest},a:3,b"})
+        assert settings.model_names == ("a", "b")
+        assert settings.named_versions("a") == (2, 3)
+        assert [settings.digest_of("a", 2), settings.digest_of("a", 3), settings.digest_of("b", 1)] == [
+            digest,
+            None,
+            None,
+        ]
+
+    @pytest.mark.parametrize(
+        "model", ["a@sha256:{}", "a:1@sha256:0", "a:1@md5:{}", "a:1@{}", "all@sha256:{}", "a:1,a:1@sha256:{}"]
+    )
+    def test_what_pins_nothing_is_refused(self, model: str) -> None:
+        with pytest.raises(SettingsError, match="--model"):
+            load_settings({"model": model.format("0" * 64)})

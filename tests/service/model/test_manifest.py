@@ -213,3 +213,10 @@ def test_a_fused_graph_has_its_file_and_the_outputs_of_the_model(document: dict[
         Manifest.model_validate(without_file)
     with pytest.raises(ValidationError, match="fused: its outputs should be logits"):
         Manifest.model_validate(fused(document, outputs=[]))
+
+
+@pytest.mark.parametrize("name", ["..", "", "../up", "a/b", "a\0b", "a\n", ".hidden", "manifest.json"])
+def test_a_file_that_could_lie_elsewhere_is_refused(document: dict[str, Any], name: str) -> None:
+    document["files"][name] = document["files"]["labels.tsv"]
+    with pytest.raises(ValidationError, match="is not the name of a file in a model directory"):
+        Manifest.model_validate(document)

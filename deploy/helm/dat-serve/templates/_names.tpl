@@ -97,7 +97,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if and (or .names .default) (or (hasKey $.Values.settings "model") (hasKey $.Values.settings "model_version")) }}
 {{- fail "models.names and models.default take the place of settings.model and settings.model_version" }}
 {{- end }}
-{{- if and .watch (not .volume) }}{{ fail "models.watch wants models.volume: what is in an image never changes" }}{{ end }}
+{{- if and .watch (not .volume) (not .address) }}
+{{- fail "models.watch wants models.volume or models.address: what is in an image never changes" }}
+{{- end }}
+{{- if and .volume .address }}{{ fail "models.address takes the place of models.volume" }}{{ end }}
+{{- if and .address $.Values.networkPolicy.enabled (not $.Values.networkPolicy.egress) }}
+{{- fail "models.address wants networkPolicy.egress: without it nothing is let out" }}
+{{- end }}
 {{- end }}
 {{- if and (include "dat-serve.control" .) .Values.ingress.enabled (not .Values.apiKeys.secretName) }}
 {{- fail "models.control behind an ingress wants apiKeys.secretName, or everybody could unload the models" }}

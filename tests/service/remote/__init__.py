@@ -1,0 +1,1 @@
+"""Tests of files from elsewhere, against servers of the test's own."""
