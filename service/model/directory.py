@@ -50,6 +50,11 @@ class ModelDirectory:
     labels: tuple[Label, ...]
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, by their ids."""
+        return tuple(label.name for label in self.labels)
+
+    @property
     def model_path(self) -> Path:
         """The graph's file."""
         return self.path / MODEL_FILE
