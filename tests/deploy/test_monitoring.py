@@ -62,7 +62,9 @@ def told(repository: Path) -> Iterator[Samples]:
     Failures are counted here, by the object that counts them there: no server fails on demand.
     """
     entry = entry_of("secret", "shop") + ":rate=0.001:burst=3"
-    with service_process(repository, "--workers", "2", "--threads", "1", "--api-keys", entry) as process:
+    with service_process(
+        repository, "--workers", "2", "--threads", "1", "--api-keys", entry, "--class-metrics", "2"
+    ) as process:
         url = f"http://127.0.0.1:{process.port}"
         with httpx.Client(base_url=url, headers={"Authorization": "Bearer secret"}) as client:
             statuses = [
@@ -81,6 +83,8 @@ def told(repository: Path) -> Iterator[Samples]:
     model.batch_failed(bucket=1, images=1)
     for reason in DropReason:
         model.dropped(reason, 1)
+    for outcome in ("written", "dropped", "failed"):
+        failing.images_sampled(outcome, 1)
     for outcome in ("loaded", "failed", "unloaded"):
         failing.load_ended(model="tiny", outcome=outcome)
     failing.watch_versions(lambda: [VersionStatus("tiny", 1, ModelState.FAILED, is_default=True, parity=Parity(1, 1))])
