@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
         read_answers(_files(each), model=options.model, output=options.output, rng=rng)
         for each in (options.reference, options.current)
     )
-    _remark(reference, current)
+    _remark(reference, current, options.output)
     limits = Limits(options.max_psi, options.max_ks, options.max_mmd, options.significance)
     comparison = compare(reference, current, limits, rng)
     if not comparison.findings:
@@ -100,12 +100,18 @@ def _files(given: str) -> list[str]:
     return found.files
 
 
-def _remark(reference: Answers, current: Answers) -> None:
+def _remark(reference: Answers, current: Answers, output: str) -> None:
     """Say what may explain a difference, or be missing."""
+    if lacking := [name for name, each in _sides(reference, current) if each.vectors is None]:
+        say(f"there is no {printable(output)} in {' and '.join(lacking)}, and it is not compared")
     if reference.model != current.model:
         say("the answers are of two models, or exports, which may be all that differs")
     if gone := reference.gone + current.gone:
         say(f"{gone} files were removed while others were read")
+
+
+def _sides(reference: Answers, current: Answers) -> tuple[tuple[str, Answers], ...]:
+    return (("reference", reference), ("current", current))
 
 
 def _as_text(comparison: Comparison) -> str:
@@ -144,7 +150,7 @@ def _as_json(comparison: Comparison) -> str:
                 "vectors": 0 if each.vectors is None else len(each.vectors),
                 "mean_score": float(each.scores.mean()) if each.classified else None,
             }
-            for name, each in (("reference", comparison.reference), ("current", comparison.current))
+            for name, each in _sides(comparison.reference, comparison.current)
         },
         "findings": [
             {

@@ -23,6 +23,8 @@ from service.samples.columns import METADATA_KEY
 
 MOST_VECTORS = 1000
 _BATCH_ROWS = 4096
+_BATCH_VALUES = 1 << 23
+"""Numbers of vectors that are read at once, where a row has many."""
 ModelKey: TypeAlias = tuple[str, int, str]
 """Name, version and the weights' SHA-256."""
 
@@ -82,7 +84,8 @@ def read_answers(
         try:
             with pq.ParquetFile(path) as file:
                 columns = [name for name in ("predictions", output) if name in file.schema_arrow.names]
-                for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+                channels = _channels(file.schema_arrow, output) or 1
+                for batch in file.iter_batches(max(min(_BATCH_ROWS, _BATCH_VALUES // channels), 1), columns=columns):
                     _add(batch, answers, scores, output, reservoir)
         except FileNotFoundError:
             answers.gone += 1
@@ -92,6 +95,17 @@ def read_answers(
         answers.scores = np.concatenate(scores)
     answers.vectors = reservoir.vectors
     return answers
+
+
+def _channels(schema: pa.Schema, output: str) -> int | None:
+    """Return how many numbers an output has, None where it is not there; raises TypeError where it is no vector."""
+    if output not in schema.names:
+        return None
+    kind = schema.field(output).type
+    if not pa.types.is_fixed_size_list(kind) or not pa.types.is_floating(kind.value_type):
+        raise TypeError(f"the column {output} does not hold vectors")
+    channels: int = kind.list_size
+    return channels
 
 
 def _model_of(path: str) -> ModelKey | None:

@@ -190,6 +190,20 @@ def test_files_that_hold_no_answers_are_named(
     assert "bad.parquet" in error
 
 
+@pytest.mark.parametrize("output", ["predictions", "time"])
+def test_columns_that_are_no_vectors_are_refused(
+    reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    path = tmp_path / "sample.parquet"
+    drawn(path, seed=2)
+    table = reading.pq.read_table(path)
+    reading.pq.write_table(table.append_column("time", reading.pa.array([0] * len(table))), path)
+    assert main(["drift", str(reference), str(path), "--output", output]) == 1
+    assert f"the column {output} does not hold vectors" in capsys.readouterr().err
+    assert main(["drift", str(reference), str(path), "--output", "stage4"]) == 0
+    assert "there is no stage4 in reference and current" in capsys.readouterr().err
+
+
 def test_what_cannot_be_compared_is_said(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "one.parquet", [None, None])
     assert main(["drift", str(reference), str(tmp_path / "one.parquet")]) == 1
