@@ -69,7 +69,7 @@ class Service:
             self.lines.append(line)
             if found := re.search(r"listening.*http://127\.0\.0\.1:(\d+)", line):
                 self.port = int(found[1])
-            if re.search(r'service[\w.]*: ready|"message": "ready"', line):
+            if re.search(r'service[\w.]*: ready|"message": ?"ready"', line):
                 self.is_ready.set()
 
 
