@@ -1,8 +1,8 @@
 """The command line: `python -m service [COMMAND] [options]`.
 
 Exit status: 0 after an orderly end, 1 where a command cannot do what it was asked, or not for every file, 2 for a bad
-option or setting, 130 after Ctrl-C; where a service of several processes is ended by a second signal, 128 and the
-signal's number.
+option or setting, 3 where `drift` finds drift and is to fail for it, 130 after Ctrl-C; where a service of several
+processes is ended by a second signal, 128 and the signal's number.
 """
 
 from __future__ import annotations

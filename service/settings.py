@@ -37,7 +37,7 @@ GPU_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 OF_ONE_MODEL = (
     "version_policy", "device", "devices", "instances", "threads", "strict_device", "fused", "cuda_graphs",
     "self_check", "shrink_arena_above", "provider_options", "batch_buckets", "max_delay_ms", "exif_orientation",
-    "resize", "explain", "top_k", "v2_outputs",
+    "resize", "explain", "top_k", "v2_outputs", "class_metrics",
 )  # fmt: skip
 """Fields that may be set for one model alone."""
 _REPEATED = frozenset({"model"})
@@ -76,6 +76,13 @@ class Settings(Fields, BaseSettings):
     def _control_comes_first(self) -> Settings:
         if self.watch_repository and not self.model_control:
             raise ValueError(f"{option_of('watch_repository')} is given without {option_of('model_control')}")
+        return self
+
+    @model_validator(mode="after")
+    def _sample_comes_first(self) -> Settings:
+        rest = [name for name in ("sample_images", "sample_names") if getattr(self, name)]
+        if rest and self.sample_requests is None:
+            raise ValueError(f"{option_of(rest[0])} is given without {option_of('sample_requests')}")
         return self
 
     @model_validator(mode="after")

@@ -176,9 +176,23 @@ class Fields(BaseModel):
     """Least severe log lines to write."""
     log_format: Literal["json", "text"] = "text"
     """`json` writes one JSON object a line."""
+    class_metrics: Annotated[int, Field(ge=0)] = 0
+    """Classes of a model that the metrics count predictions of, each by itself: those that a process predicts first;
+    the rest counts together. 0 counts none; whoever may read `/metrics` learns from it what images are of."""
     tracing: bool = False
     """Send OpenTelemetry traces by OTLP over HTTP, as the standard OTEL_ variables say where to. Wants the packages of
     requirements/tracing.txt."""
+    sample_requests: Path | None = None
+    """Folder to keep a sample of answered requests in, as Parquet: predictions, and embeddings where they were asked
+    for; no keys and no addresses. Wants the packages of requirements/bulk.txt."""
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Share of the requests that are sampled."""
+    sample_max_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 30
+    """Most bytes of all files of the sample; the oldest make way for new ones."""
+    sample_images: bool = False
+    """Keep the files of images in the sample, too, as they were sent."""
+    sample_names: bool = False
+    """Keep the names of these files in the sample, too."""
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = ()
     """API keys by their hashes, separated by commas, each as NAME:SHA256 and, where it is limited, :rate=10 (requests
     a second) with :burst=20, and :concurrency=4; with :role=admin it may load and unload models. Where any is set,

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,14 +23,12 @@ from service.engine.types import Outputs
 from service.errors import StartupError
 from service.images.names import LeftOut
 from service.predictors.types import Fault, Ranking
+from service.samples.columns import METADATA_KEY, PREDICTION, metadata_of, vectors
 
-METADATA_KEY = b"dat_serve"
-"""Of the schema's metadata: JSON with the model, and the shape of each output."""
 _BAD_KEY = "dat_serve.bad_images"
 _LEFT_OUT_KEY = "dat_serve.left_out"
 _GROUP_ROWS = 1024
 _GROUP_BYTES = 16 << 20
-_PREDICTION = pa.struct([("class_id", pa.int32()), ("label", pa.string()), ("score", pa.float32())])
 _ERROR = pa.struct([("code", pa.string()), ("detail", pa.string())])
 _TEXT_COLUMNS = ["source", "predictions.list.element.label", "error.code", "error.detail"]
 """Those whose values repeat."""
@@ -100,10 +97,11 @@ class PartWriter:
             pa.array([item.row for item in items], pa.int64()),
             pa.array([_text(item.key) for item in items], pa.string()),
             pa.array([_text(item.name) for item in items], pa.string()),
-            pa.array(
-                [answer and [each._asdict() for each in answer.ranking] for answer in good], pa.list_(_PREDICTION)
+            pa.array([answer and [each._asdict() for each in answer.ranking] for answer in good], pa.list_(PREDICTION)),
+            *(
+                vectors([None if answer is None else answer.outputs[name] for answer in good], shape)
+                for name, shape in self._shapes.items()
             ),
-            *(_vectors(name, shape, good) for name, shape in self._shapes.items()),
             pa.array([asdict(answer) if isinstance(answer, Fault) else None for _, answer in rows], _ERROR),
         ]
         self._file.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema), row_group_size=len(rows))
@@ -120,18 +118,17 @@ class PartWriter:
 
 def schema_of(shapes: Mapping[str, Sequence[int]], *, model: Mapping[str, Any]) -> pa.Schema:
     """Return the schema of rows with outputs of these shapes."""
-    document = {"model": dict(model), "outputs": {name: list(shape) for name, shape in shapes.items()}}
     return pa.schema(
         [
             ("source", pa.string()),
             ("row", pa.int64()),
             ("key", pa.string()),
             ("name", pa.string()),
-            ("predictions", pa.list_(_PREDICTION)),
+            ("predictions", pa.list_(PREDICTION)),
             *((name, pa.list_(pa.float32(), math.prod(shape))) for name, shape in shapes.items()),
             ("error", _ERROR),
         ],
-        metadata={METADATA_KEY: json.dumps(document).encode()},
+        metadata=metadata_of(shapes, model=model),
     )
 
 
@@ -150,16 +147,6 @@ def read_counts(path: Path) -> Counts:
         return Counts(metadata.num_rows, int(metadata.metadata[_BAD_KEY.encode()]), left_out)
     except (OSError, pa.ArrowException, KeyError, TypeError, AttributeError, ValueError) as error:
         raise StartupError(f"{path} is damaged, remove it to have it made again: {error}") from error
-
-
-def _vectors(name: str, shape: tuple[int, ...], answers: Sequence[Answer | None]) -> pa.Array:
-    size = math.prod(shape)
-    values = np.zeros((len(answers), size), np.float32)
-    for row, answer in enumerate(answers):
-        if answer is not None:
-            values[row] = answer.outputs[name].reshape(size)
-    absent = pa.array([answer is None for answer in answers])
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), size, mask=absent)
 
 
 def _text(name: str | None) -> str | None:

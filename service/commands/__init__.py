@@ -2,8 +2,8 @@
 
 A command's module has two functions: `add_arguments(parser)` and `run(options)`, which returns the exit status.
 
-Imports: `access`, `bulk`, `engine`, `errors`, `evaluation`, `http`, `images`, `model`, `predictors`, `processes`,
-`serving`, `settings`, `telemetry`, `text_files`, `tuning`.
+Imports: `access`, `bulk`, `drift`, `engine`, `errors`, `evaluation`, `http`, `images`, `model`, `predictors`,
+`processes`, `samples`, `serving`, `settings`, `telemetry`, `text_files`, `tuning`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "classify": "name the classes of image files",
     "features": "write the features of image files to a NumPy archive",
     "bulk": "write predictions and features of any number of images as Parquet, resumably",
+    "drift": "say whether answers differ from those of another time by more than chance",
     "evaluate": "measure the accuracy on a folder of images whose classes are known",
 }
 """Each command's name, which is its module's too, and what it does."""

@@ -25,6 +25,7 @@ from service.processes.anew import Life
 from service.processes.plan import Plan
 from service.processes.supervisor import Supervisor
 from service.processes.trial import try_candidate
+from service.samples.sampler import require_sampling
 from service.serving.in_process import InProcessHosting
 from service.serving.registry import Candidate
 from service.serving.repository import ModelRepository
@@ -58,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
         process="supervisor" if settings.has_processes else None,
     )
     require_tracing(settings)
+    require_sampling(settings)
     repository = ModelRepository(settings)
     candidates = repository.at_start()
     has_processes = any(candidate.settings.has_processes for candidate in candidates) or settings.has_processes

@@ -36,6 +36,7 @@ from service.http.security_headers import SecurityHeaders, cors_layer
 from service.http.service import Service
 from service.images.pool import DecodePool
 from service.images.preprocessing import prepare_pillow
+from service.samples.sampler import Sampler, load_sampler
 from service.serving.control import Hosting
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -57,6 +58,8 @@ _OTHERS = (
 
 _THREADS_END_S = 0.25
 """For each kind of threads, at the end: no request is left, and what they still do is for nobody."""
+_SAMPLE_END_S = 1.0
+"""For the last files of the sample."""
 
 
 def create_app(
@@ -77,6 +80,7 @@ def create_app(
     """
     prepare_pillow()
     tracer = tracer or load_tracer(settings)
+    sampler = load_sampler(settings, counted=metrics.images_sampled)
     models = hosting.models
     metrics.watch(lambda: models.served)
     metrics.watch_versions(lambda: models.statuses)
@@ -94,7 +98,10 @@ def create_app(
         in_flight=InFlight(),
     )
     return Application(
-        service, tracer, lifespan=lambda _: _lifespan(service, hosting, on_failed_start, on_ready, tracer)
+        service,
+        tracer,
+        sampler,
+        lifespan=lambda _: _lifespan(service, hosting, on_failed_start, on_ready, tracer, sampler),
     )
 
 
@@ -104,7 +111,9 @@ class Application(FastAPI):
     `state.service` has the parts.
     """
 
-    def __init__(self, service: Service, tracer: Tracer | None, *, lifespan: Lifespan[FastAPI]) -> None:
+    def __init__(
+        self, service: Service, tracer: Tracer | None, sampler: Sampler | None, *, lifespan: Lifespan[FastAPI]
+    ) -> None:
         super().__init__(
             redirect_slashes=False,  # a redirect would name the host and the scheme that a proxy has changed
             docs_url=None,
@@ -125,6 +134,7 @@ class Application(FastAPI):
             security=SecurityHeaders(tls=service.settings.tls_certificate is not None),
             cors=cors_layer(service.settings.cors_origins),
             tracer=tracer,
+            sampler=sampler,
         )
         self.add_middleware(self._surround)
         self.mount(docs.ASSETS, docs.assets)
@@ -165,6 +175,7 @@ async def _lifespan(
     on_failed_start: Callable[[StartupError], None],
     on_ready: Callable[[], object],
     tracer: Tracer | None,
+    sampler: Sampler | None,
 ) -> AsyncIterator[None]:
     """Have the models loaded, and let go of everything at the end, when no request is left."""
 
@@ -177,6 +188,8 @@ async def _lifespan(
             service.started.set()
             on_ready()
 
+    if sampler is not None:
+        sampler.start()
     await hosting.start()
     starting = asyncio.create_task(watch_start())
     try:
@@ -186,5 +199,7 @@ async def _lifespan(
         await asyncio.gather(starting, return_exceptions=True)
         await hosting.stop(_THREADS_END_S)
         service.decode_pool.shutdown(_THREADS_END_S)
+        if sampler is not None:
+            sampler.stop(_SAMPLE_END_S)
         if tracer is not None:
             await tracer.shutdown()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.types import Scope
 
 from service.access.keys import ApiKey
 from service.http.in_flight import Work
+from service.samples.records import SampledImage
+from service.samples.sampler import Sampler
 from service.serving.served import Served
 from service.telemetry.stages import Stages
 
@@ -36,6 +40,12 @@ class RequestContext:
     images: int | None = None
     served: Served | None = None
     """What it asks, kept until it has ended; None where it came to no model."""
+    logits: Sequence[NDArray[np.float32]] = ()
+    """Of its images (classes,), where the run gave them."""
+    sampler: Sampler | None = None
+    """What keeps its answers, where it is one of those that are sampled."""
+    sampled: Sequence[SampledImage] = ()
+    """What is to be kept of its images."""
 
     def keep(self, served: Served) -> None:
         """Note what the request asks, which stays until it has ended; once."""

@@ -28,6 +28,8 @@ from service.http.service import Service
 from service.images.limits import UnusableImage
 from service.images.pool import DecodePool
 from service.images.preprocessing import ImageTimings, Preprocessing
+from service.samples.records import SampledImage
+from service.samples.sampler import Sampler
 from service.serving.served import Served
 
 Check: TypeAlias = Callable[[int, Mapping[int, ImageTimings]], None]
@@ -130,8 +132,26 @@ async def infer_images(
         good = sorted(decoding)
         answers = await reservation.infer(good, outputs)
         context.stages.inferred(answers)
+        class_output = served.manifest.class_output
+        if class_output in outputs:
+            context.logits = [answer.outputs[class_output] for answer in answers]
+        if context.sampler is not None:
+            context.sampled = _sampled(context.sampler, served, images, dict(zip(good, answers, strict=True)))
     served.metrics.images_ended("ok", len(answers))
     return Inferred(images, dict(zip(good, answers, strict=True)), faults, decoding)
+
+
+def _sampled(
+    sampler: Sampler, served: Served, images: Sequence[ImageSource], answers: Mapping[int, Answer]
+) -> list[SampledImage]:
+    """Return what is to be kept of the images of a request that is sampled."""
+    uploads = {image.index: image for image in images if isinstance(image, Upload)}
+    kept = []
+    for index, answer in answers.items():
+        upload = uploads.get(index)
+        file, name = (None, None) if upload is None else (upload.data, upload.filename)
+        kept.append(sampler.image(index, served.model, answer, file, name))
+    return kept
 
 
 async def _decode(

@@ -37,6 +37,8 @@ from service.http.problems import (
 )
 from service.http.root_path import below
 from service.http.security_headers import SecurityHeaders
+from service.samples.records import SampledRequest
+from service.samples.sampler import Sampler
 from service.telemetry.logs import ACCESS_LOGGER, current_request_id
 from service.telemetry.metrics import EndedRequest, Metrics
 from service.telemetry.stages import Stages
@@ -170,6 +172,7 @@ class RequestContextMiddleware:
         security: SecurityHeaders,
         cors: Callable[[ASGIApp], ASGIApp],
         tracer: Tracer | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         self._app = app
         self._cors = cors
@@ -178,6 +181,7 @@ class RequestContextMiddleware:
         self._in_flight = in_flight
         self._security = security
         self._tracer = tracer
+        self._sampler = sampler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -193,6 +197,8 @@ class RequestContextMiddleware:
             root_path=scope.get("root_path", ""),
             headers=headers,
         )
+        if self._sampler is not None and self._sampler.chooses():
+            context.sampler = self._sampler
         scope.setdefault("state", {})["context"] = context
         exchange = _Exchange(context, scope, self._security, receive, send)
         served = current_request_id.set(context.request_id)
@@ -244,8 +250,28 @@ class RequestContextMiddleware:
         # A thread may have made an answer that nobody waited for.
         stages_s = stages.durations_s if model is not None and context.code == "ok" else None
         self._metrics.request_ended(
-            EndedRequest(route, status or 0, context.code, duration_s, model, tuple(stages.decoding), stages_s or None)
+            EndedRequest(
+                route,
+                status or 0,
+                context.code,
+                duration_s,
+                model,
+                tuple(stages.decoding),
+                stages_s or None,
+                context.logits if stages_s else (),
+            )
         )
+        if stages_s and served is not None and context.sampler is not None:
+            context.sampler.take(
+                SampledRequest(
+                    time.time(),
+                    context.request_id,
+                    route,
+                    served.model,
+                    served.settings.top_k,
+                    context.sampled,
+                )
+            )
         fields: dict[str, object] = {
             "method": scope["method"],
             "route": route,

@@ -52,6 +52,11 @@ class ModelDirectory:
     """What keeps the directory from being removed while somebody holds this; None where nobody would."""
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, by their ids."""
+        return tuple(label.name for label in self.labels)
+
+    @property
     def model_path(self) -> Path:
         """The graph's file."""
         return self.path / MODEL_FILE

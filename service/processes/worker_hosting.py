@@ -134,7 +134,12 @@ class WorkerHosting:
             settings,
             engine,
             preprocessing_of(manifest, settings),
-            self._metrics.of_model(manifest.name, manifest.version),
+            self._metrics.of_model(
+                manifest.name,
+                manifest.version,
+                class_names=plan.model.class_names,
+                most_classes=settings.class_metrics,
+            ),
         )
 
     async def _publish(self, published: Publish) -> None:

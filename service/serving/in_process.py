@@ -64,7 +64,12 @@ class InProcessHost:
         """Load a version in a thread of its own; see `registry.Host`."""
         model, settings = candidate.model, candidate.settings
         device = await in_daemon_thread(self._resolve, device_of(settings))
-        metrics = self._metrics.of_model(candidate.name, candidate.version)
+        metrics = self._metrics.of_model(
+            candidate.name,
+            candidate.version,
+            class_names=model.class_names,
+            most_classes=settings.class_metrics,
+        )
         engine, loader = self._make_engine(candidate, device, metrics)
         await engine.start()
         try:

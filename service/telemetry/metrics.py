@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -39,13 +41,16 @@ from service.telemetry.collectors import (
     process_metrics,
     version_gauges,
 )
-from service.telemetry.series import Batches, Images, Loads, Requests, Restarts
+from service.telemetry.predictions import PredictionSeries
+from service.telemetry.series import Batches, Images, Loads, Predictions, Requests, Restarts
 
 _FAILED = "failed"
 """The reason of images that left the queue for a run that failed."""
 
 _SETTLED_REQUESTS = 64
 """How many are counted together at most."""
+_SETTLED_VALUES = 1 << 20
+"""How many logits wait to be counted at most, which is 4 MiB, beside those of the request that comes last."""
 _SETTLED_S = 1.0
 """How long the first of them waits at most, while others end: what other processes show is so old."""
 
@@ -96,12 +101,25 @@ class EndedRequest(NamedTuple):
     """Of its images, those that could be decoded."""
     stages_s: Mapping[str, float] | None = None
     """Where its time went, of one that inferred and was answered."""
+    logits: Sequence[NDArray[np.float32]] = ()
+    """Of its images (classes,), where it was answered and its run gave them."""
 
 
 class ModelMetrics:
     """What is counted of one version of a model; the engine's observer, and told of its requests' images."""
 
-    def __init__(self, requests: Requests, images: Images, batches: Batches, *, name: str, version: int) -> None:
+    def __init__(
+        self,
+        requests: Requests,
+        images: Images,
+        batches: Batches,
+        predictions: Predictions,
+        *,
+        name: str,
+        version: int,
+        class_names: Sequence[str] = (),
+        most_classes: int = 0,
+    ) -> None:
         self.labels = labels = (name, str(version))
         """The values of `model` and `version`."""
         self.requests = _EndedRequests(requests, *labels)
@@ -111,6 +129,9 @@ class ModelMetrics:
         self._runs_ended = batches.ended.under(*labels)
         self._run_s = batches.run_s.under(*labels)
         self._dropped = batches.dropped.under(*labels)
+        self.predictions = PredictionSeries(
+            predictions, labels, class_names=class_names, most_classes=most_classes if class_names else 0
+        )
         # There from the start: what has never run is not what nobody knows of, and Prometheus sees no rise in what
         # begins at 1.
         for reason in (*DropReason, _FAILED):
@@ -174,6 +195,7 @@ class Metrics:
         self._requests = Requests(self.registry)
         self._images = Images(self.registry)
         self._batches = Batches(self.registry)
+        self._predictions = Predictions(self.registry)
         self._loads = Loads(self.registry)
         self._restarts = Restarts(self.registry)
         self._leaving: set[tuple[str, int]] = set()
@@ -181,15 +203,28 @@ class Metrics:
         self._to_no_model = _EndedRequests(self._requests, "", "")
         self._in_flight = 0
         self._ended: deque[EndedRequest] = deque()
+        self._ended_values = 0
+        self._counting = threading.Lock()
         self._settle_at_s = 0.0
 
-    def of_model(self, name: str, version: int) -> ModelMetrics:
-        """Return what counts for one version of a model."""
+    def of_model(
+        self, name: str, version: int, *, class_names: Sequence[str] = (), most_classes: int = 0
+    ) -> ModelMetrics:
+        """Return what counts for one version of a model, and at most so many of its classes by themselves."""
         for outcome in get_args(LoadOutcome):
             self._loads.ended.of(name, outcome)  # at 0, since Prometheus sees no rise in what begins at 1
         with self._removing:
             self._leaving.discard((name, version))
-            return ModelMetrics(self._requests, self._images, self._batches, name=name, version=version)
+            return ModelMetrics(
+                self._requests,
+                self._images,
+                self._batches,
+                self._predictions,
+                name=name,
+                version=version,
+                class_names=class_names,
+                most_classes=most_classes,
+            )
 
     def forget(self, name: str, version: int) -> None:
         """Show a version that is gone once more, and then no longer: a service that replaces models must stay small.
@@ -205,7 +240,7 @@ class Metrics:
         """Let go of the series of versions whose last counts were shown, unless they have come back since."""
         with self._removing:
             for name, version in self._leaving.intersection(shown):
-                for group in (self._requests, self._images, self._batches):
+                for group in (self._requests, self._images, self._batches, self._predictions):
                     for metric in group.of_versions:
                         metric.remove_by_labels({"model": name, "version": str(version)})
             self._leaving.difference_update(shown)
@@ -233,12 +268,19 @@ class Metrics:
         self._in_flight -= 1
         self._requests.in_flight.dec()
         self._ended.append(request)
-        if self._in_flight == 0 or len(self._ended) >= _SETTLED_REQUESTS or time.monotonic() >= self._settle_at_s:
+        self._ended_values += sum([each.size for each in request.logits])
+        if (
+            self._in_flight == 0
+            or len(self._ended) >= _SETTLED_REQUESTS
+            or self._ended_values >= _SETTLED_VALUES
+            or time.monotonic() >= self._settle_at_s
+        ):
             self.settle()
 
     def settle(self) -> None:
         """Count the requests that have ended and are not counted yet; any thread."""
         self._settle_at_s = time.monotonic() + _SETTLED_S
+        self._ended_values = 0
         ended: list[EndedRequest] = []
         while self._ended:  # which another thread may be emptying too
             with contextlib.suppress(IndexError):
@@ -252,6 +294,9 @@ class Metrics:
                 model.images_decoded(timings)
             if stages_s := [each.stages_s for each in of_model if each.stages_s is not None]:
                 model.requests_inferred(stages_s)
+            if logits := [logits for each in of_model for logits in each.logits]:
+                with self._counting:
+                    model.predictions.count(logits)
 
     @staticmethod
     def _count(requests: _EndedRequests, ended: Sequence[EndedRequest]) -> None:
@@ -285,6 +330,10 @@ class Metrics:
     def restarted(self, name: str, times: int = 1) -> None:
         """Count that what has this name was started again; of several processes in one alone, as `load_ended`."""
         self._restarts.ended.of(name).inc(times)
+
+    def images_sampled(self, outcome: str, count: int) -> None:
+        """Count images of sampled requests by what became of them; any thread."""
+        self._images.sampled.of(outcome).inc(count)
 
     def decodes_abandoned(self, count: int) -> None:
         """Record how many decodings go on for nobody; any thread."""

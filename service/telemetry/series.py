@@ -21,6 +21,10 @@ MetricT = TypeVar("MetricT", bound=MetricWrapperBase)
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Bounds of the histogram of batch sizes, the same for every model."""
+SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+"""Bounds of the histogram of scores."""
+ENTROPIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Bounds of the histogram of entropies, in parts of the largest that there can be."""
 STAGE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 
@@ -125,6 +129,11 @@ class Images(_Group):
             *OF_MODEL,
             "outcome",
         )
+        self.sampled = self._counter(
+            "dat_sampled_images",
+            "Images of the requests that were sampled, by outcome: written, dropped or failed.",
+            "outcome",
+        )
         self.stage_s = self._histogram(
             "dat_stage_duration_seconds",
             "Time that an image spent in decode, preprocess, queue and inference, a request in postprocess and total.",
@@ -168,6 +177,32 @@ class Restarts(_Group):
             "dat_restarts",
             "Processes, and engines of a service of one process, that were started again because they broke or hung.",
             "process",
+        )
+
+
+class Predictions(_Group):
+    """What is counted of the answers' classes."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)
+        self.score = self._histogram(
+            "dat_prediction_score",
+            "Softmax probability of the class that was put first, of images whose classes a request asked for.",
+            *OF_MODEL,
+            buckets=SCORES,
+        )
+        self.entropy = self._histogram(
+            "dat_prediction_entropy",
+            "Entropy of an image's softmax probabilities, divided by the logarithm of the number of classes.",
+            *OF_MODEL,
+            buckets=ENTROPIES,
+        )
+        self.classes = self._counter(
+            "dat_predictions",
+            "Images by the class that was put first, where the settings want classes counted.",
+            *OF_MODEL,
+            "class_id",
+            "label",
         )
 
 

@@ -59,7 +59,9 @@ def test_a_panel_says_what_it_shows_and_in_which_unit(panel: dict[str, Any]) -> 
         assert target["legendFormat"] or panel["type"] == "table"
 
 
-OF_NO_MODEL = re.compile(r"process_\w+|dat_requests_in_flight|dat_abandoned_decodes|dat_key_requests_total")
+OF_NO_MODEL = re.compile(
+    r"process_\w+|dat_requests_in_flight|dat_abandoned_decodes|dat_key_requests_total|dat_sampled_images_total"
+)
 """Metrics of a server's processes, and of its callers."""
 OF_NO_VERSION = re.compile(r"dat_default_version|dat_model_loads_total|dat_model_load_\w+|dat_last_load_\w+")
 """Metrics of all versions of a model."""

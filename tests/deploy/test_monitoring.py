@@ -61,7 +61,9 @@ def samples_of(text: str) -> Samples:
 def scrapes(repository: Path) -> tuple[str, str]:
     """What a server of several processes tells at its start, and after answers and refusals of each kind."""
     entry = entry_of("secret", "shop") + ":rate=0.001:burst=3"
-    with service_process(repository, "--workers", "2", "--threads", "1", "--api-keys", entry) as process:
+    with service_process(
+        repository, "--workers", "2", "--threads", "1", "--api-keys", entry, "--class-metrics", "2"
+    ) as process:
         url = f"http://127.0.0.1:{process.port}"
         with httpx.Client(base_url=url, headers={"Authorization": "Bearer secret"}) as client:
             first = client.get("/metrics").raise_for_status().text
@@ -90,6 +92,8 @@ def told(scrapes: tuple[str, str]) -> Samples:
     model.batch_failed(bucket=1, images=1)
     for reason in DropReason:
         model.dropped(reason, 1)
+    for outcome in ("written", "dropped", "failed"):
+        failing.images_sampled(outcome, 1)
     for outcome in ("loaded", "failed", "unloaded"):
         failing.load_ended(model="tiny", outcome=outcome)
     failing.watch_versions(lambda: [VersionStatus("tiny", 1, ModelState.FAILED, is_default=True, parity=Parity(1, 1))])

@@ -41,7 +41,12 @@ def served_by(engine: InProcessEngine, model: ModelDirectory, settings: Settings
         settings=settings,
         engine=engine,
         preprocessing=preprocessing_of(model.manifest, settings),
-        metrics=metrics.of_model(model.manifest.name, model.manifest.version),
+        metrics=metrics.of_model(
+            model.manifest.name,
+            model.manifest.version,
+            class_names=model.class_names,
+            most_classes=settings.class_metrics,
+        ),
     )
 
 

@@ -53,9 +53,12 @@ def test_every_field_is_an_option_and_a_variable_and_is_described(
         "tls_certificate": "c.pem", "tls_key": "k.pem",
         "tls_key_password": "p", "tls_ca_certificates": "ca.pem",
         "log_level": "error", "log_format": "json", "resize": "fast", "api_keys": f"a:{'0' * 64}",
+        "sample_requests": "sample", "sample_rate": "0.5", "sample_max_bytes": "2000000",
     }.get(name, str(not field.default) if field.annotation is bool else "77")  # fmt: skip
     if name.startswith("tls_") and name != "tls_certificate":
         monkeypatch.setenv("DAT_TLS_CERTIFICATE", "c.pem")
+    if name in ("sample_images", "sample_names"):
+        monkeypatch.setenv("DAT_SAMPLE_REQUESTS", "sample")
     if name == "watch_repository":
         monkeypatch.setenv("DAT_MODEL_CONTROL", "true")
     option: tuple[str, ...] = (option_of(name), given)
@@ -137,6 +140,11 @@ def test_bad_values_are_all_named_by_where_they_were_given(monkeypatch: pytest.M
         ("model", "all,a", "all stands for all others, and comes last"),
         ("version_policy", "all", "latest, or latest:N"),
         ("version_policy", "latest:0", "latest, or latest:N"),
+        ("sample_rate", "0", "greater than 0"),
+        ("sample_rate", "1.01", "less than or equal to 1"),
+        ("sample_max_bytes", "1000", "greater than or equal to 1048576"),
+        ("sample_images", "true", "--sample-images is given without --sample-requests"),
+        ("class_metrics", "-1", "greater than or equal to 0"),
         ("watch_repository", "true", "--watch-repository is given without --model-control"),
     ],
 )

@@ -9,9 +9,10 @@ import pytest
 
 from service.bulk import writing
 from service.bulk.inputs import Item
-from service.bulk.writing import METADATA_KEY, Answer, Counts, PartWriter, read_counts, schema_of
+from service.bulk.writing import Answer, Counts, PartWriter, read_counts, schema_of
 from service.errors import StartupError
 from service.predictors.types import Fault, Prediction
+from service.samples.columns import METADATA_KEY
 
 SHAPES = {"embedding": (3,), "stage4": (2, 2, 1)}
 

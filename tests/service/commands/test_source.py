@@ -31,6 +31,7 @@ def test_every_setting_is_of_whoever_answers_or_of_serving_alone() -> None:
         "host", "port", "root_path", "forwarded_allow_ips", "workers", "max_images", "max_queued_images",
         "max_input_pixels", "max_wait_ms", "timeout_ms", "receive_timeout_ms", "keep_alive_timeout_ms",
         "drain_timeout_ms", "heartbeat_timeout_ms", "max_restart_delay_ms", "explain", "v2_outputs", "tracing",
+        "class_metrics", "sample_requests", "sample_rate", "sample_max_bytes", "sample_images", "sample_names",
         "api_keys", "cors_origins", "tls_certificate", "tls_key", "tls_key_password", "tls_ca_certificates",
     }  # fmt: skip
     of_some_commands = {"top_k"}
