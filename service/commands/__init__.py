@@ -2,8 +2,8 @@
 
 A command's module has two functions: `add_arguments(parser)` and `run(options)`, which returns the exit status.
 
-Imports: `access`, `bulk`, `engine`, `errors`, `evaluation`, `http`, `images`, `model`, `predictors`, `processes`,
-`serving`, `settings`, `telemetry`, `text_files`, `tuning`.
+Imports: `access`, `bulk`, `engine`, `errors`, `evaluation`, `grpc`, `http`, `images`, `model`, `predictors`,
+`processes`, `serving`, `settings`, `telemetry`, `text_files`, `tuning`.
 """
 
 from __future__ import annotations
