@@ -6,6 +6,7 @@ accepting, this does, and what is in flight has the same time.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ class GrpcServer:
         self._health = Health(parts)
         inference = Inference(parts)
         self._streams = InferenceStreams(parts, inference)
-        self._handlers = [inference.handlers(self._streams), self._health.handlers(), *reflection.handlers()]
+        self._handlers = [inference.handlers(self._streams.answer), self._health.handlers(), *reflection.handlers()]
 
     async def start(self) -> None:
         """Listen and accept; raises StartupError where the port cannot be had."""
@@ -60,6 +61,9 @@ class GrpcServer:
         self._streams.end()
         server, self._server = self._server, None
         await server.stop(within_s)
+        # gRPC's own thread ends with its last object, and calls that were in flight leave circles of them.
+        del server
+        gc.collect()
 
 
 def _options(settings: Settings) -> Sequence[tuple[str, int]]:

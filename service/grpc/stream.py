@@ -30,7 +30,7 @@ IN_FLIGHT = 16
 
 
 class InferenceStreams:
-    """The streams of one process; called by gRPC for each."""
+    """The streams of one process."""
 
     def __init__(self, parts: Parts, inference: Inference) -> None:
         self._parts = parts
@@ -44,7 +44,7 @@ class InferenceStreams:
         for reading in self._reading:
             reading.cancel()
 
-    async def __call__(self, _: object, rpc: ServicerContext) -> None:
+    async def answer(self, _: object, rpc: ServicerContext) -> None:
         """Answer one stream."""
         request_id = headers_of(rpc).get(REQUEST_ID)
         if request_id is not None:
@@ -101,11 +101,11 @@ class InferenceStreams:
                 message = await rpc.read()
                 if message is EOF:
                     return
-                answers.put_nowait(asyncio.create_task(self._answer(rpc, message)))
+                answers.put_nowait(asyncio.create_task(self._answer_one(rpc, message)))
         finally:
             answers.put_nowait(None)
 
-    async def _answer(self, rpc: ServicerContext, message: bytes) -> Any:
+    async def _answer_one(self, rpc: ServicerContext, message: bytes) -> Any:
         exchange = Exchange(self._parts, rpc, GRPC_STREAM_INFER, began_s=time.monotonic())
         context = exchange.context
 
