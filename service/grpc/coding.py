@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,3 @@ def _fill(contents: Any, answer: Answered) -> None:
 def as_message(name: str, values: Mapping[str, Any] | ModelConfiguration) -> Any:
     """Return a message of the protocol with values by its fields' names."""
     return ParseDict(values, of_protocol(name)())
-
-
-Encode = Callable[[Any], bytes]

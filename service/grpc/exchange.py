@@ -138,15 +138,10 @@ async def _receive(rpc: ServicerContext, context: RequestContext, parts: Parts) 
     finally:
         timer.cancel()
     if message is EOF:
-        raise MalformedRequest("The call has no message.")
-    return checked(message, parts)
-
-
-def checked(message: bytes, parts: Parts) -> bytes:
-    """Return a message; raises TooLarge where it is larger than a body may be."""
-    if len(message) > parts.settings.max_body_bytes:
-        raise TooLarge(f"The message is larger than {parts.settings.max_body_bytes} bytes.")
-    return message
+        # gRPC has told the client which, and does not tell us.
+        raise TooLarge(f"The call has no message, or one larger than {parts.settings.max_body_bytes} bytes.")
+    received: bytes = message
+    return received
 
 
 def check_any_room(context: RequestContext, parts: Parts) -> None:

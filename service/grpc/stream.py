@@ -19,7 +19,7 @@ from service.access.keys import find_key
 from service.calls.authorization import authorize
 from service.calls.parts import Parts
 from service.errors import NotReady, Unauthorized
-from service.grpc.exchange import REQUEST_ID, Exchange, checked, headers_of
+from service.grpc.exchange import REQUEST_ID, Exchange, headers_of
 from service.grpc.failures import Failure, failure_of
 from service.grpc.inference import Inference
 from service.grpc.messages import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
@@ -111,7 +111,7 @@ class InferenceStreams:
 
         async def serve() -> Any:
             authorize(context, self._parts)
-            return await self._inference.inferred(context, checked(message, self._parts))
+            return await self._inference.inferred(context, message)
 
         end = await exchange.run(serve)
         if isinstance(end, Failure):

@@ -124,12 +124,13 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, and accept."""
-        await super().startup(sockets)
-        if self._beside is not None and not self.should_exit:
+        if self._beside is not None:
             try:
                 await self._beside.start()
             except StartupError as error:
                 self.fail(error)
+                return
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, wait for what is in flight, and end the application."""
