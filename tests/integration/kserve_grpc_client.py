@@ -24,7 +24,7 @@ def request(model: str, tensor: np.ndarray, datatype: str, *, binary: bool) -> I
 
 
 async def talk(url: str, model: str, pixels: np.ndarray, file: bytes) -> dict[str, Any]:
-    client = InferenceGRPCClient(url, retries=1)
+    client = InferenceGRPCClient(url)
     said: dict[str, Any] = {
         "live": await client.is_server_live(),
         "ready": await client.is_server_ready(),
