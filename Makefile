@@ -44,7 +44,7 @@ endif
 MAKEFLAGS += --jobs=2
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export environments test test-full check format bench bench-model operators-wheel openapi typescript-tools lock clean demo
+.PHONY: help serve export environments test test-full check format bench bench-model operators-wheel openapi typescript-tools protos lock clean demo
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "%-18s%s\n", $$1, $$2}'
@@ -93,6 +93,10 @@ operators-wheel: .venv/.dev  ## Build the operators with the kernels of the vari
 
 openapi: .venv/.dev  ## Write openapi.json anew, from the routes.
 	$(VENV_BIN)/python -m service openapi > $@.json
+
+protos: .venv/kserve/.installed  ## Compile gRPC's .proto files anew.
+	cd service/grpc/proto && ../../../.venv/kserve/bin/python -m grpc_tools.protoc -I. --include_imports \
+	  --descriptor_set_out=descriptors.binpb *.proto
 
 typescript-tools: $(TYPESCRIPT)/node_modules/.installed  ## Install what generates and compiles the TypeScript client.
 
