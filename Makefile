@@ -44,7 +44,7 @@ endif
 MAKEFLAGS += --jobs=2
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export environments test test-full check format bench bench-model operators-wheel openapi typescript-tools lock clean demo
+.PHONY: help serve export environments test test-full check format bench bench-model operators-wheel openapi typescript-tools protos lock clean demo
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "%-18s%s\n", $$1, $$2}'
@@ -94,6 +94,10 @@ operators-wheel: .venv/.dev  ## Build the operators with the kernels of the vari
 openapi: .venv/.dev  ## Write openapi.json anew, from the routes.
 	$(VENV_BIN)/python -m service openapi > $@.json
 
+protos: .venv/kserve/.installed  ## Compile gRPC's .proto files anew.
+	cd service/grpc/proto && ../../../.venv/kserve/bin/python -m grpc_tools.protoc -I. --include_imports \
+	  --descriptor_set_out=descriptors.binpb *.proto
+
 typescript-tools: $(TYPESCRIPT)/node_modules/.installed  ## Install what generates and compiles the TypeScript client.
 
 demo: .venv/.export  ## Train the demo model again.
@@ -103,7 +107,7 @@ lock: .venv/.dev  ## Resolve the requirements anew, within what the .in files al
 	cd requirements && $(COMPILE) --universal --generate-hashes serve-cpu.in -o serve-cpu.txt
 	cd requirements && $(COMPILE) --upgrade --python-platform x86_64-unknown-linux-gnu $(TORCH_LOCK_SOURCE) torch.in -o torch.txt
 	sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements/torch.txt
-	cd requirements && for set in serve-cuda tracing remote bulk export dev operators bench kserve ray; do \
+	cd requirements && for set in serve-cuda tracing grpc remote bulk export dev operators bench kserve ray; do \
 	  $(COMPILE) --universal --generate-hashes $$set.in -o $$set.txt || exit 1; \
 	done
 

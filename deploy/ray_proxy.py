@@ -20,8 +20,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.calls.context import request_id_of
 from service.errors import DeadlineExceeded, NotReady, Overloaded
-from service.http.middleware import REQUEST_ID_HEADER, request_id_of
+from service.http.middleware import REQUEST_ID_HEADER
 from service.http.problems import ProblemResponse, problem_for, problem_for_http
 from service.http.security_headers import SecurityHeaders
 
@@ -46,7 +47,7 @@ class ProblemAnswers:
         if scope["type"] != "http" or scope["path"].startswith(_RAYS_OWN):
             await self._app(scope, receive, send)
             return
-        request_id = request_id_of(Headers(scope=scope))
+        request_id = request_id_of(Headers(scope=scope).get(REQUEST_ID_HEADER, ""))
         MutableHeaders(scope=scope)[REQUEST_ID_HEADER] = request_id
         replaced: ProblemResponse | None = None
         started = False

@@ -86,6 +86,9 @@ class Fields(BaseModel):
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """TCP port to listen on; 0 takes a free one."""
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """TCP port on which the Open Inference Protocol is spoken over gRPC too; 0 takes a free one, and left out there is
+    no gRPC. Wants the packages of requirements/grpc.txt."""
     root_path: str = ""
     """Path below which a reverse proxy serves this, as /vision; for the addresses in `/docs`, `/openapi.json` and
     problem documents. Requests may bear it or not."""

@@ -2,7 +2,7 @@
 
 A command's module has two functions: `add_arguments(parser)` and `run(options)`, which returns the exit status.
 
-Imports: `access`, `bulk`, `drift`, `engine`, `errors`, `evaluation`, `http`, `images`, `model`, `predictors`,
+Imports: `access`, `bulk`, `drift`, `engine`, `errors`, `evaluation`, `grpc`, `http`, `images`, `model`, `predictors`,
 `processes`, `samples`, `serving`, `settings`, `telemetry`, `text_files`, `tuning`.
 """
 

@@ -1,4 +1,4 @@
-"""`serve`: load the models and answer over HTTP until told to end.
+"""`serve`: load the models and answer over HTTP, and gRPC where asked to, until told to end.
 
 A service of several processes has a supervisor. One of a single process, of which an engine hangs, ends as at a
 signal and begins anew in its own place (`processes.anew`).
@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from service.commands.options import settings_from
 from service.engine.runtime.session import resolve_device
 from service.errors import StartupError
+from service.grpc.door import ReservedPort, grpc_server, reserve_port
 from service.http.app import create_app
 from service.http.connection.leaving import leave_threads_behind
 from service.http.connection.server import Server, listen
@@ -72,6 +73,7 @@ def _serve_alone(settings: Settings, candidates: Sequence[Candidate], repository
     tls = tls_context(settings)
     life, metrics = Life(), Metrics()
     listener = life.listener or listen(settings.host, settings.port)
+    grpc_port = reserve_port(settings)
     metrics.restarted(_SERVICE, life.times)
 
     def on_hung(sentence: str) -> None:
@@ -81,8 +83,10 @@ def _serve_alone(settings: Settings, candidates: Sequence[Candidate], repository
 
     hosting = InProcessHosting(settings, candidates, repository, metrics=metrics, prove=try_candidate, on_hung=on_hung)
     app = create_app(settings, hosting, metrics=metrics, on_failed_start=lambda error: server.fail(error))
-    server = Server(app, settings, give_up=app.state.service.in_flight.give_up, tls=tls)
-    _log_listening(settings, listener, candidates)
+    service = app.state.service
+    beside = None if grpc_port is None else grpc_server(service, grpc_port.address)
+    server = Server(app, settings, give_up=service.in_flight.give_up, tls=tls, beside=beside)
+    _log_listening(settings, listener, candidates, grpc_port)
     try:
         server.serve_on(listener)
     except _EngineHangs as error:
@@ -96,12 +100,13 @@ def _serve_with_processes(settings: Settings, candidates: Sequence[Candidate], r
     """Serve from several workers, with engine processes for the devices, and watch over them."""
     tls_context(settings)  # what is wrong with its files is said before anything is started
     listener = listen(settings.host, settings.port)
+    grpc_port = reserve_port(settings)
     with metrics_directory() as directory:
-        plan = Plan(settings, candidates[0].name, directory)
+        plan = Plan(settings, candidates[0].name, directory, None if grpc_port is None else grpc_port.address)
         supervisor = Supervisor(
             plan, listener, candidates, repository, resolve=cache(_resolved_elsewhere), prove=try_candidate
         )
-        _log_listening(settings, listener, candidates, workers=settings.workers)
+        _log_listening(settings, listener, candidates, grpc_port, workers=settings.workers)
         return supervisor.run()
 
 
@@ -114,12 +119,17 @@ def _resolved_elsewhere(device: str) -> str:
 
 
 def _log_listening(
-    settings: Settings, listener: socket.socket, candidates: Sequence[Candidate], **more: object
+    settings: Settings,
+    listener: socket.socket,
+    candidates: Sequence[Candidate],
+    grpc_port: ReservedPort | None,
+    **more: object,
 ) -> None:
     host, port = listener.getsockname()[:2]
     fields = {
         "url": f"{'https' if settings.tls_certificate else 'http'}://{f'[{host}]' if ':' in host else host}:{port}",
         "models": ",".join(f"{candidate.name}:{candidate.version}" for candidate in candidates),
+        **({} if grpc_port is None else {"grpc": grpc_port.address}),
         **more,
     }
     _log.info("listening", extra={"fields": fields})

@@ -20,10 +20,10 @@ from starlette.types import ASGIApp, Lifespan
 
 from service import VERSION
 from service.access.key_limits import KeyLimits
+from service.calls.in_flight import InFlight
 from service.errors import StartupError
 from service.http.bodies.uploads import Limits
 from service.http.direct import DirectRoute, ShortWay
-from service.http.in_flight import InFlight
 from service.http.middleware import RequestContextMiddleware, exception_answers
 from service.http.openapi import document as openapi_document
 from service.http.root_path import RootPath
@@ -36,6 +36,7 @@ from service.http.security_headers import SecurityHeaders, cors_layer
 from service.http.service import Service
 from service.images.pool import DecodePool
 from service.images.preprocessing import prepare_pillow
+from service.protocol.routes import GRPC_INFERENCE_ROUTES
 from service.samples.sampler import Sampler, load_sampler
 from service.serving.control import Hosting
 from service.settings import Settings
@@ -90,12 +91,14 @@ def create_app(
         control=hosting.control,
         metrics=metrics,
         decode_pool=DecodePool(settings.decode_thread_count, on_abandoned=metrics.decodes_abandoned),
-        inference_routes=frozenset(
+        inference_routes=GRPC_INFERENCE_ROUTES.union(
             route.path for router in _INFERENCE for route in router.routes if isinstance(route, DirectRoute)
         ),
         body_limits=Limits.of(settings),
         key_limits=key_limits or KeyLimits(settings.api_keys),
         in_flight=InFlight(),
+        tracer=tracer,
+        sampler=sampler,
     )
     return Application(
         service,

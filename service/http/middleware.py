@@ -1,10 +1,8 @@
 """What surrounds every request: its id, its place in the log and the metrics, its early end, and its connection's end.
 
 Invariants: every response carries `X-Request-ID`; every request leaves one access line and one count; work that ends
-early is answered as `service.http.in_flight` says, in whatever stage it was; an exception that nobody expected becomes
-a 500 that tells nothing of its inside; of a request, the log and the metrics hold its id, its method, the route that it
-took and the version of a model that answered, and nothing else that its sender chose; what a request asks is kept until
-it has ended, and left once. A response that is sent before the request's body was read closes the
+early is answered as `calls.in_flight` says, in whatever stage it was; an exception that nobody expected becomes
+a 500 that tells nothing of its inside. A response that is sent before the request's body was read closes the
 connection, but lingers: it reads and discards for a while what the client still sends, since closing at once would
 reset the connection and could take the answer from the client's hands.
 """
@@ -13,10 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -25,9 +21,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.calls.account import UNMATCHED, account
+from service.calls.context import RequestContext, request_id_of
+from service.calls.in_flight import InFlight, Work
 from service.errors import NotReady, ServiceError
-from service.http.context import RequestContext, context_of, headers_of
-from service.http.in_flight import InFlight, Work
+from service.http.context import context_of, headers_of
+from service.http.departure import watch
 from service.http.problems import (
     ProblemResponse,
     internal_problem,
@@ -37,23 +36,18 @@ from service.http.problems import (
 )
 from service.http.root_path import below
 from service.http.security_headers import SecurityHeaders
-from service.samples.records import SampledRequest
 from service.samples.sampler import Sampler
-from service.telemetry.logs import ACCESS_LOGGER, current_request_id
-from service.telemetry.metrics import EndedRequest, Metrics
+from service.telemetry.logs import current_request_id
+from service.telemetry.metrics import Metrics
 from service.telemetry.stages import Stages
 from service.telemetry.tracing import Tracer
 
 REQUEST_ID_HEADER = "X-Request-ID"
 LINGER_S = 2.0
-UNMATCHED = "unmatched"
-"""The route of requests that took none."""
 
 _REQUEST_ID_NAME = REQUEST_ID_HEADER.lower()
 _REQUEST_ID_RAW = _REQUEST_ID_NAME.encode()
-_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _log = logging.getLogger(__name__)
-_access_log = logging.getLogger(ACCESS_LOGGER)
 
 
 def exception_answers() -> dict[Any, Any]:
@@ -87,12 +81,6 @@ def _as_asked(problem: ProblemResponse, context: RequestContext) -> Response:
     return problem.under(below(context.path, context.root_path), root_path=context.root_path)
 
 
-def request_id_of(headers: Mapping[str, str]) -> str:
-    """Return the caller's request id where it is 1 to 128 visible ASCII characters, else a new one."""
-    given = headers.get(_REQUEST_ID_NAME, "")
-    return given if given and _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
-
-
 class _Exchange:
     """One request and its response as they pass: what was received, what was sent, and how the connection ends."""
 
@@ -116,7 +104,7 @@ class _Exchange:
         message = await self._receive()
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._body_pending = False
-            self._context.work.watch(self._scope, self._receive)
+            watch(self._context.work, self._scope, self._receive)
         return message
 
     async def send(self, message: Message) -> None:
@@ -190,7 +178,7 @@ class RequestContextMiddleware:
             return
         headers = headers_of(scope)
         context = RequestContext(
-            request_id_of(headers),
+            request_id_of(headers.get(_REQUEST_ID_NAME, "")),
             Stages(time.monotonic()),
             Work(self._in_flight),
             path=scope["path"],
@@ -238,64 +226,5 @@ class RequestContextMiddleware:
             await self._cors(answer)(scope, exchange.receive, exchange.send)
 
     def _account(self, scope: Scope, context: RequestContext, status: int | None) -> None:
-        served, model = context.served, None
-        if served is not None:
-            served.leave()
-            model = served.metrics
-        if context.at_end is not None:
-            context.at_end()
-        stages, ended_s = context.stages, time.monotonic()
-        duration_s = ended_s - stages.started_s
         route = getattr(scope.get("route"), "path", UNMATCHED)
-        # A thread may have made an answer that nobody waited for.
-        stages_s = stages.durations_s if model is not None and context.code == "ok" else None
-        self._metrics.request_ended(
-            EndedRequest(
-                route,
-                status or 0,
-                context.code,
-                duration_s,
-                model,
-                tuple(stages.decoding),
-                stages_s or None,
-                context.logits if stages_s else (),
-            )
-        )
-        if stages_s and served is not None and context.sampler is not None:
-            context.sampler.take(
-                SampledRequest(
-                    time.time(),
-                    context.request_id,
-                    route,
-                    served.model,
-                    served.settings.top_k,
-                    context.sampled,
-                )
-            )
-        fields: dict[str, object] = {
-            "method": scope["method"],
-            "route": route,
-            "status": status,
-            "code": context.code,
-            "duration_ms": round(duration_s * 1000, 3),
-        }
-        if context.key is not None:
-            fields["key"] = context.key.name
-            self._metrics.key_used(key=context.key.name, code=context.code)
-        if served is not None:
-            fields["model"], fields["version"] = served.name, served.version
-        if context.images is not None:
-            fields["images"] = context.images
-        if stages_s:
-            fields["timings_ms"] = stages.durations_ms
-        _access_log.info("request", extra={"fields": fields})
-        if self._tracer is not None:
-            self._tracer.record(
-                scope,
-                stages,
-                route=None if route == UNMATCHED else route,
-                status=status,
-                code=context.code,
-                ended_s=ended_s,
-                model=None if model is None else model.labels,
-            )
+        account(context, scope, route=route, status=status, metrics=self._metrics, tracer=self._tracer)

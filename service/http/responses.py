@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -12,24 +11,16 @@ import orjson
 from fastapi import Request
 from starlette.responses import Response
 
+from service.calls.inference import Inferred
+from service.calls.large import in_thread_if_large
+from service.calls.upload import Upload
 from service.http.answers.schemas import FailedImage, ModelReference, Timings
-from service.http.bodies.uploads import Upload
 from service.http.context import context_of
-from service.http.inference import Inferred
 from service.serving.served import Served
 from service.telemetry.stages import Stages
 
 JSON = "application/json"
-THREAD_FROM_BYTES = 64 * 1024
-"""Values of about this size or more are worked on in a thread, so that the event loop goes on serving others."""
-
-T = TypeVar("T")
 ResultT = TypeVar("ResultT")
-
-
-async def in_thread_if_large(size_bytes: int, make: Callable[[], T]) -> T:
-    """Return `make()`, called in a thread where it has about `size_bytes` of values to work on."""
-    return make() if size_bytes < THREAD_FROM_BYTES else await asyncio.to_thread(make)
 
 
 async def json_answer(

@@ -1,4 +1,4 @@
 """The service of several processes: supervisor, workers, engine processes.
 
-Imports: `access`, `engine`, `errors`, `http`, `model`, `serving`, `settings`, `telemetry`.
+Imports: `access`, `engine`, `errors`, `grpc`, `http`, `model`, `serving`, `settings`, `telemetry`.
 """

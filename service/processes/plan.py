@@ -25,6 +25,8 @@ class Plan:
     default_model: str
     """The model that is asked where a request names none."""
     metrics_directory: Path
+    grpc_address: str | None = None
+    """Where every worker listens for gRPC; the supervisor has reserved the port."""
 
     def metrics(self) -> Metrics:
         """Return a process's part of the metrics."""

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from service.access.key_limits import KeyLimits
 from service.engine.board import worker_name
 from service.engine.control import ControlSocket, End, Ping, Pong, Ready
+from service.grpc.door import grpc_server
 from service.http.app import create_app
 from service.http.connection.server import Server
 from service.http.connection.tls import tls_context
@@ -46,6 +47,7 @@ def run_worker(control: ControlSocket, descriptors: Sequence[int], plan: Plan, n
         settings,
         give_up=app.state.service.in_flight.give_up,
         tls=tls_context(settings),
+        beside=grpc_server(app.state.service, plan.grpc_address),
         control=control,
         hosting=hosting,
         pids=pids,

@@ -9,7 +9,7 @@ async def test_calls_of_one_request_are_counted_once_in_every_thread(tmp_path: P
     counter = await count_calls(tmp_path)
     once = {
         ("service.http.routes.classify", "service.http.inference.infer"),  # a coroutine that is resumed several times
-        ("service.images.pool", "service.http.inference._decode_one"),  # in a thread that decodes
+        ("service.images.pool", "service.calls.inference._decode_one"),  # in a thread that decodes
         ("service.engine.core", "service.engine.batcher.Batcher.next_batch"),  # in the engine's
     }
     assert {crossing: counter.crossings[crossing] for crossing in once} == dict.fromkeys(once, 1)

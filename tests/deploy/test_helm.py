@@ -25,6 +25,7 @@ KSERVE_PYTHON = ROOT / ".venv/kserve/bin/python"
 HELM = Path(sys.executable).parent / "helm"
 VERSIONS = ("1.29", "1.37")
 CHARTS_OWN = {
+    "grpc_port",
     "repository",
     "repository_cache",
     "device",
@@ -553,3 +554,15 @@ def test_the_kserve_pods_are_given_the_time_that_their_drain_takes() -> None:
     drain_s = Settings.model_fields["drain_timeout_ms"].default / 1000
     assert "DAT_DRAIN_TIMEOUT_MS" not in {each["name"] for each in container["env"]}
     assert service["spec"]["predictor"]["terminationGracePeriodSeconds"] >= before_s + drain_s + 15
+
+
+def test_grpc_has_a_port_where_it_is_asked_for() -> None:
+    manifests = rendered({"grpc": {"port": 9001}})
+    ports = {port["name"]: port for port in of_kind(manifests, "Service")["spec"]["ports"]}
+    assert (ports["grpc"]["port"], ports["grpc"]["targetPort"]) == (9001, "grpc")
+    pod = of_kind(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": "grpc", "containerPort": 8001} in pod["ports"]
+    assert {"name": "DAT_GRPC_PORT", "value": "8001"} in pod["env"]
+    (rule,) = of_kind(manifests, "NetworkPolicy")["spec"]["ingress"]
+    assert [port["port"] for port in rule["ports"]] == ["http", "grpc"]
+    assert "grpc" not in str(of_kind(rendered({}), "Deployment"))

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from service.engine.types import Answer
+from service.grpc.door import grpc_server, reserve_port
 from service.http.connection.server import Server, listen
 from service.model.directory import ModelDirectory
 from service.telemetry.metrics import EndedRequest
@@ -72,6 +73,11 @@ class Process:
         return list(iter(lambda: self.arriving.get(timeout=PATIENCE_S), None))
 
     @property
+    def grpc_address(self) -> str:
+        address: str = next(line["grpc"] for line in self.lines if line["message"] == "listening")
+        return address
+
+    @property
     def port(self) -> int:
         url = next(line["url"] for line in self.lines if line["message"] == "listening")
         return int(re.search(r":(\d+)$", url)[1])  # type: ignore[index]
@@ -115,6 +121,8 @@ class Threaded:
     port: int
     server: Server
     thread: threading.Thread
+    grpc_address: str
+    """Where gRPC is, if it was asked for."""
 
     def queued_event(self) -> threading.Event:
         """Return an event that is set when the next images are given to the engine."""
@@ -164,14 +172,16 @@ def service_thread(
 
     parts = make_parts(model, lambda _: session, others=others, control=control, **settings)
     served = parts.app.state.service
-    server = Server(parts.app, served.settings, give_up=served.in_flight.give_up)
+    grpc_port = reserve_port(served.settings)
+    beside = None if grpc_port is None else grpc_server(served, grpc_port.address)
+    server = Server(parts.app, served.settings, give_up=served.in_flight.give_up, beside=beside)
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     try:
         assert ready.wait(PATIENCE_S)
-        yield Threaded(parts, session, port, server, thread)
+        yield Threaded(parts, session, port, server, thread, "" if grpc_port is None else grpc_port.address)
     finally:
         session.gate.set()
         server.should_exit = True

@@ -33,7 +33,7 @@ def forever(*_, **__):
     threading.Event().wait()
 
 if os.environ["STUCK"] == "decode":
-    from service.http.bodies.uploads import Upload
+    from service.calls.upload import Upload
     Upload.write = forever
 elif os.environ["STUCK"] == "thread":
     to_thread = asyncio.to_thread

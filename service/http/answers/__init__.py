@@ -1,4 +1,4 @@
 """Writing answers: their schemas, tensors as text and bytes, the choice between representations.
 
-Imports: `errors`, `model`, `serving`.
+Imports: `calls`, `errors`, `model`, `serving`.
 """

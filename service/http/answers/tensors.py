@@ -1,41 +1,23 @@
-"""Arrays as bytes and text on the wire; all binary forms are little-endian and row-major."""
+"""Arrays as archives and text on the wire; all binary forms are little-endian and row-major."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.errors import InferenceFailed, InvalidParameter
+from service.calls.tensors import Tensor, as_raw, check_finite
 from service.http.answers.schemas import EncodedTensor
-
-Tensor: TypeAlias = NDArray[np.float32] | NDArray[np.float16]
 
 _PIECE_VALUES = 32 * 1024
 """About as many numbers are rendered in one call, which keeps the interpreter from others for a millisecond or two."""
 _FLOAT16_DIGITS = 5
 """Significant decimal digits from which a float16 is read back exactly."""
-
-
-def narrowed(array: NDArray[np.float32], dtype: Literal["float32", "float16"]) -> Tensor:
-    """Return a float32 array as `dtype`; raises InvalidParameter where float16 cannot hold a value."""
-    if dtype == "float32":
-        return array
-    with np.errstate(over="ignore"):
-        narrow = array.astype(np.float16)
-    if np.isinf(narrow).any() and not np.isinf(array).any():
-        raise InvalidParameter("dtype: the values are too large for float16; ask for float32.")
-    return narrow
-
-
-def as_raw(array: NDArray[Any]) -> bytes:
-    """Return the bytes of an array."""
-    return np.asarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
 
 
 def as_npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -66,12 +48,6 @@ def as_json_bytes(array: Tensor) -> bytes:
     """
     check_finite(array)
     return b"[%b]" % b",".join(_pieces(array))
-
-
-def check_finite(array: Tensor) -> None:
-    """Raise InferenceFailed where a value is not a finite number: text has none for it."""
-    if not np.isfinite(array).all():
-        raise InferenceFailed("The model's answer holds values that are not finite numbers.")
 
 
 def _pieces(array: Tensor) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
 """Reading bodies: forms, multipart, JSON and base64, within their limits.
 
-Imports: `errors`, `images`, `settings`.
+Imports: `calls`, `errors`, `settings`.
 """

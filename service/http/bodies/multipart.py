@@ -25,8 +25,8 @@ from python_multipart.multipart import (
     parse_options_header,
 )
 
+from service.calls.base64_text import from_base64
 from service.errors import MalformedRequest, TooLarge
-from service.http.bodies.base64_text import from_base64
 
 _FIELD = re.compile(r"(?:image|file)s?(?:\[[0-9]*\])?")
 _FIELDS_TAKEN = "Files are sent as fields named image, images, file or files, also with [] or [0] behind"

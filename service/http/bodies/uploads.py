@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol, TypeAlias
+from typing import Annotated, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FailFast
 from python_multipart.multipart import parse_options_header
 from starlette.types import Receive
 
+from service.calls.base64_text import from_base64
+from service.calls.upload import Upload
 from service.errors import (
     Cancelled,
     MalformedRequest,
@@ -26,12 +26,8 @@ from service.errors import (
     TooLarge,
     UnsupportedMediaType,
 )
-from service.http.bodies.base64_text import from_base64
 from service.http.bodies.json_text import parsed_json
 from service.http.bodies.multipart import ImagePart, MultipartImages
-from service.images.formats import begins_like_an_image
-from service.images.limits import UnusableImage
-from service.images.preprocessing import ImageTimings, Preprocessing, decode_into
 from service.settings import Settings
 
 RAW = "raw"
@@ -44,38 +40,6 @@ _TYPES_TAKEN = f"send image/* or {RAW_TYPES[0]} (one image), {MULTIPART} or {JSO
 _CURL_TYPE = "application/x-www-form-urlencoded"
 _JSON_FORM = 'A body in JSON is {"images": ["<base64 of a file>", ...]}; parameters go into the query.'
 _IMAGES_KEY = b'"images"'
-_ENCODED_PREFIX_BYTES = 64
-
-ImageBytes: TypeAlias = bytes | bytearray
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """One image as it was sent; `filename` only where a multipart part gave one."""
-
-    index: int
-    filename: str | None
-    data: ImageBytes
-
-    def write(self, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> ImageTimings:
-        """Decode the file into the model's input; raises UnusableImage."""
-        try:
-            return decode_into(self.data, pixels, preprocessing)
-        except UnusableImage as error:
-            if error.fault.code == "unsupported_format" and _is_encoded(self.data):
-                hint = "It is base64, which is read as such in JSON only."
-                raise UnusableImage("unsupported_format", f"{error} {hint}") from error
-            raise
-
-
-def _is_encoded(data: ImageBytes) -> bool:
-    """Whether a file that is no image is the base64 of one, by its beginning."""
-    text = bytes(data[:_ENCODED_PREFIX_BYTES]).strip()
-    head, comma, encoded = text.rpartition(b",") if text.lower().startswith(b"data:") else (b"", b"", text)
-    try:
-        return begins_like_an_image(from_base64(head + comma + encoded[: len(encoded) // 4 * 4], "The file"))
-    except MalformedRequest:
-        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
 """The server: sockets, TLS, heads of requests, and its orderly end. Knows nothing of routes.
 
-Imports: `errors`, `http`, `settings`.
+Imports: `calls`, `errors`, `http`, `settings`.
 """

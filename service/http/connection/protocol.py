@@ -21,9 +21,10 @@ import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.calls.in_flight import Departure
 from service.errors import MalformedRequest, ReceiveTimeout, ServiceError
 from service.http.connection.heads import MAX_HEAD_BYTES, check_head, framing_of
-from service.http.in_flight import DEPARTURE, Departure
+from service.http.departure import DEPARTURE
 from service.http.middleware import LINGER_S
 from service.http.problems import problem_for
 from service.http.security_headers import SecurityHeaders

@@ -19,6 +19,7 @@ import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
+from typing import Protocol as TypingProtocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -42,8 +43,20 @@ _CLOSING_S = 1.0
 """For the application's end after a second signal."""
 
 
+class BesideHttp(TypingProtocol):
+    """A server of another protocol that lives and ends with that of HTTP."""
+
+    async def start(self) -> None:
+        """Listen and accept; raises StartupError."""
+        ...
+
+    async def end(self, within_s: float) -> None:
+        """Stop accepting, wait for what is in flight, and cancel what is left of it after a time."""
+        ...
+
+
 class Server(uvicorn.Server):
-    """Serves one application on one socket until a signal, or `fail`, ends it."""
+    """Serves one application on one socket until a signal, or `fail`, ends it; `beside` lives as long."""
 
     def __init__(
         self,
@@ -52,6 +65,7 @@ class Server(uvicorn.Server):
         *,
         give_up: Callable[[], None],
         tls: ssl.SSLContext | None = None,
+        beside: BesideHttp | None = None,
     ) -> None:
         receive_timeout_s, trusted_proxies = settings.receive_timeout_ms / 1000, list(settings.forwarded_allow_ips)
         security = SecurityHeaders(tls=tls is not None)
@@ -74,6 +88,7 @@ class Server(uvicorn.Server):
         )
         self._drain_timeout_s = settings.drain_timeout_ms / 1000
         self._give_up = give_up
+        self._beside = beside
         self._failure: StartupError | None = None
         self._has_process = False
         """Whether the process is there for this server alone, and ends with it."""
@@ -107,11 +122,22 @@ class Server(uvicorn.Server):
         self._failure = error
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, and accept."""
+        if self._beside is not None:
+            try:
+                await self._beside.start()
+            except StartupError as error:
+                self.fail(error)
+                return
+        await super().startup(sockets)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, wait for what is in flight, and end the application."""
         if self._has_process and self._failure is None:
             leave_within(self._drain_timeout_s + ENDED_AFTER_S)
         ending = asyncio.create_task(self._end_in_time())
+        self._end_beside()
         try:
             await super().shutdown(sockets)
             if self.force_exit:
@@ -121,6 +147,15 @@ class Server(uvicorn.Server):
             await asyncio.gather(ending, return_exceptions=True)
             # The loop waits for the threads of its executor when it closes: of a new one there are none.
             asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+
+    def _end_beside(self) -> None:
+        """Have what serves beside this end, and the application not before it."""
+        if self._beside is None:
+            return
+        tasks = self.server_state.tasks
+        task = asyncio.create_task(self._beside.end(self._drain_timeout_s + LAST_ANSWERS_S))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     async def _end_at_once(self) -> None:
         """Do what uvicorn leaves out at a second signal, as far as it can be done quickly."""

@@ -17,14 +17,14 @@ from pydantic import BaseModel
 from service.http.answers import schemas as v1
 from service.http.answers.model_schemas import ModelDetails, ModelList, ModelSummary, RequestLimits
 from service.http.openapi.components import EXAMPLE_REQUEST_ID
-from service.http.routes.v2 import schemas as v2
-from service.http.routes.v2.metadata import EXTENSIONS, NAME, configuration_of, metadata_of
-from service.http.routes.v2.request import Call, Wanted
 from service.http.routes.v2.response import render
-from service.http.routes.v2.statistics import statistics_of
 from service.model.directory import Label, ModelDirectory
 from service.model.manifest import GraphForm, Manifest
 from service.model.sizes import explain_sizes_of, sizes_of
+from service.protocol import schemas as v2
+from service.protocol.call import Call, Wanted
+from service.protocol.metadata import EXTENSIONS, NAME, configuration_of, metadata_of
+from service.protocol.statistics import statistics_of
 from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
 from service.telemetry.metrics import InferenceTotals

@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from service.calls.upload import Upload
 from service.http.answers.negotiation import negotiate
 from service.http.answers.schemas import ClassifiedImage, ClassifyResponse, Prediction
-from service.http.bodies.uploads import Upload
 from service.http.context import context_of
 from service.http.direct import DirectRoute
 from service.http.inference import infer

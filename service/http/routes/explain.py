@@ -11,15 +11,16 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from service.calls.inference import Inferred
+from service.calls.upload import Upload
 from service.engine.types import Answer
 from service.errors import BadImages, ExplainUnavailable, InvalidParameter
 from service.http.answers.negotiation import negotiate
 from service.http.answers.schemas import Cell, ExplainedImage, ExplainResponse, LayerExplanation, PointGroup
 from service.http.answers.tensors import as_json
-from service.http.bodies.uploads import Upload
 from service.http.context import context_of
 from service.http.direct import DirectRoute
-from service.http.inference import Inferred, infer
+from service.http.inference import infer
 from service.http.openapi import components as openapi
 from service.http.parameters import QUERY_PATTERN, ExplainParameters
 from service.http.responses import JSON, ModelAnswer, json_answer

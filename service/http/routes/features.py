@@ -9,18 +9,21 @@ import numpy as np
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from service.calls.inference import Inferred
+from service.calls.large import in_thread_if_large
+from service.calls.tensors import Tensor, as_raw, narrowed
+from service.calls.upload import Upload
 from service.engine.types import Answer
 from service.errors import BadImages, InvalidParameter
 from service.http.answers.negotiation import negotiate
 from service.http.answers.schemas import FeaturesResponse, ImageFeatures
-from service.http.answers.tensors import Tensor, as_base64, as_json, as_npz, as_raw, narrowed
-from service.http.bodies.uploads import Upload
+from service.http.answers.tensors import as_base64, as_json, as_npz
 from service.http.context import context_of
 from service.http.direct import DirectRoute
-from service.http.inference import Inferred, infer
+from service.http.inference import infer
 from service.http.openapi import components as openapi
 from service.http.parameters import FeaturesParameters
-from service.http.responses import JSON, ModelAnswer, in_thread_if_large, json_answer
+from service.http.responses import JSON, ModelAnswer, json_answer
 from service.http.service import ServiceDependency
 from service.model.manifest import Manifest, unknown_outputs
 from service.model.postprocess import l2_normalized

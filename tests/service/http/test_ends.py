@@ -19,9 +19,9 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
+from service.calls import inference
+from service.calls.in_flight import Work
 from service.errors import NotReady
-from service.http import inference
-from service.http.in_flight import Work
 from service.model.directory import ModelDirectory
 from tests.service.conftest import PATIENCE_S, GatedSession, Served, serving, until
 from tests.service.pictures import photo

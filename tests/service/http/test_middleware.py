@@ -7,7 +7,7 @@ import traceback
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service.http.in_flight import InFlight
+from service.calls.in_flight import InFlight
 from service.http.middleware import CutShort, RequestContextMiddleware
 from service.http.security_headers import SecurityHeaders, cors_layer
 from service.telemetry.metrics import Metrics

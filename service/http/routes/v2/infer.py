@@ -1,4 +1,4 @@
-"""`POST /v2/models/{model}/infer`: inference by tensors, as `service.http.inference` does it."""
+"""`POST /v2/models/{model}/infer`: inference by tensors, as `calls.inference` does it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from service.calls.inference import check_room
+from service.calls.large import in_thread_if_large
 from service.http.context import context_of
 from service.http.direct import DirectRoute
-from service.http.inference import ImageSource, Inferred, check_room, infer_images
 from service.http.parameters import CallParameters
-from service.http.responses import JSON, ModelAnswer, in_thread_if_large
+from service.http.responses import JSON, ModelAnswer
 from service.http.routes.v2 import openapi
 from service.http.routes.v2.coding import IDENTITY, WORTHWHILE_BYTES, answer_coding, compressed
 from service.http.routes.v2.path import resolve_path
-from service.http.routes.v2.request import HEADER_LENGTH, Call, plan_request
+from service.http.routes.v2.request import HEADER_LENGTH, plan_request
 from service.http.routes.v2.response import render
 from service.http.service import ServiceDependency
+from service.protocol.answers import Outputs, infer_call, size_bytes
+from service.protocol.call import Call
 from service.serving.served import Served
 
 RAW = "application/octet-stream"
@@ -49,25 +52,12 @@ async def infer(
     context, priority = context_of(request), parameters.engine_priority
     check_room(context, served, priority)
     call = await plan.read(request.receive, context.work)
-    if call.timeout_s is not None:
-        context.answer_within(call.timeout_s * 1000)
-    inferred = await infer_images(
-        context,
-        service.decode_pool,
-        served,
-        call.images,
-        outputs=frozenset(wanted.name for wanted in call.wanted),
-        priority=priority if call.priority is None else call.priority,
-        preprocessing=served.preprocessing_at(call.size),
-    )
-    size_bytes = sum(array.nbytes for answer in inferred.answers.values() for array in answer.outputs.values())
-    return await in_thread_if_large(size_bytes, lambda: _response(request, served, call, inferred))
+    outputs = await infer_call(context, service, served, call, priority=priority)
+    return await in_thread_if_large(size_bytes(outputs), lambda: _response(request, served, call, outputs))
 
 
-def _response(request: Request, served: Served, call: Call, inferred: Inferred[ImageSource]) -> Response:
+def _response(request: Request, served: Served, call: Call, outputs: Outputs) -> Response:
     began_s = time.monotonic()
-    answers = [inferred.answers[image.index] for image in call.images]
-    outputs = {wanted.name: [answer.outputs[wanted.name] for answer in answers] for wanted in call.wanted}
     rendered = render(call, outputs, served.model)
     coding = answer_coding(context_of(request).headers.get("accept-encoding"))
     coding = IDENTITY if len(rendered.body) < WORTHWHILE_BYTES else coding

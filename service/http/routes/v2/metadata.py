@@ -1,48 +1,19 @@
-"""What the server and its models are, and whether they are ready, as the protocol's clients ask.
-
-Triton's image client wants a model with one input and one output, a vector, with the input's layout and the largest
-batch in the configuration; its perf_analyzer makes its requests from the metadata and the configuration alone. Hence
-both name only the outputs that a request gets by default, and a header turns the described input to image files.
-"""
+"""What the server and its models are, and whether they are ready."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 
 from service.http.authorization import authorized
+from service.http.context import context_of
 from service.http.routes.v2 import openapi
-from service.http.routes.v2.images import BYTES, INPUT
 from service.http.routes.v2.path import NamedModel
-from service.http.routes.v2.request import IMAGE_DATATYPE, expects_files, outputs_by_default
-from service.http.routes.v2.schemas import (
-    Live,
-    ModelConfiguration,
-    ModelMetadata,
-    ModelReady,
-    Ready,
-    ServerMetadata,
-    TensorMetadata,
-)
-from service.http.service import Service, ServiceDependency
-from service.model.manifest import Manifest, OutputRecord
-from service.model.sizes import sizes_of
-from service.serving.served import Served
-from service.settings import Settings
-
-NAME = "dat-serve"
-EXTENSIONS = (
-    "classification",
-    "schedule_policy",
-    "model_configuration",
-    "model_repository",
-    "binary_tensor_data",
-    "parameters",
-    "statistics",
-)
-PLATFORM = "onnxruntime_onnx"
+from service.http.service import ServiceDependency
+from service.protocol import metadata
+from service.protocol.images import IMAGE_DATATYPE
+from service.protocol.schemas import Live, ModelConfiguration, ModelMetadata, ModelReady, Ready, ServerMetadata
 
 probes = APIRouter(tags=["inference protocol"])
 """Without a key, as every probe."""
@@ -50,9 +21,9 @@ router = APIRouter(tags=["inference protocol"], dependencies=[Depends(authorized
 
 
 @router.get("/v2", operation_id="v2_server_metadata", summary="Describe the server", responses=openapi.READING_ERRORS)
-async def server_metadata(request: Request) -> ServerMetadata:
+async def server_metadata() -> ServerMetadata:
     """Answer with the server's name, version and extensions."""
-    return ServerMetadata(name=NAME, version=request.app.version, extensions=list(EXTENSIONS))
+    return metadata.server_metadata()
 
 
 @probes.get("/v2/health/live", operation_id="v2_live", summary="Is it alive?", responses=openapi.PLAIN_ERRORS)
@@ -101,8 +72,7 @@ _DESCRIBED: dict[str, Any] = {
 @router.get("/v2/models/{model}", operation_id="v2_model_metadata", summary="Describe a model", **_DESCRIBED)
 async def model_metadata(request: Request, service: ServiceDependency, served: NamedModel) -> ModelMetadata:
     """Answer with a model's versions, its input and the outputs that a request gets by default."""
-    versions = _versions(service, served)
-    return metadata_of(served.manifest, served.settings, versions=versions, files=expects_files(request))
+    return metadata.model_metadata(service, served, context_of(request).headers)
 
 
 @router.get(
@@ -116,88 +86,4 @@ async def model_metadata(request: Request, service: ServiceDependency, served: N
 )
 async def model_config(request: Request, service: ServiceDependency, served: NamedModel) -> ModelConfiguration:
     """Answer with the configuration that a Triton server would need to serve the model so."""
-    versions = _versions(service, served)
-    return configuration_of(served.manifest, served.settings, versions=versions, files=expects_files(request))
-
-
-def _versions(service: Service, served: Served) -> list[int]:
-    """Return every version of a model that takes work, the one asked for too, which may just have been replaced."""
-    return sorted({served.version, *(each.version for each in service.models.served if each.name == served.name)})
-
-
-def metadata_of(manifest: Manifest, settings: Settings, *, versions: Sequence[int], files: bool) -> ModelMetadata:
-    """Return the metadata of one of a model's versions, whose input is described as pixels, or as files."""
-    pixels = [-1, *_image_shape(manifest, settings)]
-    return ModelMetadata(
-        name=manifest.name,
-        versions=[str(version) for version in versions],
-        platform=PLATFORM,
-        inputs=[TensorMetadata(name=INPUT, datatype=BYTES if files else "UINT8", shape=[-1, 1] if files else pixels)],
-        outputs=[
-            TensorMetadata(name=record.name, datatype="FP32", shape=[-1, *_shape(record)])
-            for record in outputs_by_default(manifest, settings)
-        ],
-    )
-
-
-def configuration_of(
-    manifest: Manifest, settings: Settings, *, versions: Sequence[int], files: bool
-) -> ModelConfiguration:
-    """Return one version's configuration, with the names and values of Triton's model_config.proto."""
-    described: dict[str, Any] = {"data_type": "TYPE_STRING", "format": "FORMAT_NONE", "dims": [1]}
-    if not files:
-        size = _image_shape(manifest, settings)
-        described = {"data_type": "TYPE_UINT8", "format": "FORMAT_NHWC", "dims": size}
-    return {
-        "name": manifest.name,
-        "platform": PLATFORM,
-        "backend": "onnxruntime",
-        "version_policy": {"specific": {"versions": list(versions)}},
-        "max_batch_size": settings.max_images,
-        "input": [
-            {
-                "name": INPUT,
-                **described,
-                "is_shape_tensor": False,
-                "allow_ragged_batch": False,
-                "optional": False,
-            }
-        ],
-        "output": [
-            {
-                "name": record.name,
-                "data_type": "TYPE_FP32",
-                "dims": _shape(record),
-                "label_filename": manifest.labels if record.classes else "",
-                "is_shape_tensor": False,
-            }
-            for record in outputs_by_default(manifest, settings)
-        ],
-        "dynamic_batching": {
-            "preferred_batch_size": [],
-            "max_queue_delay_microseconds": round(settings.max_delay_ms * 1000),
-            "preserve_ordering": False,
-            "priority_levels": 2,
-            "default_priority_level": 1,
-            "default_queue_policy": {
-                "timeout_action": "REJECT",
-                "default_timeout_microseconds": settings.timeout_ms * 1000,
-                "allow_timeout_override": True,
-                "max_queue_size": settings.max_queued_images,
-            },
-        },
-        "default_model_filename": "model.onnx",
-        "model_transaction_policy": {"decoupled": False},
-        "response_cache": {"enable": False},
-    }
-
-
-def _image_shape(manifest: Manifest, settings: Settings) -> list[int]:
-    """Return the shape of an image's pixels, -1 for what varies."""
-    sizes = sizes_of(manifest, settings)
-    return [-1, -1, 3] if sizes.is_free else [*sizes.own, 3]
-
-
-def _shape(record: OutputRecord) -> list[int]:
-    """Return an output's shape without the batch axis, -1 for what varies."""
-    return [-1 if side is None else side for side in record.shape]
+    return metadata.model_configuration(service, served, context_of(request).headers)

@@ -16,8 +16,9 @@ from service.http.openapi.components import (
     schema_ref,
 )
 from service.http.routes.v2.coding import CODINGS, IDENTITY
-from service.http.routes.v2.request import HEADER_LENGTH, IMAGE_DATATYPE
-from service.http.routes.v2.schemas import IndexRequest, InferRequest, InferResponse, ProtocolError, RepositoryRequest
+from service.http.routes.v2.request import HEADER_LENGTH
+from service.protocol.images import IMAGE_DATATYPE
+from service.protocol.schemas import IndexRequest, InferRequest, InferResponse, ProtocolError, RepositoryRequest
 
 PLAIN_ERRORS = errors(405, 500)
 READINESS_ERRORS = errors(405, 500, 503)

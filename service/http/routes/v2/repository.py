@@ -5,33 +5,16 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from service.errors import MalformedRequest, NotReady
 from service.http.authorization import authorized, authorized_control
 from service.http.bodies.json_text import parsed_json
 from service.http.bodies.uploads import check_length, read_whole
 from service.http.context import context_of
 from service.http.routes.v2 import openapi
-from service.http.routes.v2.schemas import (
-    IndexEntry,
-    IndexRequest,
-    IndexState,
-    ProtocolParameters,
-    RepositoryRequest,
-)
 from service.http.service import Service, ServiceDependency
-from service.serving.states import ModelState, VersionStatus
+from service.protocol import repository
+from service.protocol.schemas import IndexEntry, IndexRequest, ProtocolParameters, RepositoryRequest
 
 router = APIRouter(tags=["inference protocol"], dependencies=[Depends(authorized)])
-
-_STATES: dict[ModelState, tuple[IndexState, str]] = {
-    ModelState.LOADING: ("LOADING", "It is being loaded."),
-    ModelState.READY: ("READY", ""),
-    ModelState.DRAINING: ("UNLOADING", "It finishes what it has, and takes no more."),
-    ModelState.UNLOADED: ("UNAVAILABLE", "It is not loaded."),
-    ModelState.FAILED: ("UNAVAILABLE", "It could not be loaded."),
-}
-"""The protocol's word for each state, and why it takes no work, where it does not say itself."""
-_UNLOAD_DEPENDENTS = "unload_dependents"
 
 
 @router.post(
@@ -45,8 +28,7 @@ async def index(request: Request, service: ServiceDependency) -> list[IndexEntry
     """Answer with every version of every model that is served, or was to be; or with those that would answer."""
     body = await _body(request, service)
     asked = parsed_json(IndexRequest, body) if body else IndexRequest()
-    entries = [_entry(service, status) for status in service.models.statuses]
-    return [entry for entry in entries if entry.state == "READY"] if asked.ready else entries
+    return repository.index(service, ready=asked.ready)
 
 
 @router.post(
@@ -64,9 +46,7 @@ async def load(request: Request, service: ServiceDependency, model: str) -> Resp
     where `--model-control` is on and, where there are API keys, for those with `role=admin`.
     """
     control = authorized_control(request, service)
-    if given := await _parameters(request, service):
-        names = ", ".join(map(repr, given))
-        raise MalformedRequest(f"A model is served as it was exported, and cannot be loaded with parameters ({names}).")
+    repository.check_load(await _parameters(request, service))
     await control.load(model)
     return Response(status_code=200)
 
@@ -85,23 +65,9 @@ async def unload(request: Request, service: ServiceDependency, model: str) -> Re
     Only where `--model-control` is on and, where there are API keys, for those with `role=admin`.
     """
     control = authorized_control(request, service)
-    given = await _parameters(request, service)
-    unknown = given.keys() - {_UNLOAD_DEPENDENTS}
-    if unknown or not isinstance(given.get(_UNLOAD_DEPENDENTS, False), bool):
-        raise MalformedRequest(f"To unload takes one parameter, {_UNLOAD_DEPENDENTS!r}, which is true or false.")
+    repository.check_unload(await _parameters(request, service))
     await control.unload(model)
     return Response(status_code=200)
-
-
-def _entry(service: Service, status: VersionStatus) -> IndexEntry:
-    state, reason = _STATES[status.state]
-    if status.state is ModelState.READY:
-        try:
-            service.check_model_ready(status.name, str(status.version))
-        except NotReady as error:
-            state, reason = "UNAVAILABLE", str(error)
-    reason = status.reason or reason
-    return IndexEntry(name=status.name, version=str(status.version), state=state, reason=reason)
 
 
 async def _parameters(request: Request, service: Service) -> ProtocolParameters:

@@ -1,41 +1,29 @@
-"""The protocol's statistics: what the metrics of all processes count, in other words."""
+"""The protocol's statistics."""
 
 from __future__ import annotations
-
-import asyncio
-from collections.abc import Sequence
 
 from fastapi import APIRouter, Depends
 
 from service.http.authorization import authorized
 from service.http.routes.v2 import openapi
 from service.http.routes.v2.path import NamedModel
-from service.http.routes.v2.schemas import (
-    BatchStatistics,
-    Duration,
-    InferenceStatistics,
-    ModelStatistics,
-    Statistics,
-)
-from service.http.service import Service, ServiceDependency
-from service.model.manifest import Manifest
-from service.serving.served import Served
-from service.telemetry.metrics import InferenceTotals
+from service.http.service import ServiceDependency
+from service.protocol.schemas import Statistics
+from service.protocol.statistics import statistics
 
 router = APIRouter(tags=["inference protocol"], dependencies=[Depends(authorized)], responses=openapi.READING_ERRORS)
-_NOTHING = Duration(count=0, ns=0)
 
 
 @router.get("/v2/models/stats", operation_id="v2_stats", summary="Statistics of all models")
 async def stats(service: ServiceDependency) -> Statistics:
     """Answer with the statistics of every version of every model that takes work."""
-    return await _statistics(service, service.models.served)
+    return await statistics(service, service.models.served)
 
 
 @router.get("/v2/models/{model}/stats", operation_id="v2_model_stats", summary="Statistics of a model")
 async def model_stats(service: ServiceDependency, served: NamedModel) -> Statistics:
     """Answer with the statistics of every version of a model that takes work."""
-    return await _statistics(service, [each for each in service.models.served if each.name == served.name])
+    return await statistics(service, [each for each in service.models.served if each.name == served.name])
 
 
 @router.get(
@@ -45,51 +33,4 @@ async def model_stats(service: ServiceDependency, served: NamedModel) -> Statist
 )
 async def version_stats(service: ServiceDependency, served: NamedModel) -> Statistics:
     """Answer with a version's statistics."""
-    return await _statistics(service, [served])
-
-
-async def _statistics(service: Service, models: Sequence[Served]) -> Statistics:
-    def look() -> list[ModelStatistics]:
-        totals, routes = service.metrics.inference_totals, service.inference_routes
-        return [statistics_of(each.manifest, totals(routes, name=each.name, version=each.version)) for each in models]
-
-    return Statistics(model_stats=await asyncio.to_thread(look))
-
-
-def statistics_of(manifest: Manifest, totals: InferenceTotals) -> ModelStatistics:
-    """Return a version's statistics in the protocol's terms."""
-
-    def stage(*names: str) -> Duration:
-        return Duration(count=totals.answered, ns=_ns(sum(totals.stages_s.get(name, 0.0) for name in names)))
-
-    return ModelStatistics(
-        name=manifest.name,
-        version=str(manifest.version),
-        last_inference=int(totals.last_run_s * 1000),
-        inference_count=totals.images,
-        execution_count=sum(totals.runs.values()),
-        inference_stats=InferenceStatistics(
-            success=stage("total"),
-            fail=Duration(count=totals.failed, ns=_ns(totals.failed_s)),
-            queue=stage("queue"),
-            compute_input=stage("decode", "preprocess"),
-            compute_infer=stage("inference"),
-            compute_output=stage("postprocess"),
-            cache_hit=_NOTHING,
-            cache_miss=_NOTHING,
-        ),
-        batch_stats=[
-            BatchStatistics(
-                batch_size=size,
-                compute_input=Duration(count=count, ns=0),
-                compute_infer=Duration(count=count, ns=_ns(totals.runs_s.get(size, 0.0))),
-                compute_output=Duration(count=count, ns=0),
-            )
-            for size, count in sorted(totals.runs.items())
-            if count
-        ],
-    )
-
-
-def _ns(duration_s: float) -> int:
-    return round(duration_s * 1e9)
+    return await statistics(service, [served])

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from service.calls.tensors import as_raw, narrowed
 from service.errors import InferenceFailed, InvalidParameter
-from service.http.answers.tensors import as_base64, as_json_bytes, as_npz, as_raw, narrowed
+from service.http.answers.tensors import as_base64, as_json_bytes, as_npz
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, max_side=4)
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 from service.errors import MalformedRequest
 from service.http.bodies.json_text import parsed_json
 from service.http.bodies.uploads import JsonImages
-from service.http.routes.v2.schemas import InferRequest
+from service.protocol.schemas import InferRequest
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])

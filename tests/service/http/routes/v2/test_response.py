@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from service.errors import InferenceFailed
-from service.http.routes.v2.request import Call, Wanted
 from service.http.routes.v2.response import render
 from service.model.directory import ModelDirectory
+from service.protocol.call import Call, Wanted
 
 LARGE = (3, 150, 160)
 """More numbers than are rendered by one call."""

@@ -10,24 +10,25 @@ from __future__ import annotations
 import math
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.calls.inference import ImageSource
+from service.calls.upload import Upload
 from service.errors import MalformedRequest, TooLarge
-from service.http.bodies.base64_text import from_base64
-from service.http.bodies.uploads import Upload
-from service.http.inference import ImageSource
-from service.http.routes.v2.schemas import InferInput
 from service.images.limits import UnusableImage
 from service.images.preprocessing import ImageTimings, Preprocessing
 from service.model.sizes import InputSizes
+from service.protocol.schemas import InferInput
 
 INPUT = "image"
 BYTES = "BYTES"
+IMAGE_DATATYPE = "X-Image-Datatype"
+"""A header: `BYTES` where a caller that cannot say so elsewhere sends image files."""
 PIXEL_TYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4"), "FP16": np.dtype("<f2")}
 DATATYPES = (*PIXEL_TYPES, BYTES)
 
@@ -63,6 +64,14 @@ class ImageLimits:
         return (*self.sizes.own, 3)
 
 
+def expects_files(headers: Mapping[str, str]) -> bool:
+    """Return whether a header says that `image` is to hold files; raises MalformedRequest for any other type."""
+    datatype = headers.get(IMAGE_DATATYPE.lower(), "UINT8")
+    if datatype not in ("UINT8", BYTES):
+        raise MalformedRequest(f"{IMAGE_DATATYPE} is UINT8 or {BYTES}, not {datatype!r}.")
+    return datatype == BYTES
+
+
 def check_input(tensor: InferInput, limits: ImageLimits) -> None:
     """Raise MalformedRequest, or TooLarge, unless a tensor's name, type and shape are those of images."""
     if tensor.name != INPUT:
@@ -96,36 +105,23 @@ def _pixels_expected(sizes: InputSizes) -> str:
 def images_from_binary(tensor: InferInput, data: memoryview) -> Sequence[ImageSource]:
     """Return the images of a checked tensor whose values are little-endian bytes; raises MalformedRequest."""
     if tensor.datatype == BYTES:
-        return [Upload(index, None, file) for index, file in enumerate(_elements(data, tensor.shape[0]))]
+        return uploads(_elements(data, tensor.shape[0]))
     dtype = PIXEL_TYPES[tensor.datatype]
     expected_bytes = math.prod(tensor.shape) * dtype.itemsize
     if len(data) != expected_bytes:
         raise MalformedRequest(
             f"{tensor.datatype} {INPUT!r} of shape {tensor.shape} takes {expected_bytes} bytes, not {len(data)}."
         )
-    return _pixel_images(np.frombuffer(data, dtype).reshape(tensor.shape))
+    return pixel_images(np.frombuffer(data, dtype).reshape(tensor.shape))
 
 
-def images_from_json(tensor: InferInput) -> Sequence[ImageSource]:
-    """Return the images of a checked tensor whose values are in the JSON; raises MalformedRequest."""
-    if not isinstance(tensor.data, list):
-        raise MalformedRequest(f"The input {INPUT!r} has no data: neither a list in 'data' nor 'binary_data_size'.")
-    if tensor.datatype == BYTES:
-        return [Upload(index, None, file) for index, file in enumerate(_files(tensor))]
-    try:
-        numbers = np.array(tensor.data)
-    except (ValueError, TypeError, OverflowError) as error:  # nested unevenly, too deeply, or of too large numbers
-        raise MalformedRequest(f"The data of {INPUT!r} are not numbers in lists of even length.") from error
-    if numbers.dtype.kind not in "iuf":
-        raise MalformedRequest(f"The data of {INPUT!r} are not numbers, or not all within 64 bits.")
-    if numbers.shape not in (tuple(tensor.shape), (math.prod(tensor.shape),)):
-        raise MalformedRequest(
-            f"The data of {INPUT!r} are nested as {list(numbers.shape)}; they should be flat, or {tensor.shape}."
-        )
-    return _pixel_images(numbers.reshape(tensor.shape))
+def uploads(files: Sequence[bytes]) -> list[Upload]:
+    """Return image files as images."""
+    return [Upload(index, None, file) for index, file in enumerate(files)]
 
 
-def _pixel_images(batch: NDArray[Any]) -> list[PixelImage]:
+def pixel_images(batch: NDArray[Any]) -> list[PixelImage]:
+    """Return the images of a batch of numbers, (batch, height, width, 3)."""
     return [PixelImage(index, pixels) for index, pixels in enumerate(batch)]
 
 
@@ -150,15 +146,3 @@ def _elements(data: memoryview, count: int) -> list[bytes]:
             f"not {count} elements."
         )
     return elements
-
-
-def _files(tensor: InferInput) -> list[bytes]:
-    files = tensor.data
-    if len(tensor.shape) == 2 and all(isinstance(row, list) and len(row) == 1 for row in files):
-        files = [row[0] for row in files]
-    if len(files) != tensor.shape[0]:
-        raise MalformedRequest(f"The data of BYTES {INPUT!r} are {len(files)} elements, not {tensor.shape[0]}.")
-    for index, file in enumerate(files):
-        if not isinstance(file, str):
-            raise MalformedRequest(f"Element {index} of {INPUT!r} is no string; a file is the string of its base64.")
-    return [from_base64(file, f"Element {index} of {INPUT!r}") for index, file in enumerate(files)]

@@ -5,10 +5,9 @@ Whichever comes first cancels the work in whatever stage it is, and the error th
 place. What a thread or the engine computes for it by then cannot be stopped, and goes nowhere.
 
 Invariants: a request ends early at most once, by the first reason; when its answer begins, nothing ends it any more;
-the timer and the task that watch over it end with it.
+the timer and the listener that watch over it end with it.
 
-Where the server says itself when a client goes (`Departure`, in the scope of a request), that is listened to; where it
-does not, as under a test's transport or Ray's proxy, a task waits for its message.
+When its client goes a request is told by a `Departure`, which whatever carries the request makes.
 """
 
 from __future__ import annotations
@@ -19,16 +18,11 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from starlette.types import Receive, Scope
-
 from service.errors import Cancelled, DeadlineExceeded, NotReady, ServiceError
-
-DEPARTURE = "dat_serve.departure"
-"""Under `state` in a request's scope: its Departure."""
 
 
 class Departure:
-    """Told by the server when the client of a request has gone; tells one who wants to know, at once or later."""
+    """Told by what carries a request when its client has gone; tells one who wants to know, at once or later."""
 
     __slots__ = ("_listener", "has_happened")
 
@@ -86,7 +80,7 @@ class Work:
     """
 
     __slots__ = (
-        *("_cancelling", "_departure", "_in_flight", "_is_open", "_reason", "_task", "_timer", "_watching"),
+        *("_cancelling", "_departure", "_in_flight", "_is_open", "_reason", "_task", "_timer"),
         "deadline_s",
     )
 
@@ -99,7 +93,6 @@ class Work:
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._watching: asyncio.Task[None] | None = None
         self._departure: Departure | None = None
 
     def __enter__(self) -> Work:
@@ -132,15 +125,15 @@ class Work:
                 self._timer.cancel()
             self._set_timer()
 
-    def watch(self, scope: Scope, receive: Receive) -> None:
-        """End the work when the client goes away; its body must have been read, and nobody else may receive."""
-        if not self._is_open or self._watching is not None:
-            return
-        self._departure = scope["state"].get(DEPARTURE)
-        if self._departure is not None:
-            self._departure.tell(self._client_went)
-        else:
-            self._watching = asyncio.create_task(self._end_with_client(receive))
+    @property
+    def is_unwatched(self) -> bool:
+        """Whether the work would want to know of its client's going, and has nobody yet who tells."""
+        return self._is_open and self._departure is None
+
+    def watch(self, departure: Departure) -> None:
+        """End the work, which must be unwatched, when the client goes away."""
+        self._departure = departure
+        departure.tell(self._client_went)
 
     def end(self, reason: ServiceError) -> None:
         """End the work; it is cancelled where it waits. Does nothing where it has ended, or is ending."""
@@ -155,8 +148,6 @@ class Work:
         self._in_flight.leave(self)
         if self._timer is not None:
             self._timer.cancel()
-        if self._watching is not None:
-            self._watching.cancel()
         if self._departure is not None:
             self._departure.tell(None)
 
@@ -170,11 +161,6 @@ class Work:
             self._set_timer()
         else:
             self.end(DeadlineExceeded("The deadline passed before the answer was there."))
-
-    async def _end_with_client(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._client_went()
 
     def _client_went(self) -> None:
         self.end(Cancelled("The client went away before its answer."))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.calls.base64_text import from_base64
 from service.errors import MalformedRequest
-from service.http.bodies.base64_text import from_base64
 from tests.service.conftest import Served
 from tests.service.http.routes.v2.bodies import PATH, document, tensor
 from tests.service.pictures import photo

@@ -4,10 +4,9 @@ import asyncio
 import time
 
 import pytest
-from starlette.types import Message
 
+from service.calls.in_flight import InFlight, Work
 from service.errors import Cancelled, DeadlineExceeded, NotReady
-from service.http.in_flight import DEPARTURE, Departure, InFlight, Work
 
 FOR_EVER_S = 60
 
@@ -15,11 +14,6 @@ FOR_EVER_S = 60
 async def wait(work: Work) -> None:
     with work:
         await asyncio.sleep(FOR_EVER_S)
-
-
-async def never() -> Message:
-    await asyncio.sleep(FOR_EVER_S)
-    raise AssertionError("nobody waits so long")
 
 
 async def begun(work: Work) -> asyncio.Task[None]:
@@ -118,48 +112,3 @@ async def test_nothing_ends_work_whose_answer_has_begun() -> None:
         await asyncio.sleep(0.03)
     assert (current := asyncio.current_task()) is not None
     assert current.cancelling() == 0
-
-
-async def test_client_that_goes_away_ends_the_work() -> None:
-    incoming: asyncio.Queue[Message] = asyncio.Queue()
-    work = Work(InFlight())
-    task = await begun(work)
-    work.watch({"state": {}}, incoming.get)
-    incoming.put_nowait({"type": "http.request", "body": b"", "more_body": False})
-    incoming.put_nowait({"type": "http.disconnect"})
-    with pytest.raises(Cancelled):
-        await task
-
-
-@pytest.mark.parametrize("is_early", [False, True], ids=["later", "before"])
-async def test_client_whose_server_says_that_it_goes_ends_the_work_without_a_task(is_early: bool) -> None:
-    departure, work = Departure(), Work(InFlight())
-    task = await begun(work)
-    if is_early:
-        departure.happen()
-    work.watch({"state": {DEPARTURE: departure}}, never)
-    assert asyncio.all_tasks() == {asyncio.current_task(), task}
-    departure.happen()
-    with pytest.raises(Cancelled):
-        await task
-
-
-async def test_client_that_goes_after_its_answer_ends_nothing() -> None:
-    departure = Departure()
-    with Work(InFlight()) as work:
-        work.watch({"state": {DEPARTURE: departure}}, never)
-        work.close()
-        departure.happen()
-        await asyncio.sleep(0)
-    assert (current := asyncio.current_task()) is not None
-    assert current.cancelling() == 0
-
-
-async def test_nothing_is_left_behind_when_the_work_is_done() -> None:
-    incoming: asyncio.Queue[Message] = asyncio.Queue()
-    with Work(InFlight()) as work:
-        work.due_by(time.monotonic() + FOR_EVER_S)
-        work.watch({"state": {}}, incoming.get)
-        await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert asyncio.all_tasks() == {asyncio.current_task()}
