@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "features": "write the features of image files to a NumPy archive",
     "bulk": "write predictions and features of any number of images as Parquet, resumably",
     "evaluate": "measure the accuracy on a folder of images whose classes are known",
+    "calibrate": "find the temperature that makes scores as likely as they say, on such a folder",
 }
 """Each command's name, which is its module's too, and what it does."""
 

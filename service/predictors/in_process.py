@@ -21,6 +21,7 @@ from service.images.pool import DecodePool
 from service.images.preprocessing import decode_into, prepare_pillow
 from service.model.directory import ModelDirectory
 from service.model.loading import SessionLoader, in_process_engine, preprocessing_of
+from service.model.postprocess import BEST, Choice
 from service.model.selection import only_model
 from service.predictors.types import Fault, PredictorFailed, PredictorModel, Ranking, ranked
 from service.settings import Settings
@@ -51,6 +52,7 @@ class InProcessPredictor:
             created=model.manifest.created,
             weights_sha256=model.manifest.weights_sha256,
             resize=settings.resize,
+            temperature=model.manifest.temperature,
         )
 
     @property
@@ -66,13 +68,13 @@ class InProcessPredictor:
     async def confirm(self) -> None:
         """See `Predictor`; a model that is loaded stays as it is."""
 
-    async def classify(self, image: bytes, *, top_k: int | None = None) -> Ranking | Fault:
+    async def classify(self, image: bytes, choice: Choice = BEST) -> Ranking | Fault:
         """Return the most likely classes of one image; see `Predictor`."""
         outputs = await self.features(image, (self._model.class_output,))
         if isinstance(outputs, Fault):
             return outputs
         try:
-            return ranked(outputs, self._model, top_k or self._top_k)
+            return ranked(outputs, self._model, choice.or_top_k(self._top_k))
         except InferenceFailed as error:
             return Fault(error.code, str(error))
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from service.engine.client import EngineClient
 from service.errors import InvalidParameter, NotReady, UnknownModel
 from service.images.preprocessing import Preprocessing
+from service.model.classes import Classes
 from service.model.directory import ModelDirectory
 from service.model.explain_record import ExplainRecord
 from service.model.manifest import Manifest
@@ -34,6 +35,7 @@ class Served:
     engine: EngineClient
     preprocessing: Preprocessing
     metrics: ModelMetrics
+    _classes: Classes | None = None
     _requests: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -54,6 +56,13 @@ class Served:
     def version(self) -> int:
         """Its version."""
         return self.model.manifest.version
+
+    @property
+    def classes(self) -> Classes:
+        """Its classes by what they are called; made when first asked for."""
+        if self._classes is None:
+            self._classes = Classes(self.model.labels)
+        return self._classes
 
     @property
     def explain(self) -> ExplainRecord | None:
