@@ -14,6 +14,7 @@ from service.engine.runtime.session import resolve_device
 from service.engine.types import EngineState
 from service.errors import SettingsError, StartupError
 from service.model.loading import SessionLoader, in_process_engine, preprocessing_of
+from service.serving.answer_cache import AnswerCache, of_version
 from service.serving.control import ModelControl
 from service.serving.reading import in_daemon_thread
 from service.serving.registry import Candidate, Loaded, Registry, Repository
@@ -36,6 +37,7 @@ class InProcessHost:
         self._models = models
         self._metrics = metrics
         self._room = Room(settings.max_queued_images)
+        self._cache = AnswerCache.of(settings, metrics)
         self._devices: defaultdict[str, DeviceTurns] = defaultdict(DeviceTurns)
         self._served: dict[int, Served] = {}
         self._resolve = cache(resolve_device)  # what a device stood for once it stands for always
@@ -65,7 +67,8 @@ class InProcessHost:
             await engine.stop(_STOP_S)
             self._forget(candidate.name, candidate.version)
             raise
-        self._served[serial] = Served(model, settings, engine, preprocessing_of(model.manifest, settings), metrics)
+        preprocessing, cache = preprocessing_of(model.manifest, settings), of_version(self._cache)
+        self._served[serial] = Served(model, settings, engine, preprocessing, metrics, cache)
         return Loaded((device,), (loader.facts.form,), loader.facts.parity)
 
     async def publish(self, statuses: Sequence[VersionStatus], serials: Sequence[int]) -> None:

@@ -21,6 +21,7 @@ from service.model.directory import ModelDirectory
 from service.model.explain_record import ExplainRecord
 from service.model.manifest import Manifest
 from service.model.sizes import InputSizes, explain_sizes_of, sizes_of
+from service.serving.answer_cache import VersionCache
 from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
 from service.telemetry.metrics import ModelMetrics
@@ -35,6 +36,8 @@ class Served:
     engine: EngineClient
     preprocessing: Preprocessing
     metrics: ModelMetrics
+    cache: VersionCache | None = None
+    """Its answers that are kept; None where the settings want none to be."""
     _classes: Classes | None = None
     _requests: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
@@ -111,8 +114,13 @@ class Served:
             self._unused.set()
 
     def let_go(self) -> None:
-        """Hold the engine no more, which has been stopped; a request that has ended may be remembered for long."""
+        """Hold the engine no more, which has been stopped, nor any answers that are kept.
+
+        A request that has ended may be remembered for long.
+        """
         del self.engine
+        if self.cache is not None:
+            self.cache.close()
 
     async def wait_unused(self) -> None:
         """Return when no request keeps it."""

@@ -12,6 +12,7 @@ from service.errors import LoadFailed, UnknownModel
 from service.model.directory import ModelDirectory
 from service.model.loading import graphs_of, input_shape, preprocessing_of
 from service.model.manifest import GraphForm
+from service.serving.answer_cache import AnswerCache, of_version
 from service.serving.control import ModelControl
 from service.serving.served import Served, ServedModels
 from service.serving.states import ModelState, VersionStatus
@@ -34,7 +35,13 @@ def engine_of(
     )
 
 
-def served_by(engine: InProcessEngine, model: ModelDirectory, settings: Settings, metrics: Metrics) -> Served:
+def served_by(
+    engine: InProcessEngine,
+    model: ModelDirectory,
+    settings: Settings,
+    metrics: Metrics,
+    cache: AnswerCache | None = None,
+) -> Served:
     """Return a model with its engine, as it is published."""
     return Served(
         model=model,
@@ -42,6 +49,7 @@ def served_by(engine: InProcessEngine, model: ModelDirectory, settings: Settings
         engine=engine,
         preprocessing=preprocessing_of(model.manifest, settings),
         metrics=metrics.of_model(model.manifest.name, model.manifest.version),
+        cache=of_version(cache),
     )
 
 

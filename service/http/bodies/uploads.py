@@ -8,6 +8,7 @@ limit, and within the time allowed. Nothing is written to disk.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol, TypeAlias
@@ -56,6 +57,15 @@ class Upload:
     index: int
     filename: str | None
     data: ImageBytes
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes the file has."""
+        return len(self.data)
+
+    def digest(self) -> bytes:
+        """Return the file's SHA-256."""
+        return hashlib.sha256(self.data).digest()
 
     def write(self, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> ImageTimings:
         """Decode the file into the model's input; raises UnusableImage."""

@@ -23,7 +23,6 @@ from service.serving.served import Served
 from service.telemetry.metrics import InferenceTotals
 
 router = APIRouter(tags=["inference protocol"], dependencies=[Depends(authorized)], responses=openapi.READING_ERRORS)
-_NOTHING = Duration(count=0, ns=0)
 
 
 @router.get("/v2/models/stats", operation_id="v2_stats", summary="Statistics of all models")
@@ -75,8 +74,8 @@ def statistics_of(manifest: Manifest, totals: InferenceTotals) -> ModelStatistic
             compute_input=stage("decode", "preprocess"),
             compute_infer=stage("inference"),
             compute_output=stage("postprocess"),
-            cache_hit=_NOTHING,
-            cache_miss=_NOTHING,
+            cache_hit=Duration(count=totals.cache_hits, ns=0),
+            cache_miss=Duration(count=totals.cache_misses, ns=0),
         ),
         batch_stats=[
             BatchStatistics(
