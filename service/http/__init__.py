@@ -1,4 +1,4 @@
 """The interface over HTTP: the application, what surrounds a request, and the order of an inference call.
 
-Imports: `access`, `engine`, `errors`, `images`, `serving`, `settings`, `telemetry`.
+Imports: `access`, `engine`, `errors`, `images`, `model`, `serving`, `settings`, `telemetry`.
 """
