@@ -130,7 +130,7 @@ class Images(_Group):
         )
         self.cache_images = self._gauge("dat_cache_images", "Answers that are kept.", of_processes="livesum")
         self.cache_bytes = self._gauge("dat_cache_bytes", "Memory that kept answers take.", of_processes="livesum")
-        self.evictions = self._plain_counter("dat_cache_evictions", "Kept answers that had to leave for others.")
+        self.evictions = self._plain_counter("dat_cache_evictions", "Kept answers that had to make room.")
         self.ended = self._counter(
             "dat_images",
             "Images received in complete requests, by outcome: answered, or the code of what was wrong.",
