@@ -90,6 +90,13 @@ def _parser() -> argparse.ArgumentParser:
         help="what will run it, which decides --sampling and --opset (default: cuda on a machine with a GPU, else cpu)",
     )
     parser.add_argument("--calibration", type=Path, metavar="FOLDER", help="photos that int8 takes its ranges from")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="what the service divides logits by before softmax, as `python -m service calibrate` found it for these "
+        "weights",
+    )
     parser.add_argument("--image-size", type=_image_size, metavar="N|HxW", help="default: that of the variant")
     parser.add_argument("--window-size", type=int, metavar="N", help="window of first-generation models")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names: a table, or one name a line")
@@ -176,6 +183,7 @@ def _job(arguments: argparse.Namespace, progress: Progress) -> ExportJob:
         opset=arguments.opset,
         graph_steps=arguments.graph_steps,
         dynamic_size=arguments.dynamic_size,
+        temperature=arguments.temperature,
         calibration=arguments.calibration,
         explain=arguments.explain,
         fused=arguments.fused,

@@ -12,6 +12,7 @@ from export.sampling import Strategy, select_strategy
 from export.steps import STEPS, Step, in_order, min_opset, parse_steps
 from export.targets import Target, find_target
 from models.variants import Variant
+from service.model.manifest import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 MAX_SIDE: Final = 2048
 """The largest side of a dynamic size: the longest that the published pipelines let an image have."""
@@ -46,6 +47,8 @@ class ExportJob:
     graph_steps: str | None = None
     """Names of graph steps with commas between, or `all`; None for the target's."""
     dynamic_size: bool = False
+    temperature: float | None = None
+    """What the service divides logits by before softmax, as `python -m service calibrate` finds it."""
     calibration: Path | None = None
     """A folder of photos for int8."""
     explain: bool = True
@@ -102,6 +105,11 @@ def check_job(job: ExportJob) -> None:
         raise ExportError("give either a weight file or a seed for random weights")
     if job.weights_key is not None and job.weights is None:
         raise ExportError("--weights-key is about a weight file: give it with --weights")
+    if job.temperature is not None and not MIN_TEMPERATURE <= job.temperature <= MAX_TEMPERATURE:
+        raise ExportError(
+            f"--temperature {job.temperature:g} is not from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}; "
+            "`python -m service calibrate` finds it"
+        )
     if job.calibration is not None and job.precision != "int8":
         raise ExportError(f"--calibration is for --precision int8 alone, not {job.precision}")
     config = job.variant.config

@@ -74,6 +74,7 @@ def manifest_of(
             tolerance=TOLERANCES[job.precision].rms,
             quantization=quantization,
         ),
+        temperature=job.temperature,
         explain=explain,
         fused=fused,
         exporter={tool: metadata.version(tool) for tool in _TOOLS},

@@ -22,7 +22,6 @@ from export.manifest import manifest_of, resized
 from export.operator_library import check_library, operator_library
 from export.precision import half
 from export.progress import Progress
-from export.publish import check_free, new_version, next_version
 from export.quantization import quantize
 from export.skip_norm import fuse_skip_norms
 from export.source import LoadedModel, from_file, from_seed
@@ -39,6 +38,7 @@ from service.model.manifest import (
     FusedRecord,
     QuantizationRecord,
 )
+from service.model.publish import check_free, new_version, next_version
 
 
 def run(job: ExportJob, progress: Progress) -> Path:

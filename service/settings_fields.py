@@ -142,6 +142,10 @@ class Fields(BaseModel):
     a dynamic size. A run's memory grows with them, and faster."""
     max_queued_images: Count = 1024
     """Most images admitted and not yet answered; beyond it requests get 429."""
+    cache_images: Annotated[int, Field(ge=0)] = 0
+    """Answers to keep for images that come again, in each worker: the outputs of so many, in memory. 0 keeps none."""
+    cache_bytes: Count = 256 * 1024 * 1024
+    """Most memory for the answers that are kept, in each worker, whatever `cache_images` says."""
     max_wait_ms: Annotated[int, Field(ge=0)] = 0
     """Longest time that an image may be predicted to wait for its turn; beyond it requests get 429, so that those
     taken are answered soon under any load. 0 leaves it to the requests' deadlines."""

@@ -9,5 +9,5 @@ Invariants: a part's file is there only if it is whole and on the disk; what it 
 the options that the folder's journal records. So a run that is killed at any point has lost the parts under way and
 nothing else, and what continues it repeats none of the others.
 
-Imports: `engine`, `errors`, `images`, `predictors`, `samples`, `settings`.
+Imports: `engine`, `errors`, `images`, `model`, `predictors`, `samples`, `settings`.
 """

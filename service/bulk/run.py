@@ -26,6 +26,7 @@ from service.bulk.writing import Answer, Counts, PartWriter
 from service.errors import InferenceFailed
 from service.images.files import read_image
 from service.images.names import LeftOut
+from service.model.postprocess import Choice
 from service.predictors.ordered import in_order
 from service.predictors.types import Fault, Predictor, PredictorFailed, PredictorModel, ranked
 
@@ -38,7 +39,7 @@ class Question:
     """What is asked about every image."""
 
     outputs: tuple[str, ...]
-    top_k: int
+    choice: Choice
     max_bytes: int
     """Larger images are not read."""
 
@@ -173,7 +174,7 @@ async def _answer(item: Item, question: Question, predictor: Predictor) -> Answe
     if isinstance(outputs, Fault):
         return outputs
     try:
-        return Answer(ranked(outputs, predictor.model, question.top_k), outputs)
+        return Answer(ranked(outputs, predictor.model, question.choice), outputs)
     except InferenceFailed as error:
         return Fault(error.code, str(error))
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.calls.context import RequestContext
+from service.calls.recall import Digestible, look_up
 from service.calls.upload import Upload
 from service.engine.reservation import Reservation
 from service.engine.types import Answer, Priority, Shape
@@ -33,13 +34,8 @@ Check: TypeAlias = Callable[[int, Mapping[int, ImageTimings]], None]
 """Looks at how many images a request has, and by their index at those that could be decoded; may raise."""
 
 
-class ImageSource(Protocol):
+class ImageSource(Digestible, Protocol):
     """One image of a request, in whatever form it was sent."""
-
-    @property
-    def index(self) -> int:
-        """The image's place in the request, from 0."""
-        ...
 
     def write(self, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> ImageTimings:
         """Write the model's input, uint8 (height, width, 3), in any thread; raises UnusableImage."""
@@ -78,9 +74,98 @@ async def infer_images(
 ) -> Inferred[ImageT]:
     """Decode and infer the images of a request whose body was read, within its deadline.
 
-    Raises BadImages where any cannot be used, unless `skip_bad` is set: then the others are inferred.
+    What a cache of answers has is neither decoded nor inferred, where there is one. Raises BadImages where any cannot
+    be used, unless `skip_bad` is set: then the others are inferred.
     """
     context.images = len(images)
+    infer = _infer if served.cache is None else _infer_what_is_missing
+    inferred = await infer(
+        context,
+        pool,
+        served,
+        images,
+        outputs=outputs,
+        priority=priority,
+        preprocessing=preprocessing,
+        skip_bad=skip_bad,
+        check=check,
+    )
+    class_output = served.manifest.class_output
+    if class_output in outputs:
+        context.logits = [answer.outputs[class_output] for answer in inferred.answers.values()]
+    if context.sampler is not None:
+        context.sampled = _sampled(context.sampler, served, images, inferred.answers)
+    return inferred
+
+
+async def _infer_what_is_missing(
+    context: RequestContext,
+    pool: DecodePool,
+    served: Served,
+    images: Sequence[ImageT],
+    *,
+    outputs: frozenset[str],
+    priority: Priority,
+    preprocessing: Preprocessing,
+    skip_bad: bool,
+    check: Check | None,
+) -> Inferred[ImageT]:
+    """Do what `_infer` does, but for images whose answers are kept."""
+    assert served.cache is not None
+    lookup = await look_up(
+        served.cache,
+        images,
+        asker=context.key.name if context.key is not None else "",
+        manifest=served.manifest,
+        outputs=outputs,
+        preprocessing=preprocessing,
+    )
+    found, missing = lookup.answers, [image for image in images if image.index not in lookup.answers]
+    served.metrics.looked_up(hits=len(found), misses=len(missing))
+
+    def check_all(_: int, decoded: Mapping[int, ImageTimings]) -> None:
+        if check is not None:
+            check(len(images), lookup.decoding | dict(decoded))
+
+    if missing:
+        fresh = await _infer(
+            context,
+            pool,
+            served,
+            missing,
+            outputs=lookup.outputs,
+            priority=priority,
+            preprocessing=preprocessing,
+            skip_bad=skip_bad,
+            check=check_all,
+        )
+    else:
+        fresh = Inferred((), {}, {}, {})
+        check_all(0, {})
+    answers = found | lookup.keep(fresh.answers, fresh.decoding)
+    if found:
+        served.metrics.images_ended("ok", len(found))
+    return Inferred(
+        images,
+        {image.index: answers[image.index] for image in images if image.index in answers},
+        fresh.faults,
+        lookup.decoding | dict(fresh.decoding),
+    )
+
+
+async def _infer(
+    context: RequestContext,
+    pool: DecodePool,
+    served: Served,
+    images: Sequence[ImageT],
+    *,
+    outputs: frozenset[str],
+    priority: Priority,
+    preprocessing: Preprocessing,
+    skip_bad: bool,
+    check: Check | None,
+) -> Inferred[ImageT]:
+    """Decode and infer images, one at least, of one request; raises as `infer_images`."""
     deadline_s = context.work.deadline_s
     shape = preprocessing.crop
     with served.engine.reserve(len(images), priority=priority, deadline_s=deadline_s, shape=shape) as reservation:
@@ -92,16 +177,12 @@ async def infer_images(
             raise BadImages(faults)
         if check is not None:
             check(len(images), decoding)
-        good = sorted(decoding)
+        good = [place for place, image in enumerate(images) if image.index in decoding]
         answers = await reservation.infer(good, outputs)
         context.stages.inferred(answers)
-        class_output = served.manifest.class_output
-        if class_output in outputs:
-            context.logits = [answer.outputs[class_output] for answer in answers]
-        if context.sampler is not None:
-            context.sampled = _sampled(context.sampler, served, images, dict(zip(good, answers, strict=True)))
     served.metrics.images_ended("ok", len(answers))
-    return Inferred(images, dict(zip(good, answers, strict=True)), faults, decoding)
+    indices = [images[place].index for place in good]
+    return Inferred(images, dict(zip(indices, answers, strict=True)), faults, decoding)
 
 
 def _sampled(
@@ -125,7 +206,9 @@ async def _decode(
     preprocessing: Preprocessing,
 ) -> tuple[dict[int, ImageTimings], dict[int, ImageFault]]:
     """Decode every image into its slot, as many at once as the pool has threads."""
-    running = [pool.run(priority, _decode_one, image, reservation, preprocessing) for image in images]
+    running = [
+        pool.run(priority, _decode_one, image, place, reservation, preprocessing) for place, image in enumerate(images)
+    ]
     ends = [await running[0]] if len(running) == 1 else await asyncio.gather(*running)
     decoding: dict[int, ImageTimings] = {}
     faults: dict[int, ImageFault] = {}
@@ -138,11 +221,11 @@ async def _decode(
 
 
 def _decode_one(
-    image: ImageSource, reservation: Reservation, preprocessing: Preprocessing
+    image: ImageSource, place: int, reservation: Reservation, preprocessing: Preprocessing
 ) -> ImageTimings | ImageFault:
-    """Decode one image into its slot; runs in a thread of the decoding pool."""
+    """Decode one image into its slot, by its place in the reservation; runs in a thread of the decoding pool."""
     try:
-        with reservation.writing(image.index) as pixels:
+        with reservation.writing(place) as pixels:
             return image.write(pixels, preprocessing)
     except UnusableImage as error:
         return error.fault

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -26,6 +27,15 @@ class Upload:
     index: int
     filename: str | None
     data: ImageBytes
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes the file has."""
+        return len(self.data)
+
+    def digest(self) -> bytes:
+        """Return the file's SHA-256."""
+        return hashlib.sha256(self.data).digest()
 
     def write(self, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> ImageTimings:
         """Decode the file into the model's input; raises UnusableImage."""

@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "bulk": "write predictions and features of any number of images as Parquet, resumably",
     "drift": "say whether answers differ from those of another time by more than chance",
     "evaluate": "measure the accuracy on a folder of images whose classes are known",
+    "calibrate": "find the temperature that makes scores as likely as they say, on such a folder",
 }
 """Each command's name, which is its module's too, and what it does."""
 

@@ -20,8 +20,9 @@ from service.commands.files import Found, find_files
 from service.commands.terminal import printable, progress, report_left_out, say
 from service.errors import SettingsError, StartupError
 from service.images.names import SUFFIXES, LeftOut
+from service.model.postprocess import Choice
 from service.predictors.types import PredictorModel
-from service.settings import Settings, add_options
+from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.bulk.journal import Journal
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="do the parts on a Ray cluster, on every device of it; its nodes must see INPUT, DIR and the model "
         "repository under the same paths",
     )  # fmt: skip
-    add_options(parser, only=("top_k",))
+    source.add_choice_arguments(parser)
     source.add_arguments(parser)
 
 
@@ -88,9 +89,10 @@ async def _run(options: argparse.Namespace, settings: Settings, found: Found, jo
     parts = await asyncio.to_thread(plan, found.files, part_images=options.part_images, column=options.column)
     async with _open_workplace(options, settings, journal) as workplace:
         outputs = () if options.outputs == "none" else source.checked_outputs(options.outputs, workplace.model)
-        record = _record(options, settings, workplace.model, outputs)
+        choice = source.choice_of(options, settings, workplace.model)
+        record = _record(options, settings, workplace.model, outputs, choice)
         await asyncio.to_thread(journal.begin, record, found.files)
-        question = Question(outputs, settings.top_k, settings.max_body_bytes)
+        question = Question(outputs, choice.or_top_k(settings.top_k), settings.max_body_bytes)
         schema = schema_of(await workplace.shapes(outputs), model=record["model"])
         return await _finish(parts, workplace, question, journal=journal, schema=schema, left_out=found.left_out)
 
@@ -165,7 +167,7 @@ def _find(paths: list[str], out: Path) -> Found:
 
 
 def _record(
-    options: argparse.Namespace, settings: Settings, model: PredictorModel, outputs: tuple[str, ...]
+    options: argparse.Namespace, settings: Settings, model: PredictorModel, outputs: tuple[str, ...], choice: Choice
 ) -> dict[str, Any]:
     """Return what the rows depend on, besides the files."""
     in_process = options.url is None
@@ -186,7 +188,11 @@ def _record(
         "column": options.column,
         "part_images": options.part_images,
         **(_chosen_limits(settings) if in_process else {}),
-        **({} if model.resize == "exact" else {"resize": model.resize}),  # which older runs did not record
+        # What older runs did not record, where it is not as they had it.
+        **({} if model.resize == "exact" else {"resize": model.resize}),
+        **({} if model.temperature is None else {"temperature": model.temperature}),
+        **({"min_score": choice.min_score} if choice.min_score else {}),
+        **({} if choice.classes is None else {"classes": list(choice.classes)}),
     }
 
 

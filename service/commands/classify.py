@@ -18,7 +18,7 @@ from service.commands.answers import answers
 from service.commands.files import find_files
 from service.commands.terminal import printable, report_left_out
 from service.predictors.types import Fault, Ranking
-from service.settings import Settings, add_options
+from service.settings import Settings
 
 _WIDEST_PATH = 60
 """Columns; longer paths push their own line out of line."""
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=("table", "jsonl"), help="form of the answers (default: table on a terminal, else jsonl)"
     )
-    add_options(parser, only=("top_k",))
+    source.add_choice_arguments(parser)
     source.add_arguments(parser)
 
 
@@ -54,11 +54,11 @@ async def _classify(options: argparse.Namespace, settings: Settings) -> int:
     is_whole = not found.faults and not found.left_out.others
     if not found.files:
         return 1
-    top_k: int | None = getattr(options, "top_k", None) and settings.top_k  # left out, the server's own counts
     async with source.open_source(options, settings) as predictor:
+        choice = source.choice_of(options, settings, predictor.model)
         under_way = answers(
             found.files,
-            lambda image: predictor.classify(image, top_k=top_k),
+            lambda image: predictor.classify(image, choice),
             concurrency=predictor.concurrency,
             max_bytes=settings.max_body_bytes,
             description="classifying",
@@ -90,6 +90,8 @@ def table(width: int) -> Show:
         if isinstance(result, Fault):
             row(path, "error", f"{result.code}: {result.detail}")
             return
+        if not result:
+            row(path, "", "no class has the score that is asked for")
         for place, prediction in enumerate(result):
             row(path if place == 0 else "", f"{prediction.score:.4f}", prediction.label)
 

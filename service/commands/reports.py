@@ -52,6 +52,7 @@ def as_json(evaluation: Evaluation, *, confusions: int, per_class: bool) -> str:
     report: dict[str, Any] = {
         "model": {"name": evaluation.model.name, "version": evaluation.model.version},
         "resize": evaluation.model.resize,
+        "temperature": evaluation.model.temperature,
         "complete": tally.all.images == evaluation.planned,
         **_counted(tally.all),
         **({} if evaluation.comparison is None else {"compared": _compared(evaluation.comparison, evaluation.model)}),

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from service.commands.options import given_settings, settings_from
 from service.errors import SettingsError
+from service.model.classes import Classes, UnknownClass
 from service.model.manifest import unknown_outputs
+from service.model.postprocess import Choice
 from service.model.selection import settings_of_only_model
 from service.predictors.types import Predictor, PredictorModel
 from service.settings import CLIENT_API_KEY, Settings, add_options, option_of
@@ -48,6 +50,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images under way at a time (default: what keeps the model busy)",
     )
     add_options(parser, only=_OF_EITHER | _OF_A_PROCESS)
+
+
+def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose which predictions are named."""
+    add_options(parser, only=("top_k",))
+    parser.add_argument(
+        "--min-score", type=probability, default=0.0, metavar="SCORE", help="leave out predictions with a lower score"
+    )
+    parser.add_argument(
+        "--classes", action="append", default=[], metavar="CLASSES",
+        help="name these classes alone, by ids, labels or synsets, separated by commas or each by an option of its own",
+    )  # fmt: skip
+
+
+def choice_of(options: argparse.Namespace, settings: Settings, model: PredictorModel) -> Choice:
+    """Return which predictions the options ask for; left out, how many is for whoever answers.
+
+    Raises SettingsError that names what is no class of the model.
+    """
+    try:
+        classes = Classes(model.labels).chosen(options.classes) if options.classes else None
+    except UnknownClass as error:
+        raise SettingsError(f"--classes: {error}") from error
+    return Choice(getattr(options, "top_k", None) and settings.top_k, options.min_score, classes)
+
+
+def probability(text: str) -> float:
+    """Return a number from 0 to 1, as argparse asks for it."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return number
 
 
 def positive(text: str) -> int:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PureWindowsPath
 
 from service.errors import StartupError
-from service.evaluation.classes import Classes, UnknownClass
+from service.model.classes import Classes, UnknownClass
 from service.text_files import BadTextFile, check_list, composed, is_blank, read_lines, read_list, table_rows
 
 _HEADER = ["filename", "class"]

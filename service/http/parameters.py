@@ -64,8 +64,13 @@ class ClassifyParameters(InferenceParameters):
     """The parameters of a classification."""
 
     top_k: Annotated[int, Field(gt=0)] | None = None
-    """How many classes to name for each image, most likely first; more than there are gives all. The server's
-    setting (5) by default."""
+    """How many classes to name for each image, most likely first; more than there are gives all. By default the
+    server's setting (5), or all of `classes`."""
+    min_score: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    """The least score: predictions below it are left out, which may leave none."""
+    classes: list[str] = []
+    """The only classes to name, by their ids, labels or synsets: repeat the parameter, or separate them by commas; a
+    label that holds a comma stands alone. Scores stay the probabilities among all classes of the model."""
 
 
 class FeaturesParameters(InferenceParameters):

@@ -28,6 +28,8 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Task = Literal["classification"]
 """What a model is for. Other tasks may follow; this service refuses all but these."""
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
+"""Temperatures beyond these make every score 0 or 1, or all alike."""
 _STRIDES_OF_OLDER = {"stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
 _CLASSES_OF_OLDER = "logits"
 MAX_SIDE_OF_OLDER = 2048
@@ -215,6 +217,9 @@ class Manifest(Record):
     files: dict[str, FileRecord]
     labels: Literal["labels.tsv"] = "labels.tsv"
     verification: VerificationRecord
+    temperature: float | None = Field(default=None, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
+    """What the class output is divided by before softmax, so that scores are as likely as they say; the output itself
+    stays as it is. None where nobody has calibrated the model."""
     explain: ExplainRecord | None = None
     """What `explain.onnx` gives; None where there is none, as in older manifests."""
     fused: FusedRecord | None = None

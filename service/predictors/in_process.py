@@ -26,7 +26,7 @@ from service.images.pool import DecodePool
 from service.images.preprocessing import Preprocessing, decode_into, prepare_pillow
 from service.model.directory import ModelDirectory
 from service.model.loading import SessionLoader, in_process_engine, preprocessing_of
-from service.model.postprocess import softmax
+from service.model.postprocess import BEST, Choice, softmax
 from service.model.selection import only_model
 from service.predictors.types import Fault, PredictorFailed, PredictorModel, Ranking, ScoresByBoth, ranked
 from service.settings import Settings
@@ -58,6 +58,7 @@ class InProcessPredictor:
             created=model.manifest.created,
             weights_sha256=model.manifest.weights_sha256,
             resize=settings.resize,
+            temperature=model.manifest.temperature,
         )
 
     @property
@@ -73,13 +74,13 @@ class InProcessPredictor:
     async def confirm(self) -> None:
         """See `Predictor`; a model that is loaded stays as it is."""
 
-    async def classify(self, image: bytes, *, top_k: int | None = None) -> Ranking | Fault:
+    async def classify(self, image: bytes, choice: Choice = BEST) -> Ranking | Fault:
         """Return the most likely classes of one image; see `Predictor`."""
         outputs = await self.features(image, (self._model.class_output,))
         if isinstance(outputs, Fault):
             return outputs
         try:
-            return ranked(outputs, self._model, top_k or self._top_k)
+            return ranked(outputs, self._model, choice.or_top_k(self._top_k))
         except InferenceFailed as error:
             return Fault(error.code, str(error))
 
@@ -120,10 +121,11 @@ class InProcessPredictor:
         preprocessing = replace(self._preprocessing, fast=True)
         with self._engine.reserve(1, priority=Priority.BULK) as reservation:
             fast = await self._pool.run(Priority.BULK, self._decode_and_copy, image, reservation, preprocessing)
-            if np.array_equal(exact, fast):
-                return ScoresByBoth(softmax(answer.outputs[name]), None)
-            (other,) = await reservation.infer([0], outputs)
-        return ScoresByBoth(softmax(answer.outputs[name]), softmax(other.outputs[name]))
+            same = np.array_equal(exact, fast)
+            if not same:
+                (other,) = await reservation.infer([0], outputs)
+        scores = partial(softmax, temperature=self._model.temperature)
+        return ScoresByBoth(scores(answer.outputs[name]), None if same else scores(other.outputs[name]))
 
     def _decode_and_copy(self, image: bytes, reservation: Reservation, preprocessing: Preprocessing) -> Pixels:
         with reservation.writing(0) as pixels:

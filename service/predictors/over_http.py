@@ -25,6 +25,7 @@ import numpy as np
 from service.engine.types import Outputs
 from service.errors import BadImages
 from service.model.directory import Label
+from service.model.postprocess import BEST, Choice
 from service.predictors.groups import GroupLimits, Groups
 from service.predictors.retries import RetryPolicy, retry_after_s
 from service.predictors.types import Fault, Prediction, PredictorFailed, PredictorModel, Ranking
@@ -60,7 +61,7 @@ class HttpPredictor:
         self._retries = retries
         self._limits = limits
         self._requests = math.ceil(concurrency / limits.images)
-        self._rankings: dict[int | None, Groups[Ranking | Fault]] = {}
+        self._rankings: dict[Choice, Groups[Ranking | Fault]] = {}
         self._features: dict[tuple[str, ...], Groups[Outputs | Fault]] = {}
 
     @property
@@ -73,13 +74,13 @@ class HttpPredictor:
         """How many images should be under way."""
         return self._concurrency
 
-    async def classify(self, image: bytes, *, top_k: int | None = None) -> Ranking | Fault:
+    async def classify(self, image: bytes, choice: Choice = BEST) -> Ranking | Fault:
         """Return the most likely classes of one image; see `Predictor`."""
         if not image:
             return _EMPTY
-        if top_k not in self._rankings:
-            self._rankings[top_k] = self._groups(partial(self._classify, top_k))
-        return await self._rankings[top_k].ask(image)
+        if choice not in self._rankings:
+            self._rankings[choice] = self._groups(partial(self._classify, choice))
+        return await self._rankings[choice].ask(image)
 
     async def features(self, image: bytes, outputs: Sequence[str]) -> Outputs | Fault:
         """Return outputs for one image; see `Predictor`."""
@@ -111,11 +112,15 @@ class HttpPredictor:
     def _groups(self, send: Callable[[Sequence[bytes]], Awaitable[Sequence[R]]]) -> Groups[R]:
         return Groups(send, requests=self._requests, limits=self._limits)
 
-    async def _classify(self, top_k: int | None, images: Sequence[bytes]) -> list[Ranking | Fault]:
-        query = {} if top_k is None else {"top_k": top_k}
+    async def _classify(self, choice: Choice, images: Sequence[bytes]) -> list[Ranking | Fault]:
+        query: dict[str, Any] = {} if choice.top_k is None else {"top_k": choice.top_k}
+        if choice.min_score:  # which older servers do not know
+            query["min_score"] = repr(choice.min_score)
+        if choice.classes is not None:
+            query["classes"] = ",".join(map(str, choice.classes))
         response = await self._ask("/v1/classify", images, query, accept="application/json")
         if isinstance(response, Fault):
-            return await _each_alone(response, images, partial(self._classify, top_k))
+            return await _each_alone(response, images, partial(self._classify, choice))
         return [_ranking_of(result) for result in response.json()["results"]]
 
     async def _extract(self, outputs: tuple[str, ...], images: Sequence[bytes]) -> list[Outputs | Fault]:
@@ -267,6 +272,7 @@ def _model_of(details: Mapping[str, Any]) -> PredictorModel:
         created=details["created"],
         weights_sha256=details["weights_sha256"],
         resize=details.get("resize", "exact"),  # servers before there was a choice
+        temperature=details.get("temperature"),
     )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from service.engine.types import Outputs
 from service.errors import ImageFault, StartupError
 from service.model.directory import Label
-from service.model.postprocess import softmax, top_k
+from service.model.postprocess import BEST, Choice, best_classes, softmax
 
 Fault: TypeAlias = ImageFault
 """Why one image has no answer; other images are not affected."""
@@ -43,6 +43,8 @@ class PredictorModel:
     weights_sha256: str
     resize: str = "exact"
     """How images get its size, as the setting says; those that do not tell, do it exactly."""
+    temperature: float | None = None
+    """What its class output is divided by before softmax; None for nothing."""
 
 
 class PredictorFailed(StartupError):
@@ -63,9 +65,9 @@ class ScoresByBoth:
     """None where the fast resize gives the same pixels."""
 
 
-def ranked(outputs: Outputs, model: PredictorModel, k: int) -> Ranking:
-    """Return the `k` most likely classes by the class output among `outputs`; raises InferenceFailed."""
-    best = top_k(softmax(outputs[model.class_output]), k)
+def ranked(outputs: Outputs, model: PredictorModel, choice: Choice) -> Ranking:
+    """Return the predictions of a choice by the class output among `outputs`; raises InferenceFailed."""
+    best = best_classes(softmax(outputs[model.class_output], model.temperature), choice)
     return [Prediction(class_id, model.labels[class_id].name, score) for class_id, score in best]
 
 
@@ -93,10 +95,10 @@ class Predictor(Protocol):
         """
         ...
 
-    async def classify(self, image: bytes, *, top_k: int | None = None) -> Ranking | Fault:
-        """Return the `top_k` most likely classes of one image file, highest first.
+    async def classify(self, image: bytes, choice: Choice = BEST) -> Ranking | Fault:
+        """Return the predictions of a choice for one image file, highest first.
 
-        Left out, `top_k` is the setting of whoever answers; more than there are classes gives them all.
+        Where the choice does not say how many, the setting of whoever answers does.
         """
         ...
 

@@ -19,6 +19,7 @@ from service.engine.shared import SharedSlots
 from service.errors import NotReady
 from service.model.loading import preprocessing_of
 from service.processes.plan import Change, Changed, Plan, Publish, Published, VersionPlan
+from service.serving.answer_cache import AnswerCache, of_version
 from service.serving.control import ModelControl
 from service.serving.served import Served, ServedModels
 from service.telemetry.metrics import Metrics
@@ -36,6 +37,7 @@ class WorkerHosting:
         self._metrics = metrics
         self._worker = worker
         self._room = Room(settings.slots_of_a_worker)
+        self._cache = AnswerCache.of(settings, metrics)
         self._models = ServedModels(default=plan.default_model)
         self._models.publish(published.statuses, ())
         self._revision = -1
@@ -140,6 +142,7 @@ class WorkerHosting:
                 class_names=plan.model.class_names,
                 most_classes=settings.class_metrics,
             ),
+            of_version(self._cache),
         )
 
     async def _publish(self, published: Publish) -> None:

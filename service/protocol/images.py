@@ -7,6 +7,7 @@ another image's. `BYTES` hold image files, which are decoded, resized and croppe
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 import time
@@ -39,6 +40,16 @@ class PixelImage:
 
     index: int
     pixels: NDArray[Any]
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes the pixels have."""
+        return self.pixels.nbytes
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of the pixels with their type and shape, which none of a file is like."""
+        what = f"{self.pixels.dtype.str}{self.pixels.shape}".encode()
+        return what + hashlib.sha256(np.ascontiguousarray(self.pixels).data).digest()
 
     def write(self, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> ImageTimings:  # noqa: ARG002
         """Copy the pixels; raises UnusableImage where a number is not whole or not from 0 to 255."""

@@ -179,9 +179,9 @@ class InferenceStatistics(_Written):
     compute_output: Duration
     """From the model's outputs to the answer's."""
     cache_hit: Duration
-    """There is no cache: 0."""
+    """Images whose answers were kept, not requests; the time is not measured, 0."""
     cache_miss: Duration
-    """There is no cache: 0."""
+    """Images that were looked for among the answers that are kept, and not found; likewise."""
 
 
 class BatchStatistics(_Written):

@@ -17,8 +17,6 @@ from service.protocol.schemas import (
 from service.serving.served import Served
 from service.telemetry.metrics import InferenceTotals
 
-_NOTHING = Duration(count=0, ns=0)
-
 
 async def statistics(parts: Parts, models: Sequence[Served]) -> Statistics:
     """Return the statistics of versions."""
@@ -49,8 +47,8 @@ def statistics_of(manifest: Manifest, totals: InferenceTotals) -> ModelStatistic
             compute_input=stage("decode", "preprocess"),
             compute_infer=stage("inference"),
             compute_output=stage("postprocess"),
-            cache_hit=_NOTHING,
-            cache_miss=_NOTHING,
+            cache_hit=Duration(count=totals.cache_hits, ns=0),
+            cache_miss=Duration(count=totals.cache_misses, ns=0),
         ),
         batch_stats=[
             BatchStatistics(

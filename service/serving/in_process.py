@@ -22,6 +22,7 @@ from service.engine.runtime.session import resolve_device
 from service.engine.types import EngineState
 from service.errors import SettingsError, StartupError
 from service.model.loading import SessionLoader, in_process_engine, preprocessing_of
+from service.serving.answer_cache import AnswerCache, of_version
 from service.serving.control import ModelControl
 from service.serving.reading import in_daemon_thread
 from service.serving.registry import Candidate, Loaded, Registry, Repository
@@ -54,6 +55,7 @@ class InProcessHost:
         self._on_hung = on_hung
         self._max_restart_delay_s = settings.max_restart_delay_ms / 1000
         self._room = Room(settings.max_queued_images)
+        self._cache = AnswerCache.of(settings, metrics)
         self._devices: defaultdict[str, DeviceTurns] = defaultdict(DeviceTurns)
         self._served: dict[int, Served] = {}
         self._keeping: dict[int, asyncio.Task[None]] = {}
@@ -81,7 +83,8 @@ class InProcessHost:
             await engine.stop(_STOP_S)
             self._forget(candidate.name, candidate.version)
             raise
-        served = Served(model, settings, engine, preprocessing_of(model.manifest, settings), metrics)
+        preprocessing, cache = preprocessing_of(model.manifest, settings), of_version(self._cache)
+        served = Served(model, settings, engine, preprocessing, metrics, cache)
         self._served[serial] = served
         self._keeping[serial] = asyncio.create_task(self._keep(served, engine, candidate, device, on_reloaded))
         return _loaded(device, loader)

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from service.engine.client import EngineClient
 from service.errors import InvalidParameter, NotReady, UnknownModel
 from service.images.preprocessing import Preprocessing
+from service.model.classes import Classes
 from service.model.directory import ModelDirectory
 from service.model.explain_record import ExplainRecord
 from service.model.manifest import Manifest
 from service.model.sizes import InputSizes, explain_sizes_of, sizes_of
+from service.serving.answer_cache import VersionCache
 from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
 from service.telemetry.metrics import ModelMetrics
@@ -34,6 +36,9 @@ class Served:
     engine: EngineClient
     preprocessing: Preprocessing
     metrics: ModelMetrics
+    cache: VersionCache | None = None
+    """Its answers that are kept; None where the settings want none to be."""
+    _classes: Classes | None = None
     _requests: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -54,6 +59,13 @@ class Served:
     def version(self) -> int:
         """Its version."""
         return self.model.manifest.version
+
+    @property
+    def classes(self) -> Classes:
+        """Its classes by what they are called; made when first asked for."""
+        if self._classes is None:
+            self._classes = Classes(self.model.labels)
+        return self._classes
 
     @property
     def explain(self) -> ExplainRecord | None:
@@ -102,8 +114,13 @@ class Served:
             self._unused.set()
 
     def let_go(self) -> None:
-        """Hold the engine no more, which has been stopped; a request that has ended may be remembered for long."""
+        """Hold the engine no more, which has been stopped, nor any answers that are kept.
+
+        A request that has ended may be remembered for long.
+        """
         del self.engine
+        if self.cache is not None:
+            self.cache.close()
 
     async def wait_unused(self) -> None:
         """Return when no request keeps it."""

@@ -78,6 +78,10 @@ class InferenceTotals:
     """How long these took in all."""
     last_run_s: float
     """When the model last ran, in seconds since 1970; 0 where it never has."""
+    cache_hits: int = 0
+    """Images whose answers were kept."""
+    cache_misses: int = 0
+    """Images that were looked for in the cache of answers, and not found."""
 
 
 class _EndedRequests:
@@ -125,6 +129,7 @@ class ModelMetrics:
         self.requests = _EndedRequests(requests, *labels)
         self._request_stage_s = requests.stage_s.under(*labels)
         self._images_ended = images.ended.under(*labels)
+        self._lookups = images.lookups.under(*labels)
         self._stage_s = images.stage_s.under(*labels)
         self._runs_ended = batches.ended.under(*labels)
         self._run_s = batches.run_s.under(*labels)
@@ -142,6 +147,11 @@ class ModelMetrics:
     def images_ended(self, outcome: str, count: int = 1) -> None:
         """Count images by how they ended."""
         self._images_ended.of(outcome).inc(count)
+
+    def looked_up(self, *, hits: int, misses: int) -> None:
+        """Count images that were looked for in the cache of answers."""
+        self._lookups.of("hit").inc(hits)
+        self._lookups.of("miss").inc(misses)
 
     def requests_inferred(self, stages_s: Sequence[Mapping[str, float]]) -> None:
         """Record where the time of answered inference requests went."""
@@ -335,6 +345,15 @@ class Metrics:
         """Count images of sampled requests by what became of them; any thread."""
         self._images.sampled.of(outcome).inc(count)
 
+    def cache_holds(self, *, images: int, size_bytes: int) -> None:
+        """Record how many answers this process keeps, and the memory that they take."""
+        self._images.cache_images.set(images)
+        self._images.cache_bytes.set(size_bytes)
+
+    def cache_evicted(self, images: int) -> None:
+        """Count kept answers that had to leave for others."""
+        self._images.evictions.inc(images)
+
     def decodes_abandoned(self, count: int) -> None:
         """Record how many decodings go on for nobody; any thread."""
         self._images.abandoned_decodes.set(count)
@@ -361,6 +380,7 @@ class Metrics:
         failed_s = [each for each in samples(requests.failed_s.metric) if each.labels["route"] in routes]
         answered = [each for each in samples(images.stage_s.metric, "_count") if each.labels["stage"] == "total"]
         runs = [each for each in samples(batches.ended.metric) if each.labels["outcome"] == "ok"]
+        lookups = _sums_by("outcome", samples(images.lookups.metric))
         return InferenceTotals(
             answered=int(_sum(answered)),
             failed=int(_sum(each for each in asked if each.labels["code"] != "ok")),
@@ -370,6 +390,8 @@ class Metrics:
             runs={int(bucket): int(count) for bucket, count in _sums_by("bucket", runs).items()},
             runs_s={int(bucket): s for bucket, s in _sums_by("bucket", samples(batches.run_s.metric)).items()},
             last_run_s=_sum(samples(batches.last_run.metric, "")),
+            cache_hits=int(lookups.get("hit", 0)),
+            cache_misses=int(lookups.get("miss", 0)),
         )
 
     def render(self) -> bytes:

@@ -65,6 +65,9 @@ class _Group:
     def _counter(self, name: str, documentation: str, *labels: str) -> Labelled[Counter]:
         return self._labelled(Counter(name, documentation, labels, registry=self._registry), labels)
 
+    def _plain_counter(self, name: str, documentation: str) -> Counter:
+        return Counter(name, documentation, registry=self._registry)
+
     def _histogram(
         self, name: str, documentation: str, *labels: str, buckets: tuple[float, ...] = STAGE_BUCKETS_S
     ) -> Labelled[Histogram]:
@@ -123,6 +126,15 @@ class Images(_Group):
             "Decodings that go on in their threads although their requests have ended.",
             of_processes="livesum",
         )
+        self.lookups = self._counter(
+            "dat_cache_lookups",
+            "Images looked for in the cache of answers, by outcome: hit, miss.",
+            *OF_MODEL,
+            "outcome",
+        )
+        self.cache_images = self._gauge("dat_cache_images", "Answers that are kept.", of_processes="livesum")
+        self.cache_bytes = self._gauge("dat_cache_bytes", "Memory that kept answers take.", of_processes="livesum")
+        self.evictions = self._plain_counter("dat_cache_evictions", "Kept answers that had to make room.")
         self.ended = self._counter(
             "dat_images",
             "Images received in complete requests, by outcome: answered, or the code of what was wrong.",

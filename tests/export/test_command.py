@@ -146,11 +146,13 @@ class TestRepository:
         assert "--version" in capsys.readouterr().err
         assert (tmp_path / "dat_demo" / "2" / "manifest.json").read_bytes() == before
 
-    def test_labels_of_the_user_are_taken(self, tmp_path: Path) -> None:
+    def test_labels_and_the_temperature_of_the_user_are_taken(self, tmp_path: Path) -> None:
         names = tmp_path / "names.txt"
         names.write_text("\n".join(f"digit {number}" for number in range(10)))
-        assert export("dat_demo", "--random-weights", 0, "--labels", names, repository=tmp_path) == 0
-        assert open_model(tmp_path / "dat_demo" / "1").labels[3].name == "digit 3"
+        given = ("--labels", names, "--temperature", 1.5)
+        assert export("dat_demo", "--random-weights", 0, *given, repository=tmp_path) == 0
+        exported = open_model(tmp_path / "dat_demo" / "1")
+        assert (exported.labels[3].name, exported.manifest.temperature) == ("digit 3", 1.5)
 
     def test_graph_that_differs_from_the_model_is_not_published(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -209,6 +211,8 @@ class TestRepository:
         (("dat_pp_tiny", "--random-weights", 0, "--dynamic-size", "--image-size", 32), "33 or more"),
         (("dat_tiny", "--random-weights", 0, "--name", "../up"), "'../up'"),
         (("dat_tiny", "--random-weights", 0, "--version", 0), "version 0"),
+        (("dat_tiny", "--random-weights", 0, "--temperature", 0), "--temperature 0 is not from"),
+        (("dat_tiny", "--random-weights", 0, "--temperature", "nan"), "--temperature nan is not from"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_in_one_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +22,7 @@ from models.demo.digits import training_and_held_out
 from service.__main__ import main
 from service.commands import COMMANDS
 from service.model.directory import ModelDirectory
+from service.model.postprocess import softmax
 from tests.api_keys import entry_of
 from tests.conftest import ExportOnce
 from tests.integration.conftest import PATIENCE_S, ROOT, service_process, service_thread
@@ -333,3 +336,82 @@ def test_only_what_a_command_needs_is_imported() -> None:
     names = ("classify", "features", "evaluate", "settings", "serve")
     ended = subprocess.run([sys.executable, "-c", probe, *names], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines() == ["", "", "", "", "fastapi onnxruntime uvicorn"]
+
+
+def test_classify_names_only_the_classes_and_scores_asked_for(answerer: tuple[object, ...], digits: Path) -> None:
+    given = [digits / "3", *answerer, "--top-k", 10]
+    everything = lines_of(command("classify", *given))
+    chosen = lines_of(command("classify", *given, "--classes", "8,3", "--classes", "1", "--min-score", "0.02"))
+    assert [line["path"] for line in chosen] == [line["path"] for line in everything]
+    for line, full in zip(chosen, everything, strict=True):
+        assert line["predictions"] == [
+            each for each in full["predictions"] if each["class_id"] in (1, 3, 8) and each["score"] >= 0.02
+        ]
+    ended = command("classify", *given, "--classes", "3,ten")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "--classes: 'ten' is no class of this model" in ended.stderr
+
+
+def test_calibrate_shows_what_a_temperature_would_change(answerer: tuple[object, ...], digits: Path) -> None:
+    ended = command("calibrate", digits, *answerer, "--json", "--held-out", "0.4")
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads(ended.stdout)
+    assert (report["model"]["version"], report["temperature_before"], report["written"]) == (1, None, None)
+    assert (report["fitted"]["before"]["images"], report["held_out"]["before"]["images"]) == (216, 144)
+    for part in ("fitted", "held_out"):
+        before, after = report[part]["before"], report[part]["after"]
+        assert before["accuracy"] == after["accuracy"]
+        assert (after["nll"] < before["nll"], after["ece"] < before["ece"]) == (True, True)
+        assert sum(each["images"] for each in after["bins"]) == after["images"]
+
+
+def test_a_temperature_that_is_written_is_a_version_that_a_server_loads(
+    digits: Path, exported: ExportOnce, tmp_path: Path
+) -> None:
+    shutil.copytree(exported("dat_demo"), tmp_path / "models")
+    source = ("--repository", tmp_path / "models", "--threads", 1)
+    ended = command("calibrate", digits, *source, "--write")
+    assert ended.returncode == 0, ended.stderr
+    assert f"written: {tmp_path / 'models' / 'dat_demo' / '2'}\n" in ended.stdout
+    image = min((digits / "3").iterdir()).read_bytes()
+    options = ("--threads", "1", "--model", "dat_demo:1,dat_demo:2")
+
+    def answers(client: httpx.Client, query: str) -> list[dict[str, Any]]:
+        """The results of both versions for the image."""
+        asked = [f"{query}&model=dat_demo:{version}" for version in (1, 2)]
+        raw = {"Content-Type": "image/png"}
+        return [client.post(each, content=image, headers=raw).json()["results"][0] for each in asked]
+
+    with (
+        service_process(tmp_path / "models", *options) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{process.port}", timeout=PATIENCE_S) as client,
+    ):
+        before, after = answers(client, "/v1/classify?top_k=10")
+        old, new = answers(client, "/v1/features?outputs=logits")
+        details = client.get("/v1/models/dat_demo").json()
+    assert details["version"] == 2
+    assert old["features"] == new["features"]
+    assert [each["class_id"] for each in before["predictions"]] == [each["class_id"] for each in after["predictions"]]
+    expected = softmax(np.array(old["features"]["logits"], np.float32), details["temperature"])
+    assert [each["score"] for each in after["predictions"]] == sorted(expected.tolist(), reverse=True)
+    assert before["predictions"][0]["score"] < after["predictions"][0]["score"]
+
+    again = json.loads(command("calibrate", digits, *source, "--json").stdout)
+    assert (again["model"]["version"], again["temperature_before"]) == (2, details["temperature"])
+    assert again["temperature"] == pytest.approx(details["temperature"], rel=1e-3)
+
+
+def test_calibrate_writes_nothing_through_a_server_or_for_images_that_tell_nothing(
+    digits: Path, exported: ExportOnce, tmp_path: Path
+) -> None:
+    ended = command("calibrate", digits, "--url", "http://127.0.0.1:1", "--write")
+    assert (ended.returncode, "--url asks a server" in ended.stderr) == (2, True)
+    folder = tmp_path / "few" / "3"
+    folder.mkdir(parents=True)
+    for file in sorted((digits / "3").iterdir())[:4]:
+        shutil.copy(file, folder)
+    shutil.copytree(exported("dat_demo"), tmp_path / "models")
+    ended = command("calibrate", folder.parent, "--repository", tmp_path / "models", "--threads", 1, "--write")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "nearly all of these images are right" in ended.stderr
+    assert [path.name for path in (tmp_path / "models" / "dat_demo").iterdir()] == ["1"]

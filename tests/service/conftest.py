@@ -26,6 +26,7 @@ from service.errors import StartupError
 from service.http.app import create_app
 from service.model.directory import ModelDirectory, open_model
 from service.model.loading import load_session
+from service.serving.answer_cache import AnswerCache
 from service.settings import Settings, load_settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracer
@@ -160,8 +161,9 @@ def make_parts(
     models = (model, *others)
     loads = (load, *(partial(load_on_cpu, other) for other in others))
     engines = [engine_of(each, load, chosen, metrics) for each, load in zip(models, loads, strict=True)]
+    cache = AnswerCache.of(chosen, metrics)
     hosting = FixedHosting(
-        [served_by(engine, each, chosen, metrics) for engine, each in zip(engines, models, strict=True)],
+        [served_by(engine, each, chosen, metrics, cache) for engine, each in zip(engines, models, strict=True)],
         control=control,
     )
     failed_starts: list[StartupError] = []

@@ -12,6 +12,7 @@ from service.errors import LoadFailed, UnknownModel
 from service.model.directory import ModelDirectory
 from service.model.loading import graphs_of, input_shape, preprocessing_of
 from service.model.manifest import GraphForm
+from service.serving.answer_cache import AnswerCache, of_version
 from service.serving.control import ModelControl
 from service.serving.served import Served, ServedModels
 from service.serving.states import ModelState, VersionStatus
@@ -34,7 +35,13 @@ def engine_of(
     )
 
 
-def served_by(engine: InProcessEngine, model: ModelDirectory, settings: Settings, metrics: Metrics) -> Served:
+def served_by(
+    engine: InProcessEngine,
+    model: ModelDirectory,
+    settings: Settings,
+    metrics: Metrics,
+    cache: AnswerCache | None = None,
+) -> Served:
     """Return a model with its engine, as it is published."""
     return Served(
         model=model,
@@ -47,6 +54,7 @@ def served_by(engine: InProcessEngine, model: ModelDirectory, settings: Settings
             class_names=model.class_names,
             most_classes=settings.class_metrics,
         ),
+        cache=of_version(cache),
     )
 
 

@@ -103,6 +103,7 @@ def write(
     explain: bool = True,
     size: int = SIZE,
     seed: int = SEED,
+    temperature: float | None = None,
 ) -> Path:
     """Write `<root>/<name>/<version>` and return it."""
     directory = root / name / str(version)
@@ -112,7 +113,7 @@ def write(
         (directory / contract.EXPLAIN_FILE).write_bytes(tiny_explain.graph(size).SerializeToString())
     rows = [f"{number}\t{label}" for number, label in enumerate(LABELS)]
     (directory / contract.LABELS_FILE).write_text("\n".join(["class_id\tname", *rows]) + "\n")
-    write_manifest(directory, name=name, version=version, size=size)
+    write_manifest(directory, name=name, version=version, size=size, temperature=temperature)
     return directory
 
 
@@ -123,6 +124,7 @@ def write_manifest(
     version: int = VERSION,
     size: int = SIZE,
     fused: contract.FusedRecord | None = None,
+    temperature: float | None = None,
 ) -> None:
     resize = RESIZE * size // SIZE
     files = {
@@ -159,6 +161,7 @@ def write_manifest(
         weights_sha256="0" * 64,
         files=files,
         verification=contract.VerificationRecord(batch_sizes=(1,), provider="none", tolerance=1e-3),
+        temperature=temperature,
         explain=tiny_explain.RECORD if contract.EXPLAIN_FILE in files else None,
         fused=fused,
         exporter={},

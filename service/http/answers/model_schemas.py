@@ -189,6 +189,9 @@ class ModelDetails(ModelSummary):
     """Mean of the normalisation, which the model does itself, per channel on the scale 0 to 1."""
     std: tuple[float, float, float]
     """Standard deviation of the normalisation."""
+    temperature: float | None
+    """What logits are divided by before softmax, so that scores are as likely as they say; null where nobody has
+    calibrated the model. The output `logits` stays as it is."""
     outputs: list[OutputEntry]
     """Outputs that `/v1/features` can be asked for."""
     opset: int

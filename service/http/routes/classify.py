@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from service.calls.upload import Upload
+from service.errors import InvalidParameter
 from service.http.answers.negotiation import negotiate
 from service.http.answers.schemas import ClassifiedImage, ClassifyResponse, Prediction
 from service.http.context import context_of
@@ -17,7 +18,9 @@ from service.http.openapi import components as openapi
 from service.http.parameters import ClassifyParameters
 from service.http.responses import JSON, json_answer
 from service.http.service import ServiceDependency
-from service.model.postprocess import softmax, top_k
+from service.model.classes import UnknownClass
+from service.model.postprocess import Choice, best_classes, softmax
+from service.serving.served import Served
 
 router = APIRouter(route_class=DirectRoute)
 
@@ -34,12 +37,16 @@ router = APIRouter(route_class=DirectRoute)
 async def classify(
     request: Request, service: ServiceDependency, parameters: Annotated[ClassifyParameters, Query()]
 ) -> Response:
-    """Answer with the `top_k` most likely classes of each image, their scores being softmax probabilities."""
+    """Answer with the `top_k` most likely classes of each image.
+
+    Their scores are softmax probabilities among all classes of the model, of its logits over its `temperature` where it
+    has one.
+    """
     negotiate(context_of(request).headers.get("accept"), (JSON,))
     served = service.resolve(context_of(request), *parameters.model_and_version)
     manifest, labels = served.manifest, served.model.labels
-    k = min(parameters.top_k or served.settings.top_k, manifest.num_classes)
-    class_output = manifest.class_output
+    choice = _choice(served, parameters)
+    class_output, temperature = manifest.class_output, manifest.temperature
     inferred = await infer(
         request,
         service,
@@ -50,9 +57,20 @@ async def classify(
     )
 
     def result(image: Upload) -> ClassifiedImage:
-        best = top_k(softmax(inferred.answers[image.index].outputs[class_output]), k)
+        scores = softmax(inferred.answers[image.index].outputs[class_output], temperature)
+        best = best_classes(scores, choice)
         predictions = [Prediction(class_id, labels[class_id].name, score) for class_id, score in best]
         return ClassifiedImage(image.index, image.filename, predictions)
 
-    size_bytes = len(inferred.answers) * k * 8
+    most = min(choice.top_k or len(choice.classes or ()), manifest.num_classes)
+    size_bytes = len(inferred.answers) * most * 8
     return await json_answer(request, served, inferred, result, ClassifyResponse, size_bytes=size_bytes)
+
+
+def _choice(served: Served, parameters: ClassifyParameters) -> Choice:
+    """Return which predictions a request asks for; raises InvalidParameter that names what is no class."""
+    try:
+        classes = served.classes.chosen(parameters.classes) if parameters.classes else None
+    except UnknownClass as error:
+        raise InvalidParameter(f"classes: {error}.") from error
+    return Choice(parameters.top_k, parameters.min_score, classes).or_top_k(served.settings.top_k)

@@ -15,6 +15,7 @@ from service.bulk.run import Question, run_parts
 from service.bulk.writing import schema_of
 from service.engine.types import Outputs
 from service.model.directory import Label
+from service.model.postprocess import BEST, Choice
 from service.predictors.types import Fault, PredictorFailed, PredictorModel, Ranking
 from tests.service.bulk.sets import write_files
 
@@ -34,7 +35,7 @@ class Replaced:
             raise PredictorFailed("It is another.")
         self._left -= 1
 
-    async def classify(self, image: bytes, *, top_k: int | None = None) -> Ranking | Fault:
+    async def classify(self, image: bytes, choice: Choice = BEST) -> Ranking | Fault:
         raise NotImplementedError
 
     async def features(self, image: bytes, outputs: Sequence[str]) -> Outputs | Fault:
@@ -44,7 +45,7 @@ class Replaced:
 async def test_parts_of_a_model_that_changed_meanwhile_are_not_kept(tmp_path: Path) -> None:
     write_files(tmp_path / "in", 6)
     parts = plan(sorted(map(str, (tmp_path / "in").iterdir())), part_images=2, column=None)
-    question, schema = Question((), 1, 1_000_000), schema_of({}, model={})
+    question, schema = Question((), Choice(1), 1_000_000), schema_of({}, model={})
     with open_journal(tmp_path / "out") as journal:
         run = run_parts(parts, question, Replaced(confirmations=2), journal=journal, schema=schema)
         async with aclosing(run) as done:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from service.evaluation.classes import Classes, UnknownClass
 from service.evaluation.ground_truth import BadGroundTruth, Known, by_file, by_folders
+from service.model.classes import Classes, UnknownClass
 from service.model.directory import Label
 
 LABELS = [Label(number, f"name {number}", f"n0000000{number}") for number in range(4)]

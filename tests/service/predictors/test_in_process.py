@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from service.errors import RepositoryError, SettingsError
-from service.model.postprocess import softmax
+from service.model.directory import open_model
+from service.model.postprocess import Choice, softmax
 from service.predictors import over_http
 from service.predictors.in_process import open_predictor
 from service.predictors.ordered import in_order
 from service.predictors.types import Fault, PredictorFailed, ScoresByBoth
 from service.settings import Settings, load_settings
 from tests.service import tiny_model
-from tests.service.conftest import Served
+from tests.service.conftest import Served, serving
 from tests.service.pictures import expected, photo
 
 
@@ -79,9 +80,27 @@ async def test_scores_by_both_resizes_are_those_of_either_setting(repository: Pa
     assert isinstance(answers[3], Fault)
 
 
+async def test_a_choice_and_a_temperature_count_alike_here_and_over_http(tmp_path: Path) -> None:
+    calibrated = open_model(tiny_model.write(tmp_path, temperature=3.0))
+    choices = [Choice(7), Choice(7, min_score=0.1), Choice(classes=(0, 2, 5)), Choice(1, 0.01, (0, 2, 5))]
+    async with (
+        serving(calibrated) as served,
+        open_predictor(settings_of(tmp_path)) as local,
+        over_http.open_predictor("http://service", transport=httpx.ASGITransport(served.app)) as remote,
+    ):
+        assert local.model == remote.model
+        assert local.model.temperature == 3.0
+        for choice in choices:
+            answer = await local.classify(photo(), choice)
+            assert not isinstance(answer, Fault)
+            assert answer == await remote.classify(photo(), choice)
+            assert all(each.score >= choice.min_score for each in answer)
+            assert {each.class_id for each in answer} <= set(choice.classes or range(7))
+
+
 async def test_more_images_than_there_is_room_for_wait_their_turn(repository: Path) -> None:
     async with open_predictor(settings_of(repository), concurrency=1) as predictor:
-        answers = await asyncio.gather(*(predictor.classify(photo(seed=seed), top_k=1) for seed in range(5)))
+        answers = await asyncio.gather(*(predictor.classify(photo(seed=seed), Choice(1)) for seed in range(5)))
     assert [len(answer) for answer in answers if not isinstance(answer, Fault)] == [1] * 5
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from service.model.directory import ModelDirectory
+from service.model.postprocess import Choice
 from service.predictors.over_http import HttpPredictor, open_predictor
 from service.predictors.retries import RetryPolicy
 from service.predictors.types import Fault, PredictorFailed
@@ -78,7 +79,7 @@ async def test_predictions_and_features_are_the_models(served: Served) -> None:
     async with open_predictor(URL, transport=httpx.ASGITransport(served.app)) as predictor:
         assert (predictor.model.name, predictor.model.version) == (tiny_model.NAME, tiny_model.VERSION)
         assert [label.name for label in predictor.model.labels] == list(tiny_model.LABELS)
-        rankings = await asyncio.gather(*(predictor.classify(image, top_k=2) for image in PHOTOS))
+        rankings = await asyncio.gather(*(predictor.classify(image, Choice(2)) for image in PHOTOS))
         features = await asyncio.gather(*(predictor.features(image, ["embedding", "stage4"]) for image in PHOTOS))
     for image, ranking, arrays in zip(PHOTOS, rankings, features, strict=True):
         assert not isinstance(ranking, Fault)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from pydantic import TypeAdapter
 
 from service.http.answers.schemas import ClassifyResponse, FeaturesResponse
 from service.http.problems import all_kinds
+from service.model.directory import open_model
 from service.model.postprocess import softmax
 from tests.service import tiny_model
-from tests.service.conftest import Served
+from tests.service.conftest import Served, serving
 from tests.service.pictures import expected, photo
 
 PHOTOS = [photo("PNG", seed=seed) for seed in range(3)]
@@ -227,3 +229,62 @@ async def test_documentation_page_needs_nothing_from_elsewhere(served: Served) -
         assert link.startswith("/")
         assert (await served.http.get(link)).status_code == 200
     assert "https://" not in page
+
+
+async def classified(served: Served, query: str) -> list[dict[str, Any]]:
+    response = await served.http.post(f"/v1/classify?{query}", files=FILES[:1])
+    assert response.status_code == 200, response.text
+    TypeAdapter(ClassifyResponse).validate_python(response.json())
+    predictions: list[dict[str, Any]] = response.json()["results"][0]["predictions"]
+    return predictions
+
+
+async def test_min_score_leaves_out_what_is_below_and_may_leave_none(served: Served) -> None:
+    everything = await classified(served, "top_k=7")
+    limit = everything[2]["score"]
+    assert await classified(served, f"top_k=7&min_score={limit!r}") == everything[:3]
+    assert await classified(served, f"top_k=2&min_score={limit!r}") == everything[:2]
+    assert await classified(served, "min_score=1") == []
+    assert await classified(served, "top_k=7&min_score=0") == everything
+
+
+async def test_only_the_classes_that_are_named_are_given_with_the_scores_that_they_have(served: Served) -> None:
+    everything = await classified(served, "top_k=7")
+    for query in ("classes=1,4,6", "classes=1&classes=class%204&classes=6", "classes=class%201,6,class%204"):
+        assert await classified(served, query) == [each for each in everything if each["class_id"] in (1, 4, 6)]
+    assert len(await classified(served, "classes=0,1,2,3,4,5,6")) == 7  # more than a request gets that names none
+    assert await classified(served, "classes=1,4,6&top_k=1") == (await classified(served, "classes=1,4,6"))[:1]
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        (
+            "classes=1,dog",
+            "classes: 'dog' is no class of this model. A class is named by its id, 0 to 6, or by its label",
+        ),
+        ("classes=", "classes: '' is no class of this model"),
+        ("classes=7", "classes: '7' is no class"),
+        *((f"min_score={value}", "min_score") for value in ("-0.1", "1.1", "nan", "inf", "", "high")),
+    ],
+)
+async def test_a_class_or_a_score_that_there_is_not_is_named(served: Served, query: str, said: str) -> None:
+    response = await served.http.post(f"/v1/classify?{query}", files=FILES[:1])
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_parameter")
+    assert said in response.json()["detail"]
+
+
+async def test_a_temperature_changes_scores_and_no_logits_and_is_shown(tmp_path: Path) -> None:
+    calibrated = open_model(tiny_model.write(tmp_path, temperature=2.5))
+    async with serving(calibrated) as served:
+        predictions = await classified(served, "top_k=7")
+        logits = (await served.http.post("/v1/features?outputs=logits", files=FILES[:1])).json()
+        details = (await served.http.get("/v1/models/tiny")).json()
+    np.testing.assert_allclose(logits["results"][0]["features"]["logits"], expected(PHOTOS[0], "logits"), atol=1e-4)
+    scores = softmax(expected(PHOTOS[0], "logits") / np.float32(2.5))
+    np.testing.assert_allclose([each["score"] for each in predictions], np.sort(scores)[::-1], atol=1e-4)
+    assert details["temperature"] == 2.5
+
+
+async def test_a_model_that_nobody_has_calibrated_has_no_temperature(served: Served) -> None:
+    assert (await served.http.get("/v1/models/tiny")).json()["temperature"] is None

@@ -14,9 +14,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from export.errors import ExportError
-from service.model.manifest import NAME_PATTERN
+from service.errors import RepositoryError
+from service.model.directory import ModelDirectory, open_model
+from service.model.manifest import MANIFEST_FILE, NAME_PATTERN, Manifest
 
 
 def next_version(repository: Path, name: str) -> int:
@@ -29,13 +31,15 @@ def next_version(repository: Path, name: str) -> int:
 
 
 def check_free(repository: Path, name: str, version: int) -> None:
-    """Raise ExportError unless `name` is a model name and has no such version yet."""
+    """Raise RepositoryError unless `name` is a model name and has no such version yet."""
     if not re.fullmatch(NAME_PATTERN, name):
-        raise ExportError(f"{name!r} is not a model name: letters, digits, '.', '_' and '-', at most 128 characters")
+        raise RepositoryError(
+            f"{name!r} is not a model name: letters, digits, '.', '_' and '-', at most 128 characters"
+        )
     if version < 1:
-        raise ExportError(f"version {version} is not possible: versions count from 1")
+        raise RepositoryError(f"version {version} is not possible: versions count from 1")
     if os.path.lexists(repository / name / str(version)):
-        raise ExportError(
+        raise RepositoryError(
             f"{repository / name / str(version)} exists already and is never overwritten; choose another --version"
         )
 
@@ -44,7 +48,7 @@ def check_free(repository: Path, name: str, version: int) -> None:
 def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
     """Give an empty directory to write the version into, and put it in place when the block ends without an error.
 
-    Raises ExportError where the version exists, before the block or by its end.
+    Raises RepositoryError where the version exists, before the block or by its end.
     """
     check_free(repository, name, version)
     target = repository / name / str(version)
@@ -59,15 +63,42 @@ def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
         try:
             directory.rename(target)
         except OSError as error:
-            raise ExportError(f"{target} cannot be put in place: {error.strerror}") from error
+            raise RepositoryError(f"{target} cannot be put in place: {error.strerror}") from error
         made.clear()
         _sync(target.parent)
         _sync(repository)
     finally:
         shutil.rmtree(staging)
         for path in reversed(made):
-            with contextlib.suppress(OSError):  # another export has put something there meanwhile
+            with contextlib.suppress(OSError):  # another writer has put something there meanwhile
                 path.rmdir()
+
+
+def derive_version(model: ModelDirectory, **facts: Any) -> Path:
+    """Put the next version of a model in place, of the same files and with other facts in its manifest; return it.
+
+    The files are links to the same contents where the file system has such, and copies where it has not. Raises
+    RepositoryError where the repository cannot be written, or the files are not those of the manifest any more.
+    """
+    name, repository = model.manifest.name, model.path.parent.parent
+    version = next_version(repository, name)
+    manifest = Manifest.model_validate({**model.manifest.model_dump(), **facts, "version": version})
+    try:
+        with new_version(repository, name, version) as directory:
+            for file in manifest.files:
+                _link(model.path / file, directory / file)
+            (directory / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            open_model(directory)
+    except OSError as error:
+        raise RepositoryError(f"{repository} cannot be written: {error.strerror}") from error
+    return repository / name / str(version)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source.resolve())
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _make_missing(directory: Path) -> list[Path]:

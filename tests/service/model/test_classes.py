@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.evaluation.classes import Classes, UnknownClass
+from service.model.classes import Classes, UnknownClass
 from service.model.directory import Label
 
 LABELS = [
@@ -38,3 +38,38 @@ def test_saying_what_classes_are_named_by_settles_it() -> None:
 def test_what_names_no_class_is_refused(text: str) -> None:
     with pytest.raises(UnknownClass, match="not the id, name or synset"):
         Classes(LABELS).find(text)
+
+
+@pytest.mark.parametrize(
+    ("texts", "classes"),
+    [
+        (["0"], (0,)),
+        (["3,1", " 2 ", "1"], (1, 2, 3)),
+        (["tench, Tinca tinca"], (0,)),
+        (["four,0", "n03126707"], (0, 2, 4)),
+        (["4"], (4,)),  # an id, though class 3 is called so
+    ],
+)
+def test_chosen_classes_are_ids_labels_or_synsets_alone_or_by_commas(
+    texts: list[str], classes: tuple[int, ...]
+) -> None:
+    assert Classes(LABELS).chosen(texts) == classes
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (
+            ["dog,cat", "0"],
+            "'dog' is no class of this model; 'cat' is no class of this model. A class is named by its id",
+        ),
+        (["crane"], "'crane' is the label of the classes 1, 2. .* 0 to 4"),
+        (["0,tench, Tinca tinca"], "'tench' is no class .*stands alone where it holds a comma"),
+        (["5"], "'5' is no class"),
+        ([""], "'' is no class"),
+        ([",".join(f"x{number}" for number in range(9))], "'x4' is no class of this model; and 4 more"),
+    ],
+)
+def test_what_is_no_class_is_named_each(texts: list[str], said: str) -> None:
+    with pytest.raises(UnknownClass, match=said):
+        Classes(LABELS).chosen(texts)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
 import pytest
 
-from export.errors import ExportError
-from export.publish import check_free, new_version, next_version
-from service.model.directory import find_models
+from service.errors import RepositoryError
+from service.model import publish
+from service.model.directory import find_models, open_model
+from service.model.publish import check_free, derive_version, new_version, next_version
+from tests.service import tiny_model
 
 
 def everything(directory: Path) -> list[str]:
@@ -61,7 +64,7 @@ def test_existing_version_is_never_overwritten(kind: str, tmp_path: Path) -> Non
     if kind == "full":
         (target / "model.onnx").write_bytes(b"first")
     before = everything(tmp_path)
-    with pytest.raises(ExportError, match=f"{target} .*--version"), new_version(tmp_path, "dat", 1):
+    with pytest.raises(RepositoryError, match=f"{target} .*--version"), new_version(tmp_path, "dat", 1):
         pytest.fail("the block must not be entered")
     assert everything(tmp_path) == before
 
@@ -75,7 +78,7 @@ def test_version_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
             target.mkdir(parents=True)
             (target / "model.onnx").write_bytes(b"first")
 
-    with pytest.raises(ExportError, match=str(target)):
+    with pytest.raises(RepositoryError, match=str(target)):
         publish_beside_another()
     assert everything(tmp_path) == ["dat", "dat/1", "dat/1/model.onnx"]
     assert (target / "model.onnx").read_bytes() == b"first"
@@ -100,10 +103,56 @@ def test_next_version_follows_the_highest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../escape", ".hidden", "", "a/b", "a b", "x" * 129])
 def test_name_that_is_not_one_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=re.escape(repr(name))):
+    with pytest.raises(RepositoryError, match=re.escape(repr(name))):
         check_free(tmp_path, name, 1)
 
 
 def test_version_zero_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="version 0"):
+    with pytest.raises(RepositoryError, match="version 0"):
         check_free(tmp_path, "dat", 0)
+
+
+def test_a_version_is_derived_from_another_without_copying_what_it_shares(tmp_path: Path) -> None:
+    model = open_model(tiny_model.write(tmp_path))
+    path = derive_version(model, temperature=0.5)
+    derived = open_model(path)
+    assert path == tmp_path / tiny_model.NAME / str(tiny_model.VERSION + 1)
+    assert (derived.manifest.temperature, model.manifest.temperature) == (0.5, None)
+    assert derived.manifest == model.manifest.model_copy(
+        update={"version": derived.manifest.version, "temperature": 0.5}
+    )
+    assert all((path / name).samefile(model.path / name) for name in model.manifest.files)
+    assert open_model(derive_version(derived, temperature=2.0)).manifest.version == tiny_model.VERSION + 2
+
+
+def test_where_files_cannot_be_linked_they_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    model = open_model(tiny_model.write(tmp_path))
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    path = derive_version(model, temperature=0.5)
+    assert open_model(path).labels == model.labels
+    assert not (path / "model.onnx").samefile(model.model_path)
+
+
+def test_what_is_not_the_manifests_any_more_is_not_taken_over(tmp_path: Path) -> None:
+    model = open_model(tiny_model.write(tmp_path))
+    model.model_path.write_bytes(b"x" * model.manifest.files["model.onnx"].size_bytes)
+    before = everything(tmp_path)
+    with pytest.raises(RepositoryError, match="does not match its manifest"):
+        derive_version(model, temperature=0.5)
+    assert everything(tmp_path) == before
+
+
+def test_a_full_disk_leaves_the_repository_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    model = open_model(tiny_model.write(tmp_path))
+    before = everything(tmp_path)
+    monkeypatch.setattr(publish, "_link", fail)
+    with pytest.raises(RepositoryError, match="cannot be written: No space left"):
+        derive_version(model, temperature=0.5)
+    assert everything(tmp_path) == before
