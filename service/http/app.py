@@ -27,7 +27,7 @@ from service.http.in_flight import InFlight
 from service.http.middleware import RequestContextMiddleware, exception_answers
 from service.http.openapi import document as openapi_document
 from service.http.root_path import RootPath
-from service.http.routes import classify, docs, explain, features, models, operations, page
+from service.http.routes import classify, docs, embeddings, explain, features, models, operations, page
 from service.http.routes.v2 import infer as v2_infer
 from service.http.routes.v2 import metadata as v2_metadata
 from service.http.routes.v2 import repository as v2_repository
@@ -43,7 +43,7 @@ from service.telemetry.tracing import Tracer, load_tracer
 
 _log = logging.getLogger(__name__)
 
-_INFERENCE = (classify.router, features.router, explain.router, v2_infer.router)
+_INFERENCE = (classify.router, features.router, explain.router, embeddings.router, v2_infer.router)
 _OTHERS = (
     models.router,
     operations.router,

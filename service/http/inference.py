@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from service.engine.reservation import Reservation
 from service.engine.types import Answer, Priority, Shape
-from service.errors import BadImages, ImageFault
+from service.errors import BadImages, ImageFault, NotReady, Overloaded
 from service.http.bodies.uploads import Upload, plan_body
 from service.http.context import RequestContext, context_of
 from service.http.parameters import InferenceParameters
@@ -69,17 +69,20 @@ async def infer(
     outputs: frozenset[str],
     preprocessing: Preprocessing,
     check: Check | None = None,
+    images: Sequence[Upload] | None = None,
 ) -> Inferred[Upload]:
     """Admit, read, decode and infer the images of a request to `served`, which it keeps.
 
-    `preprocessing` is for the size of input that it asks for. Raises what `service.errors` has for each way to fail.
+    `preprocessing` is for the size of input that it asks for. `images` are those of a body that was read already, as
+    one has to be that says itself what is asked. Raises what `service.errors` has for each way to fail.
 
     `check` sees what was decoded before anything is inferred, and may raise.
     """
     context, priority = context_of(request), parameters.engine_priority
-    plan = plan_body(context.headers, service.body_limits)
-    check_room(context, served, priority, preprocessing.crop)
-    images = await plan.read(request.receive, context.work)
+    if images is None:
+        plan = plan_body(context.headers, service.body_limits)
+        check_room(context, served, priority, preprocessing.crop)
+        images = await plan.read(request.receive, context.work)
     skip_bad = parameters.on_error == "skip"
     return await infer_images(
         context,
@@ -97,6 +100,20 @@ async def infer(
 def check_room(context: RequestContext, served: Served, priority: Priority, shape: Shape | None = None) -> None:
     """Raise Overloaded or NotReady where a request's body is not worth reading; `shape` is as in `reserve`."""
     served.engine.check_room(priority=priority, deadline_s=context.work.deadline_s, shape=shape)
+
+
+def check_any_room(context: RequestContext, served: Sequence[Served], priority: Priority) -> None:
+    """Raise Overloaded or NotReady where none of several has room: for a body that will say which of them is asked."""
+    refusal: Overloaded | NotReady | None = None
+    for each in served:
+        try:
+            check_room(context, each, priority)
+        except (Overloaded, NotReady) as error:
+            refusal = error
+        else:
+            return
+    if refusal is not None:
+        raise refusal
 
 
 async def infer_images(

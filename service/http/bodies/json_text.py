@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -24,12 +24,24 @@ def parsed_json(kind: type[ModelT], text: bytes, *, form: str = "") -> ModelT:
     except ValidationError as error:
         if 0 in text[:2] or text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise MalformedRequest("The JSON is in UTF-16 or UTF-32; JSON is sent in UTF-8.") from error
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        wrong = f"The JSON is wrong at {_place(first['loc'])}: {first['msg']}."
+        wrong = _first_wrong(error)
         raise MalformedRequest(f"{wrong} {form}" if form else wrong) from error
 
 
-def _place(steps: Sequence[int | str]) -> str:
+def validated(kind: type[ModelT], value: Any, place: str) -> ModelT:
+    """Return a part of a document that was parsed before; raises MalformedRequest as `parsed_json`, from its place."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise MalformedRequest(_first_wrong(error, below=place)) from error
+
+
+def _first_wrong(error: ValidationError, below: str = "") -> str:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"The JSON is wrong at {_place(first['loc'], below)}: {first['msg']}."
+
+
+def _place(steps: Sequence[int | str], below: str = "") -> str:
     """Return the way to a value as JavaScript and Python would write it."""
-    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    path = below + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
     return path.lstrip(".") or "its top"

@@ -27,9 +27,9 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.http.bodies.base64_text import from_base64
+from service.http.bodies.image_text import encodes_an_image
 from service.http.bodies.json_text import parsed_json
 from service.http.bodies.multipart import ImagePart, MultipartImages
-from service.images.formats import begins_like_an_image
 from service.images.limits import UnusableImage
 from service.images.preprocessing import ImageTimings, Preprocessing, decode_into
 from service.settings import Settings
@@ -44,7 +44,6 @@ _TYPES_TAKEN = f"send image/* or {RAW_TYPES[0]} (one image), {MULTIPART} or {JSO
 _CURL_TYPE = "application/x-www-form-urlencoded"
 _JSON_FORM = 'A body in JSON is {"images": ["<base64 of a file>", ...]}; parameters go into the query.'
 _IMAGES_KEY = b'"images"'
-_ENCODED_PREFIX_BYTES = 64
 
 ImageBytes: TypeAlias = bytes | bytearray
 
@@ -62,20 +61,10 @@ class Upload:
         try:
             return decode_into(self.data, pixels, preprocessing)
         except UnusableImage as error:
-            if error.fault.code == "unsupported_format" and _is_encoded(self.data):
+            if error.fault.code == "unsupported_format" and encodes_an_image(bytes(self.data[:64])):
                 hint = "It is base64, which is read as such in JSON only."
                 raise UnusableImage("unsupported_format", f"{error} {hint}") from error
             raise
-
-
-def _is_encoded(data: ImageBytes) -> bool:
-    """Whether a file that is no image is the base64 of one, by its beginning."""
-    text = bytes(data[:_ENCODED_PREFIX_BYTES]).strip()
-    head, comma, encoded = text.rpartition(b",") if text.lower().startswith(b"data:") else (b"", b"", text)
-    try:
-        return begins_like_an_image(from_base64(head + comma + encoded[: len(encoded) // 4 * 4], "The file"))
-    except MalformedRequest:
-        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +123,7 @@ def plan_body(headers: Mapping[str, str], limits: Limits) -> BodyPlan:
     """Return how to read the body; raises UnsupportedMediaType, MalformedRequest or TooLarge by the headers alone."""
     content_type, options = parse_options_header(headers.get("content-type"))
     media_type = content_type.decode("latin-1")
-    coding = headers.get("content-encoding", "identity")
-    if coding.lower() != "identity":
-        raise UnsupportedMediaType(f"The content coding {coding!r} is not taken; send the body as it is.")
+    check_coding(headers)
     if media_type.startswith("image/") or media_type in RAW_TYPES:
         form = RAW
     elif media_type in (MULTIPART, JSON):
@@ -155,6 +142,13 @@ def plan_body(headers: Mapping[str, str], limits: Limits) -> BodyPlan:
         raise MalformedRequest("The content type multipart/form-data must give its boundary.")
     check_length(headers, limits)
     return BodyPlan(form, boundary, limits)
+
+
+def check_coding(headers: Mapping[str, str]) -> None:
+    """Raise UnsupportedMediaType where the headers say that the body is compressed."""
+    coding = headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        raise UnsupportedMediaType(f"The content coding {coding!r} is not taken; send the body as it is.")
 
 
 def check_length(headers: Mapping[str, str], limits: Limits) -> None:

@@ -181,7 +181,8 @@ async def test_models_are_listed_and_described(served: Served) -> None:
         "name": "tiny", "version": 3, "variant": "tiny", "state": "ready", "reason": "", "is_default": True,
         "devices": ["cpu"], "graphs": ["standard"], "parity": None,
     }  # fmt: skip
-    assert listed == {"default": "tiny", "models": [entry]}
+    openai_entry = {"id": "tiny", "object": "model", "created": 1_767_225_600, "owned_by": "dat-serve"}
+    assert listed == {"object": "list", "data": [openai_entry], "default": "tiny", "models": [entry]}
     details: dict[str, Any] = (await served.http.get("/v1/models/tiny")).json()
     assert details["versions"] == [entry]
     assert entry.items() <= details.items()
