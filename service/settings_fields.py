@@ -68,6 +68,9 @@ class Fields(BaseModel):
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """TCP port to listen on; 0 takes a free one."""
+    cloud: Literal["sagemaker", "vertex"] | None = None
+    """Answer on the paths at which a cloud's platform asks too (`sagemaker`, Amazon's, or `vertex`, Google's), and
+    listen on every address and the port that it says, whatever variables and file say; options win."""
     root_path: str = ""
     """Path below which a reverse proxy serves this, as /vision; for the addresses in `/docs`, `/openapi.json` and
     problem documents. Requests may bear it or not."""

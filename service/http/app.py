@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.routing import Route
 from starlette.types import ASGIApp, Lifespan
 
@@ -80,6 +80,7 @@ def create_app(
     models = hosting.models
     metrics.watch(lambda: models.served)
     metrics.watch_versions(lambda: models.statuses)
+    inference, others = _routers(settings)
     service = Service(
         settings=settings,
         models=models,
@@ -87,15 +88,28 @@ def create_app(
         metrics=metrics,
         decode_pool=DecodePool(settings.decode_thread_count, on_abandoned=metrics.decodes_abandoned),
         inference_routes=frozenset(
-            route.path for router in _INFERENCE for route in router.routes if isinstance(route, DirectRoute)
+            route.path for router in inference for route in router.routes if isinstance(route, DirectRoute)
         ),
         body_limits=Limits.of(settings),
         key_limits=key_limits or KeyLimits(settings.api_keys),
         in_flight=InFlight(),
     )
     return Application(
-        service, tracer, lifespan=lambda _: _lifespan(service, hosting, on_failed_start, on_ready, tracer)
+        service,
+        tracer,
+        routers=(*inference, *others),
+        lifespan=lambda _: _lifespan(service, hosting, on_failed_start, on_ready, tracer),
     )
+
+
+def _routers(settings: Settings) -> tuple[Sequence[APIRouter], Sequence[APIRouter]]:
+    """Return the routers of inference and all others, with those of a cloud where the settings name one."""
+    if settings.cloud is None:
+        return _INFERENCE, _OTHERS
+    from service.http.routes import clouds  # whoever asks for none does not pay for it
+
+    inference, probes = clouds.routers_of(settings.cloud)
+    return (*_INFERENCE, inference), (probes, *_OTHERS)
 
 
 class Application(FastAPI):
@@ -104,7 +118,14 @@ class Application(FastAPI):
     `state.service` has the parts.
     """
 
-    def __init__(self, service: Service, tracer: Tracer | None, *, lifespan: Lifespan[FastAPI]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        tracer: Tracer | None,
+        *,
+        routers: Sequence[APIRouter],
+        lifespan: Lifespan[FastAPI],
+    ) -> None:
         super().__init__(
             redirect_slashes=False,  # a redirect would name the host and the scheme that a proxy has changed
             docs_url=None,
@@ -128,7 +149,7 @@ class Application(FastAPI):
         )
         self.add_middleware(self._surround)
         self.mount(docs.ASSETS, docs.assets)
-        _add_routes(self)
+        _add_routes(self, routers)
         self._document = cache(partial(openapi_document.of_routes, self.routes, root_path=service.settings.root_path))
 
     def build_middleware_stack(self) -> ASGIApp:
@@ -145,13 +166,13 @@ class Application(FastAPI):
 def interface() -> dict[str, Any]:
     """Return the OpenAPI document, the same as every application's: it depends on no setting and no model."""
     app = FastAPI(openapi_url=None)
-    _add_routes(app)
+    _add_routes(app, (*_INFERENCE, *_OTHERS))
     return openapi_document.of_routes(app.routes)
 
 
-def _add_routes(app: FastAPI) -> None:
+def _add_routes(app: FastAPI, routers: Sequence[APIRouter]) -> None:
     """Add every route, as it is; what answers GET answers HEAD, of which the server sends no body."""
-    for router in (*_INFERENCE, *_OTHERS):
+    for router in routers:
         app.router.routes.extend(router.routes)
     for route in app.routes:
         if isinstance(route, Route) and route.methods and "GET" in route.methods:

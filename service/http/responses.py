@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import orjson
 from fastapi import Request
@@ -25,6 +25,8 @@ THREAD_FROM_BYTES = 64 * 1024
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
+MakeAnswer: TypeAlias = Callable[[ModelReference, list[ResultT | FailedImage], str, Timings], object]
+"""Makes the record of an answer of the model, the results in order, the request's id, and where its time went."""
 
 
 async def in_thread_if_large(size_bytes: int, make: Callable[[], T]) -> T:
@@ -37,7 +39,7 @@ async def json_answer(
     served: Served,
     inferred: Inferred[Upload],
     make_result: Callable[[Upload], ResultT],
-    make_answer: Callable[[ModelReference, list[ResultT | FailedImage], str, Timings], object],
+    make_answer: MakeAnswer[ResultT],
     *,
     size_bytes: int,
 ) -> Response:

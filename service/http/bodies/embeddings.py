@@ -6,17 +6,15 @@ interface is an error, as at OpenAI: it would be a typing error otherwise. A key
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from python_multipart.multipart import parse_options_header
 
-from service.errors import MalformedRequest, UnsupportedMediaType
+from service.errors import MalformedRequest
 from service.http.bodies.image_text import ImageInput, check_structure, image_from, images_from
 from service.http.bodies.json_text import parsed_json
-from service.http.bodies.uploads import JSON, Limits, Upload, check_coding, check_length
+from service.http.bodies.uploads import Upload
 
 _FORM = 'A body is {"input": ["<a data: URL or base64>", ...], "model": "NAME"}.'
 
@@ -61,16 +59,6 @@ class EmbeddingsCall:
     dimensions: int | None
     as_base64: bool
     normalize: bool
-
-
-def check_headers(headers: Mapping[str, str], limits: Limits) -> None:
-    """Raise UnsupportedMediaType or TooLarge where a body is, by its headers alone, no JSON within the limits."""
-    content_type, _ = parse_options_header(headers.get("content-type"))
-    check_coding(headers)
-    if content_type != JSON.encode():
-        given = f"{content_type.decode('latin-1')!r} is not taken" if content_type else "There is no Content-Type"
-        raise UnsupportedMediaType(f"{given}; send {JSON}.")
-    check_length(headers, limits)
 
 
 def read_embeddings(body: bytes, max_images: int) -> EmbeddingsCall:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -15,8 +16,8 @@ from service.http.direct import DirectRoute
 from service.http.inference import infer
 from service.http.openapi import components as openapi
 from service.http.parameters import ClassifyParameters
-from service.http.responses import JSON, json_answer
-from service.http.service import ServiceDependency
+from service.http.responses import JSON, MakeAnswer, json_answer
+from service.http.service import Service, ServiceDependency
 from service.model.postprocess import softmax, top_k
 
 router = APIRouter(route_class=DirectRoute)
@@ -36,6 +37,18 @@ async def classify(
 ) -> Response:
     """Answer with the `top_k` most likely classes of each image, their scores being softmax probabilities."""
     negotiate(context_of(request).headers.get("accept"), (JSON,))
+    return await classified(request, service, parameters)
+
+
+async def classified(
+    request: Request,
+    service: Service,
+    parameters: ClassifyParameters,
+    *,
+    images: Sequence[Upload] | None = None,
+    make_answer: MakeAnswer[ClassifiedImage] = ClassifyResponse,
+) -> Response:
+    """Answer with the classes of a request's images: those in its body, or `images` where that was read already."""
     served = service.resolve(context_of(request), *parameters.model_and_version)
     manifest, labels = served.manifest, served.model.labels
     k = min(parameters.top_k or served.settings.top_k, manifest.num_classes)
@@ -47,6 +60,7 @@ async def classify(
         parameters,
         outputs=frozenset({class_output}),
         preprocessing=served.preprocessing_at(parameters.size),
+        images=images,
     )
 
     def result(image: Upload) -> ClassifiedImage:
@@ -55,4 +69,4 @@ async def classify(
         return ClassifiedImage(image.index, image.filename, predictions)
 
     size_bytes = len(inferred.answers) * k * 8
-    return await json_answer(request, served, inferred, result, ClassifyResponse, size_bytes=size_bytes)
+    return await json_answer(request, served, inferred, result, make_answer, size_bytes=size_bytes)

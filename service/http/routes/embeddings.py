@@ -18,8 +18,8 @@ from service.errors import InvalidParameter
 from service.http.answers.negotiation import negotiate
 from service.http.answers.schemas import Embedding, EmbeddingsResponse, EmbeddingsUsage
 from service.http.answers.tensors import as_base64_text, as_json, check_finite
-from service.http.bodies.embeddings import EmbeddingsCall, check_headers, read_embeddings
-from service.http.bodies.uploads import Upload, read_whole
+from service.http.bodies.embeddings import EmbeddingsCall, read_embeddings
+from service.http.bodies.uploads import Upload, check_json_headers, read_whole
 from service.http.context import context_of
 from service.http.direct import DirectRoute
 from service.http.inference import Inferred, check_any_room, check_room, infer_images
@@ -59,7 +59,7 @@ async def embeddings(
     """
     context, priority, limits = context_of(request), parameters.engine_priority, service.body_limits
     negotiate(context.headers.get("accept"), (JSON,))
-    check_headers(context.headers, limits)
+    check_json_headers(context.headers, limits)
     check_any_room(context, service.models.served, priority)
     body = await read_whole(request.receive, context.work, limits)
     call = await in_thread_if_large(len(body), lambda: read_embeddings(body, limits.max_images))
