@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from service.errors import MalformedRequest
 
@@ -24,7 +25,8 @@ def parsed_json(kind: type[ModelT], text: bytes, *, form: str = "") -> ModelT:
     except ValidationError as error:
         if 0 in text[:2] or text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise MalformedRequest("The JSON is in UTF-16 or UTF-32; JSON is sent in UTF-8.") from error
-        wrong = _first_wrong(error)
+        first = _first_of(error)
+        wrong = f"The JSON is wrong at {_place(first['loc'])}: {first['msg']}."
         raise MalformedRequest(f"{wrong} {form}" if form else wrong) from error
 
 
@@ -33,12 +35,17 @@ def validated(kind: type[ModelT], value: Any, place: str) -> ModelT:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise MalformedRequest(_first_wrong(error, below=place)) from error
+        first = _first_of(error)
+        steps: list[int | str] = []
+        for step in first["loc"]:  # among which are names of what a value might have been
+            if isinstance(value, dict) and step in value:
+                steps.append(step)
+                value = value[step]
+        raise MalformedRequest(f"The JSON is wrong at {_place(steps, place)}: {first['msg']}.") from error
 
 
-def _first_wrong(error: ValidationError, below: str = "") -> str:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return f"The JSON is wrong at {_place(first['loc'], below)}: {first['msg']}."
+def _first_of(error: ValidationError) -> ErrorDetails:
+    return error.errors(include_url=False, include_input=False, include_context=False)[0]
 
 
 def _place(steps: Sequence[int | str], below: str = "") -> str:

@@ -64,7 +64,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "nothing in an object": ({}, "input[1] has none of image, b64, content, image_url"),
     "two images in an object": ({"image": TEXT, "b64": TEXT}, "has image and b64 of"),
     "another key": ({"picture": TEXT}, "wrong at input[1].picture"),
-    "number in an object": ({"image_url": {"url": 3}}, "wrong at input[1].image_url"),
+    "number in an object": ({"image_url": {"url": 3}}, "wrong at input[1].image_url: "),
+    "number too deep": ({"image": {"b64": 3}}, "wrong at input[1].image: "),
 }
 
 
