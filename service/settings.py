@@ -26,7 +26,8 @@ from service.errors import SettingsError
 from service.images.limits import DecodeLimits
 from service.remote.address import RemoteAddress
 from service.remote.user_cache import user_cache
-from service.settings_fields import ALL_MODELS, Fields, parted
+from service.settings_cloud import platform_values
+from service.settings_fields import ALL_MODELS, OWN_PLACES, Fields, parted
 from service.settings_file import MODELS_TABLE, SETTINGS_FOLDER, SettingsFile, read_model_file, read_settings_file
 
 ENV_PREFIX = "DAT_"
@@ -272,6 +273,7 @@ def load_settings(
     set_variables = {name.upper(): value for name, value in os.environ.items() if value}
     path = options.get("settings") or set_variables.get(variable_of("settings"))
     file = None if path is None else read_settings_file(Path(path))
+    options = {**_of_cloud(options, set_variables, file), **options}
     of_file: dict[str, Any] = {}
     if file is not None:
         said = set(options) | {name for name in Settings.model_fields if variable_of(name) in set_variables}
@@ -289,6 +291,13 @@ def load_settings(
         }
         settings._tables = tables
     return settings
+
+
+def _of_cloud(options: Mapping[str, Any], variables: Mapping[str, str], file: SettingsFile | None) -> Mapping[str, Any]:
+    """Return what the platform that is asked for says itself, which goes before variables and file."""
+    of_file = None if file is None else file.values.get("cloud")
+    cloud = options.get("cloud", variables.get(variable_of("cloud"), of_file))
+    return platform_values(cloud, os.environ, own_places=OWN_PLACES)
 
 
 def _checked_file(file: SettingsFile) -> dict[str, Any]:

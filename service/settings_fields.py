@@ -89,6 +89,9 @@ class Fields(BaseModel):
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """TCP port on which the Open Inference Protocol is spoken over gRPC too; 0 takes a free one, and left out there is
     no gRPC. Wants the packages of requirements/grpc.txt."""
+    cloud: Literal["sagemaker", "vertex"] | None = None
+    """Answer on the paths at which a cloud's platform asks too (`sagemaker`, Amazon's, or `vertex`, Google's), and
+    listen on every address and the port that it says, whatever variables and file say; options win."""
     root_path: str = ""
     """Path below which a reverse proxy serves this, as /vision; for the addresses in `/docs`, `/openapi.json` and
     problem documents. Requests may bear it or not."""

@@ -22,7 +22,7 @@ from service.calls.recall import Digestible, look_up
 from service.calls.upload import Upload
 from service.engine.reservation import Reservation
 from service.engine.types import Answer, Priority, Shape
-from service.errors import BadImages, ImageFault
+from service.errors import BadImages, ImageFault, NotReady, Overloaded
 from service.images.limits import UnusableImage
 from service.images.pool import DecodePool
 from service.images.preprocessing import ImageTimings, Preprocessing
@@ -58,6 +58,20 @@ class Inferred(Generic[ImageT]):
 def check_room(context: RequestContext, served: Served, priority: Priority, shape: Shape | None = None) -> None:
     """Raise Overloaded or NotReady where a request's body is not worth reading; `shape` is as in `reserve`."""
     served.engine.check_room(priority=priority, deadline_s=context.work.deadline_s, shape=shape)
+
+
+def check_any_room(context: RequestContext, served: Sequence[Served], priority: Priority) -> None:
+    """Raise Overloaded or NotReady where none of several has room: for a body that will say which of them is asked."""
+    refusal: Overloaded | NotReady | None = None
+    for each in served:
+        try:
+            check_room(context, each, priority)
+        except (Overloaded, NotReady) as error:
+            refusal = error
+        else:
+            return
+    if refusal is not None:
+        raise refusal
 
 
 async def infer_images(

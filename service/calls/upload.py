@@ -15,7 +15,7 @@ from service.images.formats import begins_like_an_image
 from service.images.limits import UnusableImage
 from service.images.preprocessing import ImageTimings, Preprocessing, decode_into
 
-_ENCODED_PREFIX_BYTES = 64
+PREFIX_BYTES = 64
 
 ImageBytes: TypeAlias = bytes | bytearray
 
@@ -42,16 +42,16 @@ class Upload:
         try:
             return decode_into(self.data, pixels, preprocessing)
         except UnusableImage as error:
-            if error.fault.code == "unsupported_format" and _is_encoded(self.data):
+            if error.fault.code == "unsupported_format" and encodes_an_image(bytes(self.data[:PREFIX_BYTES])):
                 hint = "It is base64, which is read as such in JSON only."
                 raise UnusableImage("unsupported_format", f"{error} {hint}") from error
             raise
 
 
-def _is_encoded(data: ImageBytes) -> bool:
-    """Whether a file that is no image is the base64 of one, by its beginning."""
-    text = bytes(data[:_ENCODED_PREFIX_BYTES]).strip()
-    head, comma, encoded = text.rpartition(b",") if text.lower().startswith(b"data:") else (b"", b"", text)
+def encodes_an_image(text: bytes) -> bool:
+    """Return whether text is the base64 of an image, or a data URL with one, by its beginning, `PREFIX_BYTES` of it."""
+    begin = text[:PREFIX_BYTES].strip()
+    head, comma, encoded = begin.rpartition(b",") if begin.lower().startswith(b"data:") else (b"", b"", begin)
     try:
         return begins_like_an_image(from_base64(head + comma + encoded[: len(encoded) // 4 * 4], "The file"))
     except MalformedRequest:

@@ -24,9 +24,10 @@ from service.calls.account import account
 from service.calls.authorization import authorize
 from service.calls.context import RequestContext, request_id_of
 from service.calls.in_flight import Work
+from service.calls.inference import check_any_room
 from service.calls.parts import Parts
 from service.engine.types import Priority
-from service.errors import MalformedRequest, NotReady, Overloaded, ReceiveTimeout, ServiceError, TooLarge
+from service.errors import MalformedRequest, NotReady, ReceiveTimeout, ServiceError, TooLarge
 from service.grpc.failures import HTTP_STATUSES, INTERNAL, Failure, failure_of
 from service.telemetry.logs import current_request_id
 from service.telemetry.stages import Stages
@@ -118,7 +119,7 @@ def single(parts: Parts, route: str, serve: Serve, *, key_wanted: bool, runs_mod
             if key_wanted:
                 authorize(context, parts)
             if runs_model:
-                check_any_room(context, parts)
+                check_any_room(context, parts.models.served, Priority.INTERACTIVE)
             return await serve(context, await _receive(rpc, context, parts))
 
         end = await exchange.run(answer)
@@ -146,20 +147,6 @@ async def _receive(rpc: ServicerContext, context: RequestContext, parts: Parts) 
         raise TooLarge(f"The call has no message, or one larger than {parts.settings.max_body_bytes} bytes.")
     received: bytes = message
     return received
-
-
-def check_any_room(context: RequestContext, parts: Parts) -> None:
-    """Raise Overloaded or NotReady where there is no model that would take an image: no message is worth reading."""
-    refused: ServiceError | None = None
-    for served in parts.models.served:
-        try:
-            served.engine.check_room(priority=Priority.INTERACTIVE, deadline_s=context.work.deadline_s, shape=None)
-        except (Overloaded, NotReady) as error:
-            refused = error
-        else:
-            return
-    if refused is not None:
-        raise refused
 
 
 def parsed(kind: Any, message: bytes) -> Any:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.routing import Route
 from starlette.types import ASGIApp, Lifespan
 
@@ -27,7 +27,7 @@ from service.http.direct import DirectRoute, ShortWay
 from service.http.middleware import RequestContextMiddleware, exception_answers
 from service.http.openapi import document as openapi_document
 from service.http.root_path import RootPath
-from service.http.routes import classify, docs, explain, features, models, operations, page
+from service.http.routes import classify, docs, embeddings, explain, features, models, operations, page
 from service.http.routes.v2 import infer as v2_infer
 from service.http.routes.v2 import metadata as v2_metadata
 from service.http.routes.v2 import repository as v2_repository
@@ -45,7 +45,7 @@ from service.telemetry.tracing import Tracer, load_tracer
 
 _log = logging.getLogger(__name__)
 
-_INFERENCE = (classify.router, features.router, explain.router, v2_infer.router)
+_INFERENCE = (classify.router, features.router, explain.router, embeddings.router, v2_infer.router)
 _OTHERS = (
     models.router,
     operations.router,
@@ -85,6 +85,7 @@ def create_app(
     models = hosting.models
     metrics.watch(lambda: models.served)
     metrics.watch_versions(lambda: models.statuses)
+    inference, others = _routers(settings)
     service = Service(
         settings=settings,
         models=models,
@@ -92,7 +93,7 @@ def create_app(
         metrics=metrics,
         decode_pool=DecodePool(settings.decode_thread_count, on_abandoned=metrics.decodes_abandoned),
         inference_routes=GRPC_INFERENCE_ROUTES.union(
-            route.path for router in _INFERENCE for route in router.routes if isinstance(route, DirectRoute)
+            route.path for router in inference for route in router.routes if isinstance(route, DirectRoute)
         ),
         body_limits=Limits.of(settings),
         key_limits=key_limits or KeyLimits(settings.api_keys),
@@ -104,8 +105,19 @@ def create_app(
         service,
         tracer,
         sampler,
+        routers=(*inference, *others),
         lifespan=lambda _: _lifespan(service, hosting, on_failed_start, on_ready, tracer, sampler),
     )
+
+
+def _routers(settings: Settings) -> tuple[Sequence[APIRouter], Sequence[APIRouter]]:
+    """Return the routers of inference and all others, with those of a cloud where the settings name one."""
+    if settings.cloud is None:
+        return _INFERENCE, _OTHERS
+    from service.http.routes import clouds  # whoever asks for none does not pay for it
+
+    inference, probes = clouds.routers_of(settings.cloud)
+    return (*_INFERENCE, inference), (probes, *_OTHERS)
 
 
 class Application(FastAPI):
@@ -115,7 +127,13 @@ class Application(FastAPI):
     """
 
     def __init__(
-        self, service: Service, tracer: Tracer | None, sampler: Sampler | None, *, lifespan: Lifespan[FastAPI]
+        self,
+        service: Service,
+        tracer: Tracer | None,
+        sampler: Sampler | None,
+        *,
+        routers: Sequence[APIRouter],
+        lifespan: Lifespan[FastAPI],
     ) -> None:
         super().__init__(
             redirect_slashes=False,  # a redirect would name the host and the scheme that a proxy has changed
@@ -141,7 +159,7 @@ class Application(FastAPI):
         )
         self.add_middleware(self._surround)
         self.mount(docs.ASSETS, docs.assets)
-        _add_routes(self)
+        _add_routes(self, routers)
         self._document = cache(partial(openapi_document.of_routes, self.routes, root_path=service.settings.root_path))
 
     def build_middleware_stack(self) -> ASGIApp:
@@ -158,13 +176,13 @@ class Application(FastAPI):
 def interface() -> dict[str, Any]:
     """Return the OpenAPI document, the same as every application's: it depends on no setting and no model."""
     app = FastAPI(openapi_url=None)
-    _add_routes(app)
+    _add_routes(app, (*_INFERENCE, *_OTHERS))
     return openapi_document.of_routes(app.routes)
 
 
-def _add_routes(app: FastAPI) -> None:
+def _add_routes(app: FastAPI, routers: Sequence[APIRouter]) -> None:
     """Add every route, as it is; what answers GET answers HEAD, of which the server sends no body."""
-    for router in (*_INFERENCE, *_OTHERS):
+    for router in routers:
         app.router.routes.extend(router.routes)
     for route in app.routes:
         if isinstance(route, Route) and route.methods and "GET" in route.methods:

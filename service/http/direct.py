@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from functools import lru_cache
-from typing import Any, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, Request
@@ -26,7 +26,9 @@ from service.http.authorization import authorize
 from service.http.context import context_of
 from service.http.parameters import CallParameters
 from service.http.root_path import path_below_root
-from service.http.service import service_of
+from service.http.service import Service, service_of
+
+ParametersT = TypeVar("ParametersT", bound=CallParameters)
 
 
 class DirectRoute(APIRoute):
@@ -44,12 +46,17 @@ class DirectRoute(APIRoute):
             service = service_of(request)
             authorize(request, service)
             parameters = parsed(kind, request.scope["query_string"])
-            longest_ms = service.settings.timeout_ms
-            context_of(request).answer_within(min(parameters.timeout_ms or longest_ms, longest_ms))
+            set_deadline(request, service, parameters)
             response: Response = await endpoint(request=request, service=service, parameters=parameters)
             return response
 
         return answer
+
+
+def set_deadline(request: Request, service: Service, parameters: CallParameters) -> None:
+    """Have a request answered within the time that its parameters give, and the server's own."""
+    longest_ms = service.settings.timeout_ms
+    context_of(request).answer_within(min(parameters.timeout_ms or longest_ms, longest_ms))
 
 
 class ShortWay:
@@ -113,6 +120,11 @@ def parsed(kind: type[CallParameters], query: bytes) -> CallParameters:
             values.setdefault(name, []).append(value)
         else:
             values[name] = value
+    return checked(kind, values)
+
+
+def checked(kind: type[ParametersT], values: Mapping[str, Any]) -> ParametersT:
+    """Return parameters by their names; raises RequestValidationError that names each wrong one."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import Request
 
 from service.calls.inference import Check, Inferred, check_room, infer_images
@@ -23,17 +25,20 @@ async def infer(
     outputs: frozenset[str],
     preprocessing: Preprocessing,
     check: Check | None = None,
+    images: Sequence[Upload] | None = None,
 ) -> Inferred[Upload]:
     """Admit, read, decode and infer the images of a request to `served`, which it keeps.
 
-    `preprocessing` is for the size of input that it asks for. Raises what `service.errors` has for each way to fail.
+    `preprocessing` is for the size of input that it asks for. `images` are those of a body that was read already, as
+    one has to be that says itself what is asked. Raises what `service.errors` has for each way to fail.
 
     `check` sees what was decoded before anything is inferred, and may raise.
     """
     context, priority = context_of(request), parameters.engine_priority
-    plan = plan_body(context.headers, service.body_limits)
-    check_room(context, served, priority, preprocessing.crop)
-    images = await plan.read(request.receive, context.work)
+    if images is None:
+        plan = plan_body(context.headers, service.body_limits)
+        check_room(context, served, priority, preprocessing.crop)
+        images = await plan.read(request.receive, context.work)
     skip_bad = parameters.on_error == "skip"
     return await infer_images(
         context,

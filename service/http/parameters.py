@@ -19,6 +19,14 @@ Encoding = TypeAliasType("Encoding", Literal["list", "base64"])
 QUERY_PATTERN = r"^-?[0-9]+(\.[0-9]+)?,-?[0-9]+(\.[0-9]+)?$"
 
 
+def name_and_version(model: str | None) -> tuple[str | None, str | None]:
+    """Return what `NAME` or `NAME:VERSION` names, as it is written; None for what is left out."""
+    if model is None:
+        return None, None
+    name, colon, version = model.partition(":")
+    return name, version if colon else None
+
+
 class CallParameters(BaseModel):
     """What every inference call takes."""
 
@@ -35,18 +43,23 @@ class CallParameters(BaseModel):
         return EnginePriority[self.priority.upper()]
 
 
-class InferenceParameters(CallParameters):
-    """What every inference call under `/v1` takes."""
+class SizedParameters(CallParameters):
+    """What every call takes whose images are preprocessed for a size of input."""
 
-    model: str | None = None
-    """The model to ask, as `NAME` or `NAME:VERSION`. By default the server's default model, and of a model its default
-    version."""
     size: Annotated[str | None, Field(json_schema_extra={"pattern": SIZE_PATTERN, "examples": ["384", "480x640"]})] = (
         None
     )
     """The size of the model's input, of a model that takes several: `N` for the published resize and centre crop, in
     proportion, to N x N pixels, or `HEIGHTxWIDTH` for the whole image, resized to that without a crop. By default the
     model's own size, as published."""
+
+
+class InferenceParameters(SizedParameters):
+    """What every inference call under `/v1` takes that names its model in the query."""
+
+    model: str | None = None
+    """The model to ask, as `NAME` or `NAME:VERSION`. By default the server's default model, and of a model its default
+    version."""
     on_error: OnError = "fail"
     """`fail`: if any image is bad nothing is inferred and every bad one is named. `skip`: the good ones are
     answered, and bad ones carry an `error` in their result."""
@@ -54,10 +67,7 @@ class InferenceParameters(CallParameters):
     @cached_property
     def model_and_version(self) -> tuple[str | None, str | None]:
         """What `model` names, as it is written: a name and, behind a colon, a version; None for what is left out."""
-        if self.model is None:
-            return None, None
-        name, colon, version = self.model.partition(":")
-        return name, version if colon else None
+        return name_and_version(self.model)
 
 
 class ClassifyParameters(InferenceParameters):

@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NotRequired
+from typing import Any, Literal, NotRequired
 
 import orjson
 from fastapi.exceptions import RequestValidationError
@@ -27,6 +27,8 @@ MEDIA_TYPE = "application/problem+json"
 NOT_READY_RETRY_AFTER_S = 5
 PROTOCOL_ROOT = "/v2"
 """Below it the Open Inference Protocol is spoken."""
+EMBEDDINGS_PATH = "/v1/embeddings"
+"""Where OpenAI's clients ask, which show of an error what is in its member `error`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,21 @@ class ImageError:
     """A sentence for people."""
 
 
+@with_config(extra="forbid", use_attribute_docstrings=True)
+@dataclass(frozen=True, slots=True)
+class OpenAIError:
+    """An error once more, as OpenAI's clients read it."""
+
+    message: str
+    """What happened here, and what is wrong with each bad image."""
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    """Whose fault it is."""
+    code: str
+    """Stable name of the kind of problem, for programs."""
+    param: None = None
+    """OpenAI's name of the parameter at fault; `message` says it here."""
+
+
 @with_config(use_attribute_docstrings=True)
 class Problem(TypedDict):
     """An error, as RFC 9457 has it."""
@@ -113,6 +130,8 @@ class Problem(TypedDict):
     """The request's id, as in the header X-Request-ID."""
     errors: NotRequired[list[ImageError]]
     """Where images are at fault: every bad one."""
+    error: NotRequired[OpenAIError]
+    """Under `/v1/embeddings`: the same, for OpenAI's clients."""
 
 
 _HIDDEN = (errors.StartupError,)
@@ -162,13 +181,24 @@ class ProblemResponse(Response):
     def under(self, path: str, *, root_path: str = "") -> Response:
         """Return the answer as callers of `path` expect it: itself, or `{"error": ...}` in the inference protocol.
 
+        Where OpenAI's clients ask it has a member `error` besides, without which they would show the status alone.
         `path` is without the root path, which is what `type` begins with.
         """
         if path == PROTOCOL_ROOT or path.startswith(f"{PROTOCOL_ROOT}/"):
             return self._instead({"error": " ".join(self._sentences)}, "application/json")
-        if root_path:
-            return self._instead({**self._problem, "type": f"{root_path}{self._problem['type']}"}, MEDIA_TYPE)
-        return self
+        if not root_path and path != EMBEDDINGS_PATH:
+            return self
+        problem = self._problem.copy()
+        problem["type"] = f"{root_path}{problem['type']}"
+        if path == EMBEDDINGS_PATH:
+            problem["error"] = self._for_openai()
+        return self._instead(problem, MEDIA_TYPE)
+
+    def _for_openai(self) -> OpenAIError:
+        message = " ".join(self._sentences)
+        if self.status_code == 429:
+            return OpenAIError(message, "rate_limit_error", self.code)
+        return OpenAIError(message, "invalid_request_error" if self.status_code < 500 else "server_error", self.code)
 
     def _instead(self, document: Mapping[str, Any], media_type: str) -> Response:
         """Return an answer with the same status and headers, and another body."""

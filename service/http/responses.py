@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import orjson
 from fastapi import Request
@@ -21,6 +21,8 @@ from service.telemetry.stages import Stages
 
 JSON = "application/json"
 ResultT = TypeVar("ResultT")
+MakeAnswer: TypeAlias = Callable[[ModelReference, list[ResultT | FailedImage], str, Timings], object]
+"""Makes the record of an answer of the model, the results in order, the request's id, and where its time went."""
 
 
 async def json_answer(
@@ -28,7 +30,7 @@ async def json_answer(
     served: Served,
     inferred: Inferred[Upload],
     make_result: Callable[[Upload], ResultT],
-    make_answer: Callable[[ModelReference, list[ResultT | FailedImage], str, Timings], object],
+    make_answer: MakeAnswer[ResultT],
     *,
     size_bytes: int,
 ) -> Response:

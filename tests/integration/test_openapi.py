@@ -72,6 +72,9 @@ def fit(case: schemathesis.Case[Any], model: ModelDirectory, accept: str) -> Non
         case.body["images"] = [base64.b64encode(image).decode() for image in images]
     elif isinstance(case.body, dict) and "image" in case.body:
         case.body["image"] = list(images)
+    elif isinstance(case.body, dict) and "input" in case.body:
+        case.body = {**case.body, "input": [base64.b64encode(image).decode() for image in images]}
+        case.body |= {"model": model.manifest.name, "dimensions": None}
     case.headers["Accept"] = accept
 
 

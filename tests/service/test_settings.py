@@ -52,7 +52,7 @@ def test_every_field_is_an_option_and_a_variable_and_is_described(
         "cors_origins": "https://example.org,*", "root_path": "/vision", "forwarded_allow_ips": "10.0.0.0/8,fd00::1",
         "tls_certificate": "c.pem", "tls_key": "k.pem",
         "tls_key_password": "p", "tls_ca_certificates": "ca.pem",
-        "log_level": "error", "log_format": "json", "resize": "fast", "api_keys": f"a:{'0' * 64}",
+        "log_level": "error", "log_format": "json", "resize": "fast", "cloud": "vertex", "api_keys": f"a:{'0' * 64}",
         "sample_requests": "sample", "sample_rate": "0.5", "sample_max_bytes": "2000000",
     }.get(name, str(not field.default) if field.annotation is bool else "77")  # fmt: skip
     if name.startswith("tls_") and name != "tls_certificate":

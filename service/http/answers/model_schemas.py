@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from types import SimpleNamespace
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -132,15 +134,60 @@ class RequestLimits(_Shown):
     """Most bytes of a body, whatever its form."""
 
 
+class ModelEntry(_Shown):
+    """A version that takes work, as OpenAI's clients list models."""
+
+    id: str
+    """What a request names as its `model`: `NAME` where it is the default version, `NAME:VERSION` elsewhere."""
+    object: Literal["model"]
+    """What this is."""
+    created: int
+    """When it was exported, in seconds since 1970; 0 where its manifest has no such time."""
+    owned_by: str
+    """What serves it."""
+
+    @classmethod
+    def of(cls, manifest: Manifest, *, is_default: bool) -> ModelEntry:
+        """Return a version by its manifest."""
+        name = manifest.name if is_default else f"{manifest.name}:{manifest.version}"
+        return cls(id=name, object="model", created=_seconds_since_1970(manifest.created), owned_by="dat-serve")
+
+
+def _seconds_since_1970(time: str) -> int:
+    """Return a manifest's time, which is UTC where it does not say otherwise; 0 where it is none."""
+    try:
+        parsed = datetime.fromisoformat(time)
+    except ValueError:
+        return 0
+    return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp())
+
+
 class ModelList(_Shown):
     """All versions of all models."""
 
+    object: Literal["list"]
+    """What this is."""
+    data: list[ModelEntry]
+    """The versions that take work, once more, for OpenAI's clients."""
     default: str
     """Name of the model that answers where a request names none."""
     limits: RequestLimits
     """What one request may have: how many images to send together."""
     models: list[ModelSummary]
     """One entry a version, by name and version; the default model's first."""
+
+    @classmethod
+    def of(
+        cls,
+        default: str,
+        limits: RequestLimits,
+        models: list[ModelSummary],
+        manifests: Mapping[tuple[str, int], Manifest],
+    ) -> ModelList:
+        """Return the list of versions, with the manifests, by name and version, of those that take work."""
+        listed = [(manifests.get((each.name, each.version)), each.is_default) for each in models]
+        data = [ModelEntry.of(manifest, is_default=is_default) for manifest, is_default in listed if manifest]
+        return cls(object="list", data=data, default=default, limits=limits, models=models)
 
 
 class InputSizesEntry(_Shown):

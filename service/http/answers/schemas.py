@@ -198,6 +198,50 @@ class FeaturesResponse(Record):
     timings_ms: Timings
 
 
+EmbeddingVector = TypeAliasType(
+    "EmbeddingVector",
+    Annotated[
+        list[float] | str,
+        Field(description="An embedding: its numbers, or the base64 of them as little-endian float32."),
+    ],
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding(Record):
+    """The embedding of one image, as OpenAI's clients read it."""
+
+    object: Literal["embedding"]
+    """What this is."""
+    index: int
+    """The image's place in the request, from 0."""
+    embedding: Annotated[Fragment | str, described_as(EmbeddingVector)]
+    """The embedding, of length 1 unless the request wanted it otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsUsage(Record):
+    """What was used. There are no tokens here: both count images."""
+
+    prompt_tokens: int
+    """The images of the request."""
+    total_tokens: int
+    """The same."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsResponse(Record):
+    """The embedding of every image of a request, as OpenAI's clients read them."""
+
+    object: Literal["list"]
+    """What this is."""
+    data: list[Embedding]
+    """One embedding an image, in the request's order."""
+    model: str
+    """The version that answered, as `NAME:VERSION`: embeddings of different versions cannot be compared."""
+    usage: EmbeddingsUsage
+
+
 @dataclass(frozen=True, slots=True)
 class Cell(Record):
     """One cell of a layer's map."""

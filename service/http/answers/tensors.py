@@ -33,7 +33,12 @@ def as_npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 def as_base64(array: Tensor) -> EncodedTensor:
     """Return an array as base64, with what is needed to read it back."""
-    return EncodedTensor(str(array.dtype), list(array.shape), base64.b64encode(as_raw(array)).decode("ascii"))
+    return EncodedTensor(str(array.dtype), list(array.shape), as_base64_text(array))
+
+
+def as_base64_text(array: Tensor) -> str:
+    """Return the bytes of an array as base64."""
+    return base64.b64encode(as_raw(array)).decode("ascii")
 
 
 def as_json(array: Tensor) -> orjson.Fragment:

@@ -34,8 +34,9 @@ RAW = "raw"
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
 
-RAW_TYPES = ("application/octet-stream", "binary/octet-stream")
-"""Types that any file may have; S3 gives the second to objects that were stored without one."""
+RAW_TYPES = ("application/octet-stream", "binary/octet-stream", "application/x-image")
+"""Types that any file may have: S3 gives the second to objects that were stored without one, and the third is what the
+image algorithms of SageMaker have their callers send."""
 _TYPES_TAKEN = f"send image/* or {RAW_TYPES[0]} (one image), {MULTIPART} or {JSON}"
 _CURL_TYPE = "application/x-www-form-urlencoded"
 _JSON_FORM = 'A body in JSON is {"images": ["<base64 of a file>", ...]}; parameters go into the query.'
@@ -98,9 +99,7 @@ def plan_body(headers: Mapping[str, str], limits: Limits) -> BodyPlan:
     """Return how to read the body; raises UnsupportedMediaType, MalformedRequest or TooLarge by the headers alone."""
     content_type, options = parse_options_header(headers.get("content-type"))
     media_type = content_type.decode("latin-1")
-    coding = headers.get("content-encoding", "identity")
-    if coding.lower() != "identity":
-        raise UnsupportedMediaType(f"The content coding {coding!r} is not taken; send the body as it is.")
+    check_coding(headers)
     if media_type.startswith("image/") or media_type in RAW_TYPES:
         form = RAW
     elif media_type in (MULTIPART, JSON):
@@ -119,6 +118,29 @@ def plan_body(headers: Mapping[str, str], limits: Limits) -> BodyPlan:
         raise MalformedRequest("The content type multipart/form-data must give its boundary.")
     check_length(headers, limits)
     return BodyPlan(form, boundary, limits)
+
+
+def check_json_headers(headers: Mapping[str, str], limits: Limits) -> None:
+    """Raise UnsupportedMediaType or TooLarge where a body is, by its headers alone, no JSON within the limits."""
+    check_coding(headers)
+    media_type = media_type_of(headers)
+    if media_type != JSON:
+        given = f"{media_type!r} is not taken" if media_type else "There is no Content-Type"
+        raise UnsupportedMediaType(f"{given}; send {JSON}.")
+    check_length(headers, limits)
+
+
+def media_type_of(headers: Mapping[str, str]) -> str:
+    """Return the media type of a body, in lower case and without its parameters; empty where none is given."""
+    content_type, _ = parse_options_header(headers.get("content-type"))
+    return content_type.decode("latin-1")
+
+
+def check_coding(headers: Mapping[str, str]) -> None:
+    """Raise UnsupportedMediaType where the headers say that the body is compressed."""
+    coding = headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        raise UnsupportedMediaType(f"The content coding {coding!r} is not taken; send the body as it is.")
 
 
 def check_length(headers: Mapping[str, str], limits: Limits) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 from service.errors import BadImages, ImageFault
 from service.http import problems
 from service.http.answers.schemas import ExplainResponse, FeaturesResponse
+from service.http.bodies.embeddings import EmbeddingsRequest
 from service.http.bodies.uploads import JsonImages
+from service.http.problems import Problem
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -127,6 +129,9 @@ BODY_SCHEMAS: Mapping[str, dict[str, Any]] = {
 }
 """What the two forms of several images look like."""
 
+MODELS = (Problem, EmbeddingsRequest)
+"""What errors, and bodies that are read by hand, refer to."""
+
 IMAGES = "Images"
 REQUEST_BODIES: Mapping[str, dict[str, Any]] = {
     IMAGES: {
@@ -144,6 +149,19 @@ REQUEST_BODIES: Mapping[str, dict[str, Any]] = {
     }
 }
 IMAGES_BODY: dict[str, Any] = {"requestBody": {"$ref": f"#/components/requestBodies/{IMAGES}"}}
+
+EMBEDDINGS_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "Images where OpenAI's interface has text; text and addresses of images are refused.",
+        "content": {
+            "application/json": {
+                "schema": schema_ref(EmbeddingsRequest.__name__),
+                "example": {"input": [f"data:image/png;base64,{EXAMPLE_IMAGE}"], "encoding_format": "float"},
+            }
+        },
+    }
+}
 
 
 def errors(*statuses: int) -> Responses:

@@ -23,13 +23,13 @@ from starlette.routing import BaseRoute
 
 from service.http.openapi import components as openapi
 from service.http.openapi.examples import example_answers
-from service.http.problems import PROTOCOL_ROOT, Problem
+from service.http.problems import PROTOCOL_ROOT
 from service.http.routes.v2 import openapi as v2_openapi
 
 Json = dict[str, Any]
 
 TITLE = "DAT Serve"
-INTERFACE_VERSION = "1.1.0"
+INTERFACE_VERSION = "1.2.0"
 """Of what is described here: the first number changes where a client must."""
 _DESCRIPTION = """Image classification and features with the Deformable Attention Transformer.
 
@@ -68,7 +68,7 @@ def of_routes(routes: Sequence[BaseRoute], *, root_path: str = "") -> Json:
     components = document.setdefault("components", {})
     schemas = {
         **components.get("schemas", {}),
-        **_schemas(Problem, *v2_openapi.MODELS),
+        **_schemas(*openapi.MODELS, *v2_openapi.MODELS),
         **openapi.BODY_SCHEMAS,
         **v2_openapi.SCHEMAS,
     }

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from orjson import Fragment
 from pydantic import BaseModel
 
 from service.http.answers import schemas as v1
@@ -74,8 +75,11 @@ def example_answers() -> dict[str, Any]:
     summary = ModelSummary.of(status, manifest)
     answers = {
         **_of_images(model),
-        "list_models": ModelList(
-            default=manifest.name, limits=RequestLimits.model_validate(settings), models=[summary]
+        "list_models": ModelList.of(
+            manifest.name,
+            RequestLimits.model_validate(settings),
+            [summary],
+            {(manifest.name, manifest.version): manifest},
         ),
         "get_model": ModelDetails.of_model(
             replace(model, labels=model.labels[:1]),
@@ -133,6 +137,12 @@ def _of_images(model: ModelDirectory) -> dict[str, Any]:
             results=[v1.ClassifiedImage(**image, predictions=[prediction]), failed], **request
         ),
         "features": v1.FeaturesResponse(results=[v1.ImageFeatures(**image, features=features), failed], **request),
+        "embeddings": v1.EmbeddingsResponse(
+            object="list",
+            data=[v1.Embedding(object="embedding", index=0, embedding=Fragment(b"[0.1052, -0.3804, 0.9209]"))],
+            model=f"{model.manifest.name}:{model.manifest.version}",
+            usage=v1.EmbeddingsUsage(prompt_tokens=1, total_tokens=1),
+        ),
         "explain": v1.ExplainResponse(
             results=[v1.ExplainedImage(**image, width=640, height=480, layers=[explanation]), failed], **request
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -16,8 +17,8 @@ from service.http.direct import DirectRoute
 from service.http.inference import infer
 from service.http.openapi import components as openapi
 from service.http.parameters import ClassifyParameters
-from service.http.responses import JSON, json_answer
-from service.http.service import ServiceDependency
+from service.http.responses import JSON, MakeAnswer, json_answer
+from service.http.service import Service, ServiceDependency
 from service.model.classes import UnknownClass
 from service.model.postprocess import Choice, best_classes, softmax
 from service.serving.served import Served
@@ -43,6 +44,18 @@ async def classify(
     has one.
     """
     negotiate(context_of(request).headers.get("accept"), (JSON,))
+    return await classified(request, service, parameters)
+
+
+async def classified(
+    request: Request,
+    service: Service,
+    parameters: ClassifyParameters,
+    *,
+    images: Sequence[Upload] | None = None,
+    make_answer: MakeAnswer[ClassifiedImage] = ClassifyResponse,
+) -> Response:
+    """Answer with the classes of a request's images: those in its body, or `images` where that was read already."""
     served = service.resolve(context_of(request), *parameters.model_and_version)
     manifest, labels = served.manifest, served.model.labels
     choice = _choice(served, parameters)
@@ -54,6 +67,7 @@ async def classify(
         parameters,
         outputs=frozenset({class_output}),
         preprocessing=served.preprocessing_at(parameters.size),
+        images=images,
     )
 
     def result(image: Upload) -> ClassifiedImage:
@@ -64,7 +78,7 @@ async def classify(
 
     most = min(choice.top_k or len(choice.classes or ()), manifest.num_classes)
     size_bytes = len(inferred.answers) * most * 8
-    return await json_answer(request, served, inferred, result, ClassifyResponse, size_bytes=size_bytes)
+    return await json_answer(request, served, inferred, result, make_answer, size_bytes=size_bytes)
 
 
 def _choice(served: Served, parameters: ClassifyParameters) -> Choice:

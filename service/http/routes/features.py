@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -23,8 +24,8 @@ from service.http.direct import DirectRoute
 from service.http.inference import infer
 from service.http.openapi import components as openapi
 from service.http.parameters import FeaturesParameters
-from service.http.responses import JSON, ModelAnswer, json_answer
-from service.http.service import ServiceDependency
+from service.http.responses import JSON, MakeAnswer, ModelAnswer, json_answer
+from service.http.service import Service, ServiceDependency
 from service.model.manifest import Manifest, unknown_outputs
 from service.model.postprocess import l2_normalized
 from service.serving.served import Served
@@ -56,8 +57,47 @@ async def features(
     `X-Tensor-Shape`. With `on_error=skip` the last two hold the good images alone, and say which those are: the
     archive in an array `index`, the raw form in `X-Image-Index`; they answer 422 where no image is good.
     """
-    outputs = tuple(dict.fromkeys(parameters.outputs))
     form = negotiate(context_of(request).headers.get("accept"), (JSON, NPZ, RAW))
+    if form == JSON:
+        return await features_in_json(request, service, parameters)
+    served, outputs, inferred = await _infer(request, service, parameters, form)
+    if not inferred.answers:
+        raise BadImages(inferred.faults)
+    return await in_thread_if_large(
+        _size_bytes(inferred),
+        lambda: _binary(context_of(request).stages, served, inferred, outputs, parameters, form),
+    )
+
+
+async def features_in_json(
+    request: Request,
+    service: Service,
+    parameters: FeaturesParameters,
+    *,
+    images: Sequence[Upload] | None = None,
+    make_answer: MakeAnswer[ImageFeatures] = FeaturesResponse,
+) -> Response:
+    """Answer with the features of a request's images: those in its body, or `images` where that was read already."""
+    served, outputs, inferred = await _infer(request, service, parameters, JSON, images)
+    render = as_base64 if parameters.encoding == "base64" else as_json
+
+    def result(image: Upload) -> ImageFeatures:
+        tensors = _finished(inferred.answers[image.index], outputs, parameters)
+        rendered = {name: render(tensor) for name, tensor in tensors.items()}
+        return ImageFeatures(image.index, image.filename, rendered)
+
+    return await json_answer(request, served, inferred, result, make_answer, size_bytes=_size_bytes(inferred))
+
+
+async def _infer(
+    request: Request,
+    service: Service,
+    parameters: FeaturesParameters,
+    form: str,
+    images: Sequence[Upload] | None = None,
+) -> tuple[Served, tuple[str, ...], Inferred[Upload]]:
+    """Return what answers, the outputs asked for, each once, and what became of the images."""
+    outputs = tuple(dict.fromkeys(parameters.outputs))
     served = service.resolve(context_of(request), *parameters.model_and_version)
     _check_outputs(served.manifest, outputs, parameters, form)
     inferred = await infer(
@@ -67,22 +107,13 @@ async def features(
         parameters,
         outputs=frozenset(outputs),
         preprocessing=served.preprocessing_at(parameters.size),
+        images=images,
     )
-    size_bytes = sum(array.nbytes for answer in inferred.answers.values() for array in answer.outputs.values())
-    if form == JSON:
-        render = as_base64 if parameters.encoding == "base64" else as_json
+    return served, outputs, inferred
 
-        def result(image: Upload) -> ImageFeatures:
-            tensors = _finished(inferred.answers[image.index], outputs, parameters)
-            rendered = {name: render(tensor) for name, tensor in tensors.items()}
-            return ImageFeatures(image.index, image.filename, rendered)
 
-        return await json_answer(request, served, inferred, result, FeaturesResponse, size_bytes=size_bytes)
-    if not inferred.answers:
-        raise BadImages(inferred.faults)
-    return await in_thread_if_large(
-        size_bytes, lambda: _binary(context_of(request).stages, served, inferred, outputs, parameters, form)
-    )
+def _size_bytes(inferred: Inferred[Upload]) -> int:
+    return sum(array.nbytes for answer in inferred.answers.values() for array in answer.outputs.values())
 
 
 def _check_outputs(manifest: Manifest, outputs: tuple[str, ...], parameters: FeaturesParameters, form: str) -> None:

@@ -12,6 +12,7 @@ from service.http.authorization import authorized
 from service.http.context import context_of
 from service.http.openapi import components as openapi
 from service.http.service import ServiceDependency
+from service.model.manifest import Manifest
 from service.serving.served import ServedModels
 from service.serving.states import VersionStatus
 
@@ -20,10 +21,13 @@ router = APIRouter(tags=["models"], dependencies=[Depends(authorized)])
 
 @router.get("/v1/models", operation_id="list_models", summary="List the models", responses=openapi.READING_PROBLEMS)
 async def list_models(service: ServiceDependency) -> ModelList:
-    """Answer with every version of every model that is served, or was to be, how each is, and requests' limits."""
+    """Answer with every version of every model that is served, or was to be, how each is, and requests' limits.
+
+    `object` and `data` are what OpenAI's clients list: the versions that take work, as requests name them.
+    """
     models = service.models
     limits = RequestLimits.model_validate(service.settings)
-    return ModelList(default=models.default, limits=limits, models=_summaries(models, models.statuses))
+    return ModelList.of(models.default, limits, _summaries(models, models.statuses), _manifests(models))
 
 
 @router.get(
@@ -56,5 +60,9 @@ async def get_model(
 
 
 def _summaries(models: ServedModels, statuses: Sequence[VersionStatus]) -> list[ModelSummary]:
-    manifests = {(served.name, served.version): served.manifest for served in models.served}
+    manifests = _manifests(models)
     return [ModelSummary.of(status, manifests.get((status.name, status.version))) for status in statuses]
+
+
+def _manifests(models: ServedModels) -> dict[tuple[str, int], Manifest]:
+    return {(served.name, served.version): served.manifest for served in models.served}

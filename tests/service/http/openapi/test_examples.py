@@ -37,9 +37,11 @@ TENSOR = {
         "outputs": [{"name": "logits", "parameters": {"classification": 3}}],
     }
 }
+INPUT = {"json": {"input": base64.b64encode(photo("JPEG")).decode()}}
 REQUESTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "classify": ("POST", "/v1/classify", IMAGES),
     "features": ("POST", "/v1/features", IMAGES),
+    "embeddings": ("POST", "/v1/embeddings", INPUT),
     "explain": ("POST", "/v1/explain", {**IMAGES, "params": {"on_error": "skip", "query": "32,32"}}),
     "list_models": ("GET", "/v1/models", {}),
     "get_model": ("GET", f"/v1/models/{tiny_model.NAME}", {}),

@@ -184,7 +184,8 @@ async def test_models_are_listed_and_described(served: Served) -> None:
         "devices": ["cpu"], "graphs": ["standard"], "parity": None,
     }  # fmt: skip
     limits = {"max_images": 64, "max_body_bytes": 33_554_432}
-    assert listed == {"default": "tiny", "limits": limits, "models": [entry]}
+    openai_entry = {"id": "tiny", "object": "model", "created": 1_767_225_600, "owned_by": "dat-serve"}
+    assert listed == {"object": "list", "data": [openai_entry], "default": "tiny", "limits": limits, "models": [entry]}
     details: dict[str, Any] = (await served.http.get("/v1/models/tiny")).json()
     assert details["versions"] == [entry]
     assert entry.items() <= details.items()
