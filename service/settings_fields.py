@@ -141,7 +141,8 @@ class Fields(BaseModel):
     max_restart_delay_ms: Milliseconds = 5_000
     """With several processes: longest wait before one that keeps ending is started again; the first waits 0.1 s."""
     exif_orientation: bool = False
-    """Turn images as their EXIF orientation says, or the turn and mirror of AVIF and HEIC. Off: the published accuracies were measured without."""
+    """Turn images as their EXIF orientation says, or the turn and mirror of AVIF and HEIC. Off: the published
+    accuracies were measured without."""
     resize: Literal["exact", "fast"] = "exact"
     """How images get the model's size. `exact`: by the published arithmetic. `fast`: large JPEG files are decoded at a
     fraction of their size first, which moves pixels by some levels."""

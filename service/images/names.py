@@ -19,8 +19,8 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif",
     ".tiff", ".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif",
 )  # fmt: skip
-"""Names of images end with one of these, in any case: all that the formats go by; those of HEIC whether or not it is read
-here, since a file that is refused says why."""
+"""Names of images end with one of these, in any case: all that the formats go by. Those of HEIC are, whether or not it
+is read here: a file that is refused says why."""
 
 
 @dataclass(slots=True)
