@@ -44,7 +44,7 @@ endif
 MAKEFLAGS += --jobs=2
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export environments test test-full check format bench bench-model operators-wheel openapi typescript-tools protos lock clean demo
+.PHONY: help serve export environments test test-full check format bench bench-model operators-wheel sbom openapi typescript-tools protos lock clean demo
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "%-18s%s\n", $$1, $$2}'
@@ -91,6 +91,10 @@ bench-model: .venv/.bench  ## Measure the graphs of VARIANTS beside torch, OpenV
 operators-wheel: .venv/.dev  ## Build the operators with the kernels of the variants in KERNELS (none: all) as a wheel, in dist.
 	$(VENV_BIN)/python -m operators.wheel --output dist --kernels $(KERNELS)
 
+sbom: .venv/.dev $(SERVE_ENV)/.installed  ## Write the bill of materials of SET's environment (CycloneDX), in build; EXTRAS names further locks.
+	$(VENV_BIN)/python -m deploy.sbom requirements/serve-$(SET).txt $(EXTRAS:%=requirements/%.txt) \
+	  --python $(SERVE_ENV)/bin/python --output build/sbom-$(SET).json
+
 openapi: .venv/.dev  ## Write openapi.json anew, from the routes.
 	$(VENV_BIN)/python -m service openapi > $@.json
 
@@ -107,7 +111,7 @@ lock: .venv/.dev  ## Resolve the requirements anew, within what the .in files al
 	cd requirements && $(COMPILE) --universal --generate-hashes serve-cpu.in -o serve-cpu.txt
 	cd requirements && $(COMPILE) --upgrade --python-platform x86_64-unknown-linux-gnu $(TORCH_LOCK_SOURCE) torch.in -o torch.txt
 	sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements/torch.txt
-	cd requirements && for set in serve-cuda tracing grpc remote bulk export dev operators bench kserve ray; do \
+	cd requirements && for set in serve-cuda tracing grpc remote bulk heic export dev operators bench kserve ray; do \
 	  $(COMPILE) --universal --generate-hashes $$set.in -o $$set.txt || exit 1; \
 	done
 

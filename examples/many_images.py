@@ -23,7 +23,10 @@ from typing import Any
 
 import httpx
 
-SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"),
+    *(".heic", ".heif"),
+}
 TRY_AGAIN = {429, 502, 503, 504}
 ONE_TO_BLAME = {413, 500}
 """Too much together, or a failed run: what one image of a request may have done to the others."""

@@ -14,7 +14,10 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"),
+    *(".heic", ".heif"),
+}
 MAX_IMAGES, MAX_BYTES, PART_BYTES = 32, 8 * 1024 * 1024, 256
 """Of a request, unless the service takes less, and what a form adds to an image and its name, about."""
 

@@ -136,10 +136,11 @@ class Fields(BaseModel):
     """Most pixels (width x height) of one image, checked before it is decoded."""
     max_image_scan_pixels: Count = MAX_SCAN_PIXELS
     """Most pixels that decoding one image may go over in all: those of every scan of a progressive JPEG, of every
-    strip or tile of a TIFF, checked before it is decoded."""
+    strip or tile of a TIFF, and four times those of every frame, slice or tile of AVIF and HEIC; checked before it is
+    decoded."""
     max_image_segments: Count = MAX_SEGMENTS
     """Most parts that one image's file may consist of, checked before it is decoded: segments of a JPEG, chunks of a
-    PNG, blocks of a GIF, tags, strips and tiles of a TIFF."""
+    PNG, blocks of a GIF, tags, strips and tiles of a TIFF, boxes of AVIF and HEIC and what is in them."""
     max_input_pixels: Count = 1024 * 1024
     """Most pixels (height x width) of the input that a request may ask for by `size`, of a model that was exported with
     a dynamic size. A run's memory grows with them, and faster."""
@@ -171,7 +172,8 @@ class Fields(BaseModel):
     """Longest wait before an engine, or with several processes any of them, that keeps ending is started again; the
     first wait is 0.1 s."""
     exif_orientation: bool = False
-    """Turn images as their EXIF orientation says. Off: the published accuracies were measured without."""
+    """Turn images as their EXIF orientation says, or the turn and mirror of AVIF and HEIC. Off: the published
+    accuracies were measured without."""
     resize: Literal["exact", "fast"] = "exact"
     """How images get the model's size. `exact`: by the published arithmetic. `fast`: large JPEG files are decoded at a
     fraction of their size first, which moves pixels by some levels."""

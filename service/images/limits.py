@@ -107,3 +107,5 @@ class Essence:
     """None where the decoder reads the range of grey rightly by itself."""
     kind: str = ""
     """What is special about the file, where a decoder may well not take it though it is valid; begins a sentence."""
+    crop: tuple[int, int, int, int] | None = None
+    """What of the decoded pixels is the picture: (left, top, right, bottom), before they are turned; None for all."""

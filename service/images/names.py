@@ -17,9 +17,10 @@ from typing import Any
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif",
-    ".tiff",
+    ".tiff", ".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif",
 )  # fmt: skip
-"""Names of images end with one of these, in any case: all that the six formats go by."""
+"""Names of images end with one of these, in any case: all that the formats go by. Those of HEIC are, whether or not it
+is read here: a file that is refused says why."""
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ class LeftOut:
                 self.others[suffix_of(name)] += 1
 
     def describe(self) -> str:
-        """Return it as a part of a sentence, such as "3 files by their names (.heic 2, .txt 1), 1 hidden"."""
+        """Return it as a part of a sentence, such as "3 files by their names (.jxl 2, .txt 1), 1 hidden"."""
         parts = []
         if self.others:
             parts.append(f"{self.others.total()} by their names ({_listed(self.others)})")

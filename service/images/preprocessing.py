@@ -31,9 +31,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError, _imaging
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError, _imaging
 
-from service.images import bicubic, formats, jpeg
+from service.images import bicubic, formats, heic, jpeg
 from service.images.limits import DEFAULT_LIMITS, DecodeLimits, Essence, UnusableImage, corrupt, not_taken
 from service.images.rgb import as_rgb
 
@@ -181,6 +181,8 @@ def prepare_pillow() -> None:
         libtiff.TIFFSetErrorHandler(None)
     # Pillow reads plain TIFF files itself, strip by strip in Python, and 16-bit ones wrongly whose channels lie apart.
     TiffImagePlugin.READ_LIBTIFF = True
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # as many images are decoded at once as there are threads for them
+    heic.load()
     if reason := bicubic.load():
         _log.info(reason)
 
@@ -278,6 +280,8 @@ def decode_with_pillow(data: bytes | bytearray, preprocessing: Preprocessing) ->
     """Decode any format; raises as `decode_into`."""
     essence = formats.essence(data, preprocessing.limits)
     image = _opened(essence, preprocessing.limits)
+    if essence.crop is not None:
+        image = image.crop(essence.crop)
     return _upright(image, essence.orientation) if preprocessing.exif_orientation else image
 
 

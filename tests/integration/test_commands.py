@@ -170,10 +170,10 @@ def test_names_of_all_formats_count_and_what_is_left_out_is_said(
     assert (ended.returncode, json.loads(ended.stdout)["images"]) == (0, 4)
     assert json.loads(ended.stdout)["left_out"] == {"others": {}, "companions": {".json": 1}, "hidden": 0}
 
-    (folder / "other.heic").write_bytes(b"")
+    (folder / "other.jxl").write_bytes(b"")
     ended = command("evaluate", tmp_path / "set", *answerer)
     assert ended.returncode == 1
-    said = "1 by their names (.heic 1), 1 that belong to images (.json 1)"
+    said = "1 by their names (.jxl 1), 1 that belong to images (.json 1)"
     assert f"dat-serve: left out of the files in folders: {said}\n" in ended.stderr
     assert f"left out  {said}\n" in ended.stdout
     ended = command("classify", tmp_path / "set", *answerer)
@@ -183,7 +183,7 @@ def test_names_of_all_formats_count_and_what_is_left_out_is_said(
 
     truth = tmp_path / "truth.csv"
     truth.write_text("0.jfif,3\n3.png,3\n")
-    (folder / "other.heic").unlink()
+    (folder / "other.jxl").unlink()
     ended = command("evaluate", tmp_path / "set", "--ground-truth", truth, *answerer, "--format", "json")
     assert (ended.returncode, json.loads(ended.stdout)["unlisted_images"]) == (1, 2)
     assert "2 images of the folder are not in the ground truth" in ended.stderr

@@ -139,7 +139,7 @@ def asked() -> list[tuple[str, str, dict[str, Any], int]]:
         ("POST", CLASSIFY, {"content": SECRET.encode() * 9, "headers": PNG}, 422),
         *(
             ("POST", CLASSIFY, {"content": image_with_text(form), "headers": PNG}, 200)
-            for form in ("PNG", "JPEG", "WEBP", "TIFF")
+            for form in ("PNG", "JPEG", "WEBP", "TIFF", "AVIF")
         ),
         ("POST", CLASSIFY, {"content": image_with_text("TIFF")[:-40], "headers": PNG}, 422),
         ("POST", CLASSIFY, {"content": text[:-90], "headers": PNG}, 422),

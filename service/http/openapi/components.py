@@ -137,8 +137,8 @@ REQUEST_BODIES: Mapping[str, dict[str, Any]] = {
     IMAGES: {
         "required": True,
         "description": (
-            "One image (JPEG, PNG, WebP, BMP, GIF or TIFF) as the raw body, also under its own type `image/*`; or "
-            "several as multipart parts named `image` or as base64 in JSON."
+            "One image (JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF, and HEIC where its decoder is installed) as the raw "
+            "body, also under its own type `image/*`; or several as multipart parts named `image` or as base64 in JSON."
         ),
         "content": {
             "application/json": {"schema": schema_ref("ImageBatch"), "example": {"images": [EXAMPLE_IMAGE]}},

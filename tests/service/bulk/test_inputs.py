@@ -115,7 +115,7 @@ def test_what_is_damaged_behind_the_first_shard_says_so(tmp_path: Path, behind: 
 
 
 def test_members_that_are_no_images_are_counted(tmp_path: Path) -> None:
-    members = ["a/1.cls", "a/1.jpg", "a/1.json", "b/1.json", "2.heic", "._3.jpg", "README", "4.txt", "4.png"]
+    members = ["a/1.cls", "a/1.jpg", "a/1.json", "b/1.json", "2.jxl", "._3.jpg", "README", "4.txt", "4.png"]
     path = write_shard(tmp_path / "s.tar", dict.fromkeys(members, b"x"))
     with tarfile.open(path, "a") as shard:
         folder = tarfile.TarInfo("c.d")
@@ -124,7 +124,7 @@ def test_members_that_are_no_images_are_counted(tmp_path: Path) -> None:
     left_out = LeftOut()
     assert len(list(shard_items(str(path), MAX_BYTES, left_out))) == 2
     assert left_out == LeftOut(
-        others=Counter({".json": 1, ".heic": 1, "no suffix": 1}),
+        others=Counter({".json": 1, ".jxl": 1, "no suffix": 1}),
         companions=Counter({".cls": 1, ".json": 1, ".txt": 1}),
         hidden=1,
     )

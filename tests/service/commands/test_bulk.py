@@ -145,12 +145,12 @@ def test_what_is_left_out_is_said_counted_and_in_the_exit_status(
     assert "left out of the files in folders: 1 that belong to images (.json 1)" in errors
     assert "1 images, left out 1 that belong to images (.cls 1)" in errors
 
-    write_shard(tmp_path / "b.tar", {"x.png": photo(), "y.heic": b""})
+    write_shard(tmp_path / "b.tar", {"x.png": photo(), "y.jxl": b""})
     arguments = [tmp_path / "b.tar", "--out", tmp_path / "more", *options]
     for _ in range(2):  # the second finds the part there
         status, summary, _ = bulk(capfd, *arguments)
         assert (status, summary["images"], summary["bad_images"]) == (1, 1, 0)
-        assert summary["left_out"]["others"] == {".heic": 1}
+        assert summary["left_out"]["others"] == {".jxl": 1}
 
 
 def test_another_run_is_refused_with_what_is_different(

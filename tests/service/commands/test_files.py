@@ -10,6 +10,7 @@ from service.commands.files import find_files
 from service.images.files import read_image
 from service.images.formats import FORMATS
 from service.images.names import SUFFIXES, LeftOut
+from service.images.preprocessing import prepare_pillow
 from service.predictors.types import Fault
 
 
@@ -30,26 +31,26 @@ def test_folders_are_searched_for_images_to_any_depth_and_in_order(tmp_path: Pat
 
 def test_what_is_left_out_of_folders_is_counted(tmp_path: Path) -> None:
     write(
-        tmp_path, "a.jpg", "b.JFIF", "c.jpe", "d.apng", "a.txt", "a.jpg.json", "a.b.xml", "notes.TXT", "e.heic",
-        "README", "deep/f.heic", "deep/f.txt", ".DS_Store", ".git/config", ".git/x.png", "out/part.parquet",
+        tmp_path, "a.jpg", "b.JFIF", "c.jpe", "d.apng", "a.txt", "a.jpg.json", "a.b.xml", "notes.TXT", "e.jxl",
+        "README", "deep/f.jxl", "deep/f.txt", ".DS_Store", ".git/config", ".git/x.png", "out/part.parquet",
         "out/_run.json",
     )  # fmt: skip
     found = find_files([str(tmp_path)], without=str(tmp_path / "out"))
     assert names(tmp_path, found.files) == ["a.jpg", "b.JFIF", "c.jpe", "d.apng"]
     assert found.left_out == LeftOut(
-        others=Counter({".heic": 2, ".txt": 2, "no suffix": 1}),
+        others=Counter({".jxl": 2, ".txt": 2, "no suffix": 1}),
         companions=Counter({".txt": 1, ".json": 1, ".xml": 1}),
         hidden=2,
     )
     assert found.left_out.describe() == (
-        "5 by their names (.heic 2, .txt 2, no suffix 1), 3 that belong to images (.json 1, .txt 1, .xml 1), 2 hidden"
+        "5 by their names (.jxl 2, .txt 2, no suffix 1), 3 that belong to images (.json 1, .txt 1, .xml 1), 2 hidden"
     )
     assert LeftOut.from_dict(found.left_out.as_dict()) == found.left_out
 
 
-def test_all_names_of_the_six_formats_are_those_of_images() -> None:
-    Image.init()
-    registered = {suffix for suffix, name in Image.EXTENSION.items() if name in FORMATS}
+def test_all_names_of_the_formats_are_those_of_images() -> None:
+    prepare_pillow()
+    registered = {suffix for suffix, name in Image.EXTENSION.items() if name in (*FORMATS, "HEIF")}
     assert registered <= set(SUFFIXES)
 
 

@@ -57,6 +57,20 @@ async def test_every_bad_image_is_named_and_nothing_is_inferred(served: Served, 
     assert served.engine.slots_in_use == 0
 
 
+@pytest.mark.parametrize(("form", "media_type"), [("AVIF", "image/avif"), ("HEIF", "image/heic")])
+async def test_photos_of_phones_and_browsers_are_answered_in_every_form(
+    served: Served, form: str, media_type: str
+) -> None:
+    image = photo(form)
+    raw = await served.http.post(FEATURES, content=image, headers={"content-type": media_type})
+    in_json = await served.http.post(FEATURES, json=as_json(image))
+    in_form = await served.http.post(FEATURES, files={"image": ("photo", image, media_type)})
+    wanted = expected(image, "embedding")
+    for response in (raw, in_json, in_form):
+        assert response.status_code == 200, response.text
+        np.testing.assert_allclose(response.json()["results"][0]["features"]["embedding"], wanted, atol=1e-4)
+
+
 @pytest.mark.parametrize("path", [CLASSIFY, FEATURES])
 async def test_skip_answers_the_good_images_and_marks_the_bad_ones(served: Served, path: str) -> None:
     images = [BAD["undecodable"], PHOTO, BAD["too_many_pixels"], photo("PNG", seed=4)]
