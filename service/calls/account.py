@@ -15,7 +15,8 @@ from typing import Any
 from service.calls.context import RequestContext
 from service.samples.records import SampledRequest
 from service.telemetry.logs import ACCESS_LOGGER
-from service.telemetry.metrics import EndedRequest, Metrics
+from service.telemetry.metrics import Metrics
+from service.telemetry.model_metrics import EndedRequest
 from service.telemetry.tracing import Tracer
 
 UNMATCHED = "unmatched"

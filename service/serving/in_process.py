@@ -31,7 +31,8 @@ from service.serving.served import Served, ServedModels
 from service.serving.states import ModelState, VersionStatus
 from service.serving.watch import RepositoryWatch
 from service.settings import Settings
-from service.telemetry.metrics import Metrics, ModelMetrics
+from service.telemetry.metrics import Metrics
+from service.telemetry.model_metrics import ModelMetrics
 
 _log = logging.getLogger(__name__)
 

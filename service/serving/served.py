@@ -24,7 +24,7 @@ from service.model.sizes import InputSizes, explain_sizes_of, sizes_of
 from service.serving.answer_cache import VersionCache
 from service.serving.states import ModelState, VersionStatus
 from service.settings import Settings
-from service.telemetry.metrics import ModelMetrics
+from service.telemetry.model_metrics import ModelMetrics
 
 
 @dataclass(slots=True, eq=False)

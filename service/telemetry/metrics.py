@@ -4,8 +4,8 @@ Implements the engine's observer: those methods are called in the engine's threa
 prometheus_client's metrics are safe in both. Requests are counted as they end where nothing else is in flight, and
 several together under load: to count each would be a tenth of what a request costs beside its image. Durations are in
 seconds. `code` is `ok` or the stable code of an error.
-What is of one version of a model says so in the labels `model` and `version`, which are empty where a request came to
-none. Prometheus takes an empty label for an absent one.
+What is of one version of a model (`telemetry.model_metrics`) says so in the labels `model` and `version`, which are
+empty where a request came to none. Prometheus takes an empty label for an absent one.
 
 A service of several processes counts into files of a directory that all share (`metrics_directory`), which is
 prometheus_client's way, and any of its processes renders the sums. What is read rather than counted, such as the
@@ -21,17 +21,13 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
-import numpy as np
-from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 
-from service.engine.core import DropReason
-from service.images.preprocessing import ImageTimings
 from service.telemetry.collectors import (
     ModelGauges,
     ReadAtScrape,
@@ -41,11 +37,8 @@ from service.telemetry.collectors import (
     process_metrics,
     version_gauges,
 )
-from service.telemetry.predictions import PredictionSeries
+from service.telemetry.model_metrics import EndedRequest, ModelMetrics, RequestSeries
 from service.telemetry.series import Batches, Images, Loads, Predictions, Requests, Restarts
-
-_FAILED = "failed"
-"""The reason of images that left the queue for a run that failed."""
 
 _SETTLED_REQUESTS = 64
 """How many are counted together at most."""
@@ -84,106 +77,6 @@ class InferenceTotals:
     """Images that were looked for in the cache of answers, and not found."""
 
 
-class _EndedRequests:
-    """The series of how requests to one version of a model ended, or of those to none."""
-
-    def __init__(self, requests: Requests, *labels: str) -> None:
-        self.ended = requests.ended.under(*labels)
-        self.duration_s = requests.duration_s.under(*labels)
-        self.failed_s = requests.failed_s.under(*labels)
-
-
-class EndedRequest(NamedTuple):
-    """An answered, or dropped, request; of which version of which model it was, if of any."""
-
-    route: str
-    status: int
-    code: str
-    duration_s: float
-    model: ModelMetrics | None = None
-    decoding: Sequence[ImageTimings] = ()
-    """Of its images, those that could be decoded."""
-    stages_s: Mapping[str, float] | None = None
-    """Where its time went, of one that inferred and was answered."""
-    logits: Sequence[NDArray[np.float32]] = ()
-    """Of its images (classes,), where it was answered and its run gave them."""
-
-
-class ModelMetrics:
-    """What is counted of one version of a model; the engine's observer, and told of its requests' images."""
-
-    def __init__(
-        self,
-        requests: Requests,
-        images: Images,
-        batches: Batches,
-        predictions: Predictions,
-        *,
-        name: str,
-        version: int,
-        class_names: Sequence[str] = (),
-        most_classes: int = 0,
-    ) -> None:
-        self.labels = labels = (name, str(version))
-        """The values of `model` and `version`."""
-        self.requests = _EndedRequests(requests, *labels)
-        self._request_stage_s = requests.stage_s.under(*labels)
-        self._images_ended = images.ended.under(*labels)
-        self._lookups = images.lookups.under(*labels)
-        self._stage_s = images.stage_s.under(*labels)
-        self._runs_ended = batches.ended.under(*labels)
-        self._run_s = batches.run_s.under(*labels)
-        self._dropped = batches.dropped.under(*labels)
-        self.predictions = PredictionSeries(
-            predictions, labels, class_names=class_names, most_classes=most_classes if class_names else 0
-        )
-        # There from the start: what has never run is not what nobody knows of, and Prometheus sees no rise in what
-        # begins at 1.
-        for reason in (*DropReason, _FAILED):
-            self._dropped.of(str(reason))
-        self._size = batches.size.metric.labels(*labels)
-        self._last_run = batches.last_run.metric.labels(*labels)
-
-    def images_ended(self, outcome: str, count: int = 1) -> None:
-        """Count images by how they ended."""
-        self._images_ended.of(outcome).inc(count)
-
-    def looked_up(self, *, hits: int, misses: int) -> None:
-        """Count images that were looked for in the cache of answers."""
-        self._lookups.of("hit").inc(hits)
-        self._lookups.of("miss").inc(misses)
-
-    def requests_inferred(self, stages_s: Sequence[Mapping[str, float]]) -> None:
-        """Record where the time of answered inference requests went."""
-        for stage in ("postprocess", "total"):
-            self._stage_s.of(stage).observe_all([each[stage] for each in stages_s])
-        for stage in stages_s[0]:
-            self._request_stage_s.of(stage).inc(sum([each[stage] for each in stages_s]))
-
-    def images_decoded(self, timings: Sequence[ImageTimings]) -> None:
-        """Record how long images took to be decoded and preprocessed."""
-        self._stage_s.of("decode").observe_all([each.decode_s for each in timings])
-        self._stage_s.of("preprocess").observe_all([each.preprocess_s for each in timings])
-
-    def batch_ran(self, *, bucket: int, queue_s: Sequence[float], inference_s: float) -> None:
-        """Record a run of the model; `queue_s` has one entry an image."""
-        self._runs_ended.of(str(bucket), "ok").inc()
-        self._run_s.of(str(bucket)).inc(inference_s)
-        self._last_run.set(time.time())
-        self._size.observe(len(queue_s))
-        self._stage_s.of("queue").observe_all(queue_s)
-        self._stage_s.of("inference").observe_all([inference_s] * len(queue_s))
-
-    def batch_failed(self, *, bucket: int, images: int) -> None:
-        """Record a run that failed and took its images with it."""
-        self._runs_ended.of(str(bucket), "failed").inc()
-        self._dropped.of(_FAILED).inc(images)
-
-    def dropped(self, reason: DropReason, images: int) -> None:
-        """Record images that left the queue unanswered."""
-        self._dropped.of(reason.value).inc(images)
-
-
 class Metrics:
     """All metrics of one application.
 
@@ -210,7 +103,7 @@ class Metrics:
         self._restarts = Restarts(self.registry)
         self._leaving: set[tuple[str, int]] = set()
         self._removing = threading.Lock()
-        self._to_no_model = _EndedRequests(self._requests, "", "")
+        self._to_no_model = RequestSeries(self._requests, "", "")
         self._in_flight = 0
         self._ended: deque[EndedRequest] = deque()
         self._ended_values = 0
@@ -309,7 +202,7 @@ class Metrics:
                     model.predictions.count(logits)
 
     @staticmethod
-    def _count(requests: _EndedRequests, ended: Sequence[EndedRequest]) -> None:
+    def _count(requests: RequestSeries, ended: Sequence[EndedRequest]) -> None:
         for (route, status, code), same in _grouped(ended, lambda each: (each.route, each.status, each.code)):
             requests.ended.of(route, str(status), code).inc(len(same))
             durations_s = [each.duration_s for each in same]

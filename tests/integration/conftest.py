@@ -23,7 +23,7 @@ from service.engine.types import Answer
 from service.grpc.door import grpc_server, reserve_port
 from service.http.connection.server import Server, listen
 from service.model.directory import ModelDirectory
-from service.telemetry.metrics import EndedRequest
+from service.telemetry.model_metrics import EndedRequest
 from tests.service.conftest import GatedSession, Parts, make_parts
 from tests.service.conftest import model as model
 from tests.service.conftest import repository as repository

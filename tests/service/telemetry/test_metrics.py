@@ -17,7 +17,8 @@ from service.images.preprocessing import ImageTimings
 from service.model.directory import ModelDirectory
 from service.model.manifest import GraphForm
 from service.serving.states import ModelState, Parity, VersionStatus
-from service.telemetry.metrics import EndedRequest, Metrics, ModelMetrics
+from service.telemetry.metrics import Metrics
+from service.telemetry.model_metrics import EndedRequest, ModelMetrics
 from service.telemetry.series import STAGE_BUCKETS_S, Histogram
 
 TINY = {"model": "tiny", "version": "1"}
@@ -252,7 +253,8 @@ OF_TWO_PROCESSES = """
 import os, sys
 from pathlib import Path
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
-from service.telemetry.metrics import EndedRequest, Metrics, ModelMetrics
+from service.telemetry.metrics import Metrics
+from service.telemetry.model_metrics import EndedRequest, ModelMetrics
 from service.telemetry.series import STAGE_BUCKETS_S, Histogram
 def count():
     metrics = Metrics(directory=Path(sys.argv[1]))

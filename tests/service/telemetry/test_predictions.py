@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from service.model.directory import ModelDirectory
-from service.telemetry.metrics import EndedRequest, Metrics, ModelMetrics
+from service.telemetry.metrics import Metrics
+from service.telemetry.model_metrics import EndedRequest, ModelMetrics
 from service.telemetry.predictions import OTHER, certainty_of
 from tests.service import tiny_model
 from tests.service.conftest import serving
