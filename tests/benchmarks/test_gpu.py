@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import sys
@@ -21,6 +22,7 @@ from benchmarks.journal import Journal
 from benchmarks.rounds import Turn
 from export import __main__ as exporter
 from export.job import check_job
+from export.progress import Progress
 from export.source import from_file
 from models.variants import VARIANTS
 
@@ -48,7 +50,7 @@ def test_all_phases_run_to_their_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", GRAPHS)
 def test_every_graph_that_is_wanted_is_one_that_the_exporter_makes(name: str, variant: str) -> None:
     arguments = exporter._parser().parse_args([variant, "--random-weights", "0", *shlex.split(GRAPHS[name])])
-    check_job(exporter._job(arguments))
+    check_job(exporter._job(arguments, Progress(io.StringIO())))
 
 
 def test_a_fused_graph_runs_by_the_reference_on_a_cpu(

@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from fastapi import Request
 
 from benchmarks.connections import Request as AskedFor
 from benchmarks.load import Window, closed_loop, open_loop, percentiles_ms, poisson_times_s, report
 from benchmarks.shapes import Shape
+from service.calls.in_flight import InFlight, Work
 from service.http.bodies.uploads import Limits, plan_body
 
 Answer = Callable[[int], Awaitable[bytes]]
@@ -145,17 +145,14 @@ async def test_a_request_of_several_images_has_the_files_in_turn(form: str) -> N
         head, _, body = request.partition(b"\r\n\r\n")
         fields = dict(line.split(": ") for line in head.decode().split("\r\n")[1:])
         assert int(fields["Content-Length"]) == len(body)
-        scope = {
-            "type": "http", "method": "POST",
-            "headers": [(name.lower().encode(), value.encode()) for name, value in fields.items()],
-        }  # fmt: skip
         parts = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def receive(parts: Iterator[dict[str, Any]] = parts) -> dict[str, Any]:
             return next(parts)
 
-        taken = Request(scope, receive)
-        uploads = await plan_body(taken, Limits(10_000, max_images=3, receive_timeout_s=30.0)).read(taken)
+        headers = {name.lower(): value for name, value in fields.items()}
+        plan = plan_body(headers, Limits(10_000, max_images=3, receive_timeout_s=30.0))
+        uploads = await plan.read(receive, Work(InFlight()))
         assert [bytes(upload.data) for upload in uploads] == images
 
 
