@@ -74,6 +74,7 @@ KINDS: Mapping[type[ServiceError], Kind] = dict(  # of all but RequestError, whi
         (errors.SettingsError, INTERNAL),
         (errors.RepositoryError, INTERNAL),
         (errors.IncompleteModel, INTERNAL),
+        (errors.RemoteFailed, INTERNAL),
         (errors.DeviceUnavailable, INTERNAL),
     ]
 )

@@ -1,4 +1,4 @@
 """Reading bodies: forms, multipart, JSON and base64, within their limits.
 
-Imports: `calls`, `errors`, `settings`.
+Imports: `calls`, `errors`, `images`, `settings`.
 """

@@ -33,6 +33,7 @@ def test_every_setting_is_of_whoever_answers_or_of_serving_alone() -> None:
         "drain_timeout_ms", "heartbeat_timeout_ms", "max_restart_delay_ms", "explain", "v2_outputs", "tracing",
         "class_metrics", "sample_requests", "sample_rate", "sample_max_bytes", "sample_images", "sample_names",
         "api_keys", "cors_origins", "tls_certificate", "tls_key", "tls_key_password", "tls_ca_certificates",
+        "cache_images", "cache_bytes", "cloud", "grpc_port",
     }  # fmt: skip
     of_some_commands = {"top_k"}
     offered = {action.dest for action in parser()._actions}

@@ -225,8 +225,8 @@ def in_thread(form: str, *, of: str) -> Stage:
         async def to_thread(call: Callable[..., Any], *args: Any) -> Any:
             return await asyncio.get_running_loop().run_in_executor(None, hold.before(call), *args)
 
-        monkeypatch.setattr(f"service.http.{of}.THREAD_FROM_BYTES", 0, raising=False)
-        monkeypatch.setattr(f"service.http.{of}.asyncio.to_thread", to_thread)
+        monkeypatch.setattr("service.calls.large.THREAD_FROM_BYTES", 0)
+        monkeypatch.setattr(f"service.{of}.asyncio.to_thread", to_thread)
         exchange = whole(served, form)
         await hold.is_reached()
         return exchange
@@ -243,7 +243,7 @@ async def drawing(served: Served, _: GatedSession, hold: Hold, monkeypatch: pyte
 
 STAGES: dict[str, Stage] = {
     **{f"upload, {form}": upload(form) for form in ASKS},
-    "reading JSON": in_thread("json", of="bodies.uploads"),
+    "reading JSON": in_thread("json", of="http.bodies.uploads"),
     "waiting for a decoding thread": waiting_for_a_decoding_thread,
     **{f"decoding, {form}": decoding(form) for form in ASKS},
     "in the queue": queued("raw"),
@@ -251,8 +251,8 @@ STAGES: dict[str, Stage] = {
     "running": running("raw"),
     "running, explain": running("json"),
     "running, v2": running("v2"),
-    "making the answer": in_thread("multipart", of="responses"),
-    "making the answer, v2": in_thread("v2", of="responses"),
+    "making the answer": in_thread("multipart", of="calls.large"),
+    "making the answer, v2": in_thread("v2", of="calls.large"),
     "drawing": drawing,
 }
 

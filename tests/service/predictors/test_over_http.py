@@ -165,7 +165,7 @@ async def test_a_group_that_is_refused_is_sent_again_whole_and_its_answers_are_i
     images = [*PHOTOS[:3], b"no image", *PHOTOS[3:]]
     retries = Recorded()
     async with open_predictor(URL, transport=network.transport(), retries=retries, concurrency=16) as predictor:
-        answers = await asyncio.gather(*(predictor.classify(image, top_k=1) for image in images))
+        answers = await asyncio.gather(*(predictor.classify(image, Choice(1)) for image in images))
     assert [images_of(request) for request in network.requests] == [1, 5, 5, 5, 5]
     assert retries.asked == [(1, 3.0), (2, None), (3, None)]
     assert isinstance(answers[3], Fault)

@@ -3,7 +3,7 @@
 They read a request as its platform sends it; what it asks is a call of `/v1`. They are in no OpenAPI document, which
 is the same for every server: who asks there is the platform, whose own interface its callers see.
 
-Imports: `errors`, `http`, `settings_cloud`.
+Imports: `calls`, `errors`, `http`, `settings_cloud`.
 """
 
 from __future__ import annotations
