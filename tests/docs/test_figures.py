@@ -49,6 +49,13 @@ def one_image(recorded: Result, contender: str, batch: int) -> float:
 
 
 FIGURES: dict[tuple[str, str], Callable[[Result], list[str]]] = {
+    ("operations", "latency-dat_demo"): lambda it: [
+        f"{it['capacity_images_per_s']:.0f} images/s",
+        *(
+            " | ".join(f"{each['accepted_ms']['interactive'][percentile]:.0f}" for each in it["rows"])
+            for percentile in ("p50", "p99")
+        ),
+    ],
     ("tuning", "model-speed-dat_tiny"): lambda it: [
         f"{one_image(it, 'ort-ours', 1):.1f} ms",
         f"{one_image(it, 'ort-ours', 8):.1f} ms",
