@@ -33,6 +33,8 @@ class ReservedPort:
             )[0]
             alone = socket.socket(family, socket.SOCK_STREAM)
             try:
+                # Connections of a predecessor that has just ended are in nobody's way; one that listens still is.
+                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 alone.bind(place)
                 place = alone.getsockname()
             finally:

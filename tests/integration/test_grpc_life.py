@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -276,6 +277,23 @@ def test_taken_port_is_named(repository: Path, workers: str) -> None:
     assert f"cannot listen for gRPC on 127.0.0.1 port {port}: Address already in use" in said
     with pytest.raises(StartupError):
         ReservedPort("127.0.0.1", int(port))
+
+
+def test_connections_that_a_predecessor_has_closed_do_not_keep_the_port() -> None:
+    """Such a one is in the state TIME-WAIT for a minute, on the side that closed first."""
+    reserved = ReservedPort("127.0.0.1", 0)
+    host, _, port = reserved.address.rpartition(":")
+    with socket.socket() as listener:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):  # as gRPC's own has them
+            listener.setsockopt(socket.SOL_SOCKET, option, 1)
+        listener.bind((host, int(port)))
+        listener.listen()
+        with socket.create_connection((host, int(port))) as client:
+            accepted, _ = listener.accept()
+            accepted.close()
+            assert client.recv(1) == b""
+    del reserved
+    assert ReservedPort("127.0.0.1", int(port)).address == f"{host}:{port}"
 
 
 def test_what_grpc_cannot_do_is_said_at_the_start(repository: Path, files: Files) -> None:
