@@ -11,6 +11,7 @@ import enum
 import math
 import re
 from collections.abc import Collection, Iterable
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -23,6 +24,8 @@ MODEL_FILE = "model.onnx"
 EXPLAIN_FILE = "explain.onnx"
 FUSED_FILE = "fused.onnx"
 LABELS_FILE = "labels.tsv"
+EMBEDDING = "embedding"
+"""The output that is a vector of features, of every model that has one."""
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -296,7 +299,7 @@ class Manifest(Record):
         """The outputs that are vectors, which cost nearly nothing beside each other."""
         return tuple(record.name for record in self.outputs if record.kind == "vector")
 
-    @property
+    @cached_property
     def class_output(self) -> str:
         """The output whose values are one a class."""
         return next(record.name for record in self.outputs if record.classes)

@@ -141,6 +141,7 @@ class WorkerHosting:
                 manifest.version,
                 class_names=plan.model.class_names,
                 most_classes=settings.class_metrics,
+                temperature=manifest.temperature,
             ),
             of_version(self._cache),
         )

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from service.errors import InferenceFailed
 from service.model.directory import ModelDirectory
+from service.model.manifest import EMBEDDING
 from service.model.postprocess import softmax, top_k
-from service.samples.records import EMBEDDING, SampledImage, SampledRequest
+from service.samples.records import SampledImage, SampledRequest
 
 METADATA_KEY = b"dat_serve"
 """Of the schema's metadata: JSON with the model, and the shape of each output."""
@@ -80,7 +81,7 @@ def _predictions(model: ModelDirectory, image: SampledImage, count: int) -> list
     if logits is None:
         return None
     try:
-        best = top_k(softmax(logits), count)
+        best = top_k(softmax(logits, model.manifest.temperature), count)
     except InferenceFailed:
         return None
     return [{"class_id": class_id, "label": model.labels[class_id].name, "score": score} for class_id, score in best]

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from service.model.directory import ModelDirectory
 
-EMBEDDING = "embedding"
-"""The output that is kept beside the predictions, of models that have it, where a request asked for it."""
 File: TypeAlias = bytes | bytearray | memoryview
 
 

@@ -18,8 +18,9 @@ from service.engine.named_thread import NamedThread
 from service.engine.types import Answer
 from service.errors import SettingsError
 from service.model.directory import ModelDirectory
+from service.model.manifest import EMBEDDING
 from service.samples.folder import SampleFolder
-from service.samples.records import EMBEDDING, File, SampledImage, SampledRequest
+from service.samples.records import File, SampledImage, SampledRequest
 from service.settings import Settings, option_of
 
 SampledOutcome = Literal["written", "dropped", "failed"]

@@ -72,6 +72,7 @@ class InProcessHost:
             candidate.version,
             class_names=model.class_names,
             most_classes=settings.class_metrics,
+            temperature=model.manifest.temperature,
         )
         engine, loader = self._make_engine(candidate, device, metrics)
         await engine.start()

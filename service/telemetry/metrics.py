@@ -4,6 +4,7 @@ Implements the engine's observer: those methods are called in the engine's threa
 prometheus_client's metrics are safe in both. Requests are counted as they end where nothing else is in flight, and
 several together under load: to count each would be a tenth of what a request costs beside its image. Durations are in
 seconds. `code` is `ok` or the stable code of an error.
+
 What is of one version of a model (`telemetry.model_metrics`) says so in the labels `model` and `version`, which are
 empty where a request came to none. Prometheus takes an empty label for an absent one.
 
@@ -111,9 +112,18 @@ class Metrics:
         self._settle_at_s = 0.0
 
     def of_model(
-        self, name: str, version: int, *, class_names: Sequence[str] = (), most_classes: int = 0
+        self,
+        name: str,
+        version: int,
+        *,
+        class_names: Sequence[str] = (),
+        most_classes: int = 0,
+        temperature: float | None = None,
     ) -> ModelMetrics:
-        """Return what counts for one version of a model, and at most so many of its classes by themselves."""
+        """Return what counts for one version of a model, and at most so many of its classes by themselves.
+
+        `temperature` is the model's, by which its scores are those of its answers.
+        """
         for outcome in get_args(LoadOutcome):
             self._loads.ended.of(name, outcome)  # at 0, since Prometheus sees no rise in what begins at 1
         with self._removing:
@@ -127,6 +137,7 @@ class Metrics:
                 version=version,
                 class_names=class_names,
                 most_classes=most_classes,
+                temperature=temperature,
             )
 
     def forget(self, name: str, version: int) -> None:

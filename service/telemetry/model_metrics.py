@@ -60,6 +60,7 @@ class ModelMetrics:
         version: int,
         class_names: Sequence[str] = (),
         most_classes: int = 0,
+        temperature: float | None = None,
     ) -> None:
         self.labels = labels = (name, str(version))
         """The values of `model` and `version`."""
@@ -72,7 +73,11 @@ class ModelMetrics:
         self._run_s = batches.run_s.under(*labels)
         self._dropped = batches.dropped.under(*labels)
         self.predictions = PredictionSeries(
-            predictions, labels, class_names=class_names, most_classes=most_classes if class_names else 0
+            predictions,
+            labels,
+            class_names=class_names,
+            most_classes=most_classes if class_names else 0,
+            temperature=temperature,
         )
         # There from the start: what has never run is not what nobody knows of, and Prometheus sees no rise in what
         # begins at 1.

@@ -34,14 +34,18 @@ class Certainty(NamedTuple):
     """Entropy of all probabilities, divided by its maximum, the logarithm of the number of classes: from 0 to 1."""
 
 
-def certainty_of(logits: NDArray[np.float32]) -> Certainty:
-    """Return what logits (images, classes) say, without the images that have one that is no finite number.
+def certainty_of(logits: NDArray[np.float32], temperature: float | None = None) -> Certainty:
+    """Return what logits (images, classes) say, over the temperature where the model has one.
+
+    Without the images that have one that is no finite number.
 
     With z = x - max(x), the entropy is log(sum(exp(z))) - sum(z exp(z)) / sum(exp(z)). In float32, which buckets do
     not tell from float64.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         below = logits - logits.max(axis=1, keepdims=True)
+        if temperature is not None:
+            below /= temperature
         weights = np.exp(below)
         total = weights.sum(axis=1)
         entropies = np.log(total) - np.einsum("ij,ij->i", weights, below) / total
@@ -59,13 +63,20 @@ class PredictionSeries:
     """
 
     def __init__(
-        self, predictions: Predictions, labels: tuple[str, str], *, class_names: Sequence[str], most_classes: int
+        self,
+        predictions: Predictions,
+        labels: tuple[str, str],
+        *,
+        class_names: Sequence[str],
+        most_classes: int,
+        temperature: float | None,
     ) -> None:
         self._score = predictions.score.metric.labels(*labels)
         self._entropy = predictions.entropy.metric.labels(*labels)
         self._classes = predictions.classes.under(*labels)
         self._names = class_names
         self._most = most_classes
+        self._temperature = temperature
         self._own: set[int] = set()
 
     def count(self, logits: Sequence[NDArray[np.float32]]) -> None:
@@ -73,7 +84,7 @@ class PredictionSeries:
         step = max(_AT_ONCE_VALUES // logits[0].size, 1)
         for begin in range(0, len(logits), step):
             images = logits[begin : begin + step]
-            self._count(certainty_of(np.concatenate(images).reshape(len(images), -1)))
+            self._count(certainty_of(np.concatenate(images).reshape(len(images), -1), self._temperature))
 
     def _count(self, found: Certainty) -> None:
         self._score.observe_all(found.scores.tolist())

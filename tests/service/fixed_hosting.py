@@ -53,6 +53,7 @@ def served_by(
             model.manifest.version,
             class_names=model.class_names,
             most_classes=settings.class_metrics,
+            temperature=model.manifest.temperature,
         ),
         cache=of_version(cache),
     )

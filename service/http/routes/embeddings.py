@@ -31,12 +31,10 @@ from service.http.parameters import SizedParameters, name_and_version
 from service.http.problems import EMBEDDINGS_PATH
 from service.http.responses import JSON, ModelAnswer
 from service.http.service import ServiceDependency
-from service.model.manifest import Manifest, unknown_outputs
+from service.model.manifest import EMBEDDING, Manifest, unknown_outputs
 from service.model.postprocess import l2_normalized
 from service.serving.served import Served
 from service.telemetry.stages import Stages
-
-EMBEDDING = "embedding"
 
 router = APIRouter(route_class=DirectRoute)
 

@@ -26,15 +26,13 @@ from service.http.openapi import components as openapi
 from service.http.parameters import FeaturesParameters
 from service.http.responses import JSON, MakeAnswer, ModelAnswer, json_answer
 from service.http.service import Service, ServiceDependency
-from service.model.manifest import Manifest, unknown_outputs
+from service.model.manifest import EMBEDDING, Manifest, unknown_outputs
 from service.model.postprocess import l2_normalized
 from service.serving.served import Served
 from service.telemetry.stages import Stages
 
 NPZ = "application/x-npz"
 RAW = "application/octet-stream"
-EMBEDDING = "embedding"
-
 router = APIRouter(route_class=DirectRoute)
 
 

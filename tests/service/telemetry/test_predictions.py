@@ -50,6 +50,19 @@ def test_scores_and_entropies_are_those_of_the_softmax(scale: float) -> None:
     assert found.entropies.max() <= 1 + 1e-6
 
 
+def test_a_temperature_is_that_of_the_answers_scores() -> None:
+    logits = np.random.default_rng(0).normal(size=(20, 11)).astype(np.float32)
+    found = certainty_of(logits, 0.5)
+    expected = certainty_of(logits * 2)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+    np.testing.assert_allclose(found.entropies, expected.entropies, atol=1e-5)
+    metrics = Metrics()
+    count(metrics, metrics.of_model("tiny", 1, temperature=0.5), list(logits))
+    assert metrics.registry.get_sample_value("dat_prediction_score_sum", TINY) == pytest.approx(
+        expected.scores.sum(), rel=1e-5
+    )
+
+
 def test_images_without_finite_logits_are_left_out() -> None:
     logits = np.zeros((5, 3), np.float32)
     logits[1, 0], logits[2, 1], logits[3, 2] = np.nan, np.inf, -np.inf
