@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import StartupError
+from service.model.publish import sync
 
 FORMAT = 1
 LOCK_FILE, INPUTS_FILE, RUN_FILE = "_lock", "_inputs.jsonl", "_run.json"
@@ -60,12 +61,12 @@ class Journal:
         unfinished = path.with_name(f".{path.name}{self._suffix}")
         try:
             yield unfinished
-            _flush(unfinished)
+            sync(unfinished)
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise
         unfinished.replace(path)
-        _flush(self._folder)
+        sync(self._folder)
 
     def clear(self) -> None:
         """Remove what a killed process left unfinished."""
@@ -121,7 +122,7 @@ def open_journal(folder: Path) -> Iterator[Journal]:
     try:
         folder.mkdir(exist_ok=True)
         _refuse_files_of_others(folder)
-        _flush(folder.absolute().parent)
+        sync(folder.absolute().parent)
         lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise JournalError(f"{folder} cannot be written in: {error.strerror}") from error
@@ -168,11 +169,3 @@ def _difference(was: bytes | None, now: bytes | None) -> str:
 
 def _sizes(entry: Mapping[str, Any]) -> str:
     return f"{entry['size_bytes']} bytes were written {entry['mtime_ns']} ns after 1970"
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,15 +10,16 @@ What carries the call reads its body, between `check_room` and `infer_images`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.calls.context import RequestContext
-from service.calls.recall import Digestible, look_up
+from service.calls.recall import Digestible, Lookup, look_up
 from service.calls.upload import Upload
 from service.engine.reservation import Reservation
 from service.engine.types import Answer, Priority, Shape
@@ -92,18 +93,17 @@ async def infer_images(
     be used, unless `skip_bad` is set: then the others are inferred.
     """
     context.images = len(images)
-    infer = _infer if served.cache is None else _infer_what_is_missing
-    inferred = await infer(
-        context,
-        pool,
-        served,
-        images,
-        outputs=outputs,
-        priority=priority,
-        preprocessing=preprocessing,
-        skip_bad=skip_bad,
-        check=check,
-    )
+    infer = partial(
+        _infer, context, pool, served, priority=priority, preprocessing=preprocessing, skip_bad=skip_bad
+    )  # of these images or some of them, for these outputs or more
+    if served.cache is None:
+        inferred = await infer(images, outputs=outputs, check=check)
+    else:
+        asker = context.key.name if context.key is not None else ""
+        lookup = await look_up(
+            served.cache, images, asker=asker, manifest=served.manifest, outputs=outputs, preprocessing=preprocessing
+        )
+        inferred = await _infer_what_is_missing(infer, served, lookup, images, check)
     class_output = served.manifest.class_output
     if class_output in outputs:
         context.logits = [answer.outputs[class_output] for answer in inferred.answers.values()]
@@ -113,27 +113,13 @@ async def infer_images(
 
 
 async def _infer_what_is_missing(
-    context: RequestContext,
-    pool: DecodePool,
+    infer: Callable[..., Awaitable[Inferred[ImageT]]],
     served: Served,
+    lookup: Lookup,
     images: Sequence[ImageT],
-    *,
-    outputs: frozenset[str],
-    priority: Priority,
-    preprocessing: Preprocessing,
-    skip_bad: bool,
     check: Check | None,
 ) -> Inferred[ImageT]:
-    """Do what `_infer` does, but for images whose answers are kept."""
-    assert served.cache is not None
-    lookup = await look_up(
-        served.cache,
-        images,
-        asker=context.key.name if context.key is not None else "",
-        manifest=served.manifest,
-        outputs=outputs,
-        preprocessing=preprocessing,
-    )
+    """Have those inferred that a lookup has not found, and keep their answers."""
     found, missing = lookup.answers, [image for image in images if image.index not in lookup.answers]
     served.metrics.looked_up(hits=len(found), misses=len(missing))
 
@@ -142,17 +128,7 @@ async def _infer_what_is_missing(
             check(len(images), lookup.decoding | dict(decoded))
 
     if missing:
-        fresh = await _infer(
-            context,
-            pool,
-            served,
-            missing,
-            outputs=lookup.outputs,
-            priority=priority,
-            preprocessing=preprocessing,
-            skip_bad=skip_bad,
-            check=check_all,
-        )
+        fresh = await infer(missing, outputs=lookup.outputs, check=check_all)
     else:
         fresh = Inferred((), {}, {}, {})
         check_all(0, {})

@@ -37,7 +37,7 @@ from service.http.service import Service
 from service.images.pool import DecodePool
 from service.images.preprocessing import prepare_pillow
 from service.protocol.routes import GRPC_INFERENCE_ROUTES
-from service.samples.sampler import Sampler, load_sampler
+from service.samples.sampler import load_sampler
 from service.serving.control import Hosting
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -80,8 +80,6 @@ def create_app(
     settings say; it ends with the application. `key_limits` is shared by several workers.
     """
     prepare_pillow()
-    tracer = tracer or load_tracer(settings)
-    sampler = load_sampler(settings, counted=metrics.images_sampled)
     models = hosting.models
     metrics.watch(lambda: models.served)
     metrics.watch_versions(lambda: models.statuses)
@@ -98,15 +96,13 @@ def create_app(
         body_limits=Limits.of(settings),
         key_limits=key_limits or KeyLimits(settings.api_keys),
         in_flight=InFlight(),
-        tracer=tracer,
-        sampler=sampler,
+        tracer=tracer or load_tracer(settings),
+        sampler=load_sampler(settings, counted=metrics.images_sampled),
     )
     return Application(
         service,
-        tracer,
-        sampler,
         routers=(*inference, *others),
-        lifespan=lambda _: _lifespan(service, hosting, on_failed_start, on_ready, tracer, sampler),
+        lifespan=lambda _: _lifespan(service, hosting, on_failed_start, on_ready),
     )
 
 
@@ -126,15 +122,7 @@ class Application(FastAPI):
     `state.service` has the parts.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        tracer: Tracer | None,
-        sampler: Sampler | None,
-        *,
-        routers: Sequence[APIRouter],
-        lifespan: Lifespan[FastAPI],
-    ) -> None:
+    def __init__(self, service: Service, *, routers: Sequence[APIRouter], lifespan: Lifespan[FastAPI]) -> None:
         super().__init__(
             redirect_slashes=False,  # a redirect would name the host and the scheme that a proxy has changed
             docs_url=None,
@@ -154,8 +142,8 @@ class Application(FastAPI):
             in_flight=service.in_flight,
             security=SecurityHeaders(tls=service.settings.tls_certificate is not None),
             cors=cors_layer(service.settings.cors_origins),
-            tracer=tracer,
-            sampler=sampler,
+            tracer=service.tracer,
+            sampler=service.sampler,
         )
         self.add_middleware(self._surround)
         self.mount(docs.ASSETS, docs.assets)
@@ -195,8 +183,6 @@ async def _lifespan(
     hosting: Hosting,
     on_failed_start: Callable[[StartupError], None],
     on_ready: Callable[[], object],
-    tracer: Tracer | None,
-    sampler: Sampler | None,
 ) -> AsyncIterator[None]:
     """Have the models loaded, and let go of everything at the end, when no request is left."""
 
@@ -209,8 +195,8 @@ async def _lifespan(
             service.started.set()
             on_ready()
 
-    if sampler is not None:
-        sampler.start()
+    if service.sampler is not None:
+        service.sampler.start()
     await hosting.start()
     starting = asyncio.create_task(watch_start())
     try:
@@ -220,7 +206,7 @@ async def _lifespan(
         await asyncio.gather(starting, return_exceptions=True)
         await hosting.stop(_THREADS_END_S)
         service.decode_pool.shutdown(_THREADS_END_S)
-        if sampler is not None:
-            sampler.stop(_SAMPLE_END_S)
-        if tracer is not None:
-            await tracer.shutdown()
+        if service.sampler is not None:
+            service.sampler.stop(_SAMPLE_END_S)
+        if service.tracer is not None:
+            await service.tracer.shutdown()

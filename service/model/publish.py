@@ -65,8 +65,8 @@ def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
         except OSError as error:
             raise RepositoryError(f"{target} cannot be put in place: {error.strerror}") from error
         made.clear()
-        _sync(target.parent)
-        _sync(repository)
+        sync(target.parent)
+        sync(repository)
     finally:
         shutil.rmtree(staging)
         for path in reversed(made):
@@ -110,11 +110,12 @@ def _make_missing(directory: Path) -> list[Path]:
 
 def _sync_tree(directory: Path) -> None:
     for path in directory.iterdir():
-        _sync(path)
-    _sync(directory)
+        sync(path)
+    sync(directory)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or a directory's entries, outlast a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -27,6 +27,7 @@ from typing import Any
 
 from service.errors import RepositoryError
 from service.model.directory import ModelDirectory, open_model
+from service.model.publish import sync
 from service.settings_file import MODEL_SETTINGS_FILE, SETTINGS_FOLDER
 
 _log = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ class VersionCache:
                 partial.rename(place)
         else:
             partial.rename(place)
-        _sync(place.parent)
+        sync(place.parent)
         return open_model(self._directory(name, version, digest), manifest_sha256=digest)
 
     def discard_partial(self, digest: str) -> None:
@@ -238,12 +239,3 @@ def _write(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink()
         raise
-
-
-def _sync(directory: Path) -> None:
-    """Have a directory's entries outlast a loss of power."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
