@@ -8,9 +8,11 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 
+from service.grpc.door import ReservedPort
 from tests.faults.faulty_service import FAULT_FILE, MODULE
 from tests.faults.load import JPEG, PHOTO, Load, metric, until
 from tests.integration.conftest import PATIENCE_S, Process, service_process
@@ -19,6 +21,9 @@ from tests.service.conftest import repository as repository
 
 ALONE = ("--device", "cpu", "--threads", "1")
 QUICK_TO_NOTICE = ("--hang-timeout-ms", "1000")
+
+IS_READY = b"\x08\x01"
+"""The field `ready` of the answer, true."""
 
 Fault = Callable[[str], None]
 
@@ -119,6 +124,23 @@ def test_an_engine_that_hangs_has_the_process_begin_anew_with_its_id_and_its_por
             held.append([len(list((folder / part).iterdir())) for part in ("fd", "task")])
         assert held[0] == held[1]
         assert len({line["url"] for line in process.lines if line["message"] == "listening"}) == 1
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.end() == 0
+
+
+def test_grpc_is_there_again_at_its_port_when_the_process_has_begun_anew(repository: Path, fault: Fault) -> None:
+    reserved = ReservedPort("127.0.0.1", 0)
+    address, port = reserved.address, reserved.address.rpartition(":")[2]
+    del reserved
+    with service_process(repository, *ALONE, *QUICK_TO_NOTICE, "--grpc-port", port, module=MODULE) as process:
+        with grpc.insecure_channel(address) as channel:
+            ready = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")
+            assert ready(b"", timeout=PATIENCE_S) == IS_READY
+            fault("hang")
+            fails(process)
+            process.wait_for("the process begins anew")
+            answers_again(process)
+            assert ready(b"", timeout=PATIENCE_S, wait_for_ready=True) == IS_READY
         process.popen.send_signal(signal.SIGTERM)
         assert process.end() == 0
 
